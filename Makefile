@@ -1,0 +1,42 @@
+# The only commands to learn. `make demo` and `make test` need Python >= 3.11 and git, nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: install demo test faults interop bench fuzz lint format types docs clean
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable .
+	touch $@
+
+install: $(VENV)/installed  ## .venv with the broker and what its tests need
+
+demo: install  ## a whole installation on loopback: log in, watch tokens rotate
+	$(BIN)/token-broker demo
+
+test: install  ## every test that needs no root and no network
+	$(BIN)/python -m pytest -m "not slow"
+
+faults: install  ## storms, kill -9 at every await, store and provider outages
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff format --check broker tests benchmarks
+	$(BIN)/ruff check broker tests benchmarks
+	$(BIN)/lint-imports
+	$(BIN)/codespell broker tests docs README.md CHANGELOG.md CONTRIBUTING.md THREAT_MODEL.md
+
+format: install
+	$(BIN)/ruff format broker tests benchmarks
+	$(BIN)/ruff check --fix broker tests benchmarks
+
+types: install
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+
+constraints: install  ## pin what is installed now
+	(head -n 1 constraints.txt; $(BIN)/pip freeze --exclude-editable) > constraints.new && mv constraints.new constraints.txt

@@ -1,0 +1,1 @@
+"""YAML, environment and secret files, read once into frozen dataclasses."""

@@ -1,0 +1,230 @@
+"""What an authorization server gave to the broker for one caller: the one canonical home of a refresh token."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+
+from broker.core.oauth import FailureKind
+from broker.core.secret import AccessToken, IdToken, RefreshToken
+
+FORMAT = 1
+"""Version of the stored form. A record of a later version is left unharmed and not used (rolling upgrades)."""
+
+
+class Origin(StrEnum):
+    """Who brought a grant."""
+
+    BROWSER = "browser"
+    """A login. It lives and is kept alive as long as its session may live."""
+    STANDING = "standing"
+    """The configuration (``grants:``)."""
+    IMPORTED = "imported"
+    """A backend or an operator that handed its tokens over."""
+
+
+class EndReason(StrEnum):
+    """Why a grant ended. Nothing else ends one."""
+
+    INVALID_GRANT = "invalid_grant"
+    LOGOUT = "logout"
+    REVOKED = "revoked"
+    CHAIN_END = "chain_end"
+    SUBJECT_CHANGED = "subject_changed"
+    """A refreshed id token names another subject (OpenID Connect Core section 12.2)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldToken:
+    """
+    An access token that a grant holds for one audience.
+
+    Attributes:
+        access_token: The access token.
+        token_type: ``Bearer`` or ``DPoP``.
+        issued_at: Unix seconds, read before it was asked for.
+        expires_at: Unix seconds from which it must not be used.
+        scope: What was granted; None means what was asked.
+        generation: The grant's generation that brought it.
+    """
+
+    access_token: AccessToken
+    token_type: str
+    issued_at: float
+    expires_at: float
+    scope: str | None = None
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent:
+    """
+    A refresh token is about to be presented, or was, and what came of it isn't known here.
+
+    Attributes:
+        attempt: Names this presentation.
+        owner: The process that makes it.
+        started_at: Unix seconds of the *first* presentation of this refresh token; the grace counts from it.
+    """
+
+    attempt: str
+    owner: str
+    started_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """
+    The last token request of a grant failed.
+
+    Attributes:
+        kind: In which way.
+        count: How often in a row.
+        at: Unix seconds of the failure.
+        retry_at: Unix seconds before which it isn't tried again, unless the provider is known to work again.
+        error: The ``error`` of the answer, if it had one.
+    """
+
+    kind: FailureKind
+    count: int
+    at: float
+    retry_at: float
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """The grant's end: why, and the Unix seconds of it."""
+
+    reason: EndReason
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """
+    A grant and everything that its refresh needs to know.
+
+    Attributes:
+        id: 128 random bits in hexadecimal. Not a secret: it may be logged.
+        provider: The configured name of the authorization server.
+        subject: ``sub``, or what the configuration calls a standing grant's subject.
+        origin: Who brought it.
+        generation: Counts the token responses that were saved; the first is 1.
+        refresh_token: None if the authorization server gave none.
+        refresh_expires_at: Unix seconds at which the refresh token ends; None if unknown.
+        refreshed_at: Unix seconds of the last token response; idle limits count from it.
+        tokens: The access tokens by :attr:`Audience.key`; "" is the grant's own.
+        id_token: The newest id token, for ``id_token_hint`` at logout.
+        scope: What was granted with the refresh token.
+        session_id: The provider's own session, where it hands one out.
+        chain_started_at: Unix seconds of the first token response; ``max_rotation`` counts from it.
+        keep_until: Unix seconds until which it is worth keeping alive: its session's end. None: without end.
+        intent: An open presentation of the refresh token.
+        failure: The last failure, if the last token request failed.
+        ended: Set once the grant has ended.
+        dpop_key: The private key that the tokens are bound to (RFC 9449), as a JWK in JSON; None for bearer tokens.
+    """
+
+    id: str
+    provider: str
+    subject: str
+    origin: Origin = Origin.BROWSER
+    generation: int
+    refresh_token: RefreshToken | None
+    refresh_expires_at: float | None = None
+    refreshed_at: float
+    tokens: Mapping[str, HeldToken] = field(default_factory=dict)
+    id_token: IdToken | None = None
+    scope: str | None = None
+    session_id: str | None = None
+    chain_started_at: float
+    keep_until: float | None = None
+    intent: Intent | None = None
+    failure: Failure | None = None
+    ended: Ended | None = None
+    dpop_key: RefreshToken | None = None
+
+
+class UnknownFormat(ValueError):
+    """The record was written by a later release."""
+
+
+def encode(grant: Grant) -> bytes:
+    """Return the stored form of *grant*, in clear: it must be sealed before it leaves the process."""
+
+    def reveal(value: RefreshToken | IdToken | AccessToken | None) -> str | None:
+        return None if value is None else value.reveal()
+
+    document = {
+        "v": FORMAT,
+        "id": grant.id,
+        "provider": grant.provider,
+        "subject": grant.subject,
+        "origin": grant.origin,
+        "generation": grant.generation,
+        "refresh_token": reveal(grant.refresh_token),
+        "refresh_expires_at": grant.refresh_expires_at,
+        "refreshed_at": grant.refreshed_at,
+        "tokens": {
+            key: {
+                "access_token": token.access_token.reveal(),
+                "token_type": token.token_type,
+                "issued_at": token.issued_at,
+                "expires_at": token.expires_at,
+                "scope": token.scope,
+                "generation": token.generation,
+            }
+            for key, token in grant.tokens.items()
+        },
+        "id_token": reveal(grant.id_token),
+        "scope": grant.scope,
+        "session_id": grant.session_id,
+        "chain_started_at": grant.chain_started_at,
+        "keep_until": grant.keep_until,
+        "intent": asdict(grant.intent) if grant.intent else None,
+        "failure": asdict(grant.failure) if grant.failure else None,
+        "ended": asdict(grant.ended) if grant.ended else None,
+        "dpop_key": reveal(grant.dpop_key),
+    }
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def decode(stored: bytes) -> Grant:
+    """
+    Return the grant that :func:`encode` wrote.
+
+    Raises:
+        UnknownFormat: If a later release wrote it.
+    """
+    document = json.loads(stored)
+    if document["v"] != FORMAT:
+        raise UnknownFormat(f"format {document['v']!r}")
+
+    def refresh(key: str) -> RefreshToken | None:
+        return None if document[key] is None else RefreshToken(document[key])
+
+    failure, ended, intent = document["failure"], document["ended"], document["intent"]
+    return Grant(
+        id=document["id"],
+        provider=document["provider"],
+        subject=document["subject"],
+        origin=Origin(document["origin"]),
+        generation=document["generation"],
+        refresh_token=refresh("refresh_token"),
+        refresh_expires_at=document["refresh_expires_at"],
+        refreshed_at=document["refreshed_at"],
+        tokens={
+            key: HeldToken(**{**token, "access_token": AccessToken(token["access_token"])})
+            for key, token in document["tokens"].items()
+        },
+        id_token=None if document["id_token"] is None else IdToken(document["id_token"]),
+        scope=document["scope"],
+        session_id=document["session_id"],
+        chain_started_at=document["chain_started_at"],
+        keep_until=document["keep_until"],
+        intent=Intent(**intent) if intent else None,
+        failure=Failure(**{**failure, "kind": FailureKind(failure["kind"])}) if failure else None,
+        ended=Ended(**{**ended, "reason": EndReason(ended["reason"])}) if ended else None,
+        dpop_key=refresh("dpop_key"),
+    )

@@ -1,0 +1,1 @@
+"""A whole installation on loopback, for a first look. Not for production."""
