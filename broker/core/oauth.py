@@ -20,7 +20,8 @@ class TokenSet:
         refresh_expires_at: Unix seconds at which the refresh token ends; None if unknown.
         id_token: The id token, unchecked; None keeps the former one.
         scope: What was granted; None means what was asked.
-        session_id: The provider's own session (Mosaic ``session_id``, Keycloak ``session_state``); None keeps the former.
+        session_id: The provider's own session (Mosaic ``session_id``, Keycloak ``session_state``); None keeps the
+            former one.
     """
 
     access_token: AccessToken

@@ -4,11 +4,11 @@ How an option is declared.
 The options of a component are a frozen dataclass beside the component. The configuration reads it by its fields, and
 the JSON Schema and the reference are made from the same fields:
 
-- a field ``idle_timeout_seconds: float`` is the key ``idle_timeout`` and takes a duration (``30s``, ``15m``, ``8h``, ``14d``);
+- a field ``idle_timeout_seconds: float`` is the key ``idle_timeout`` and takes a duration (``30s``, ``8h``);
 - a field ``max_replay_body_bytes: int`` is the key ``max_replay_body`` and takes a size (``64KiB``, ``1MiB``);
 - a field of type ``Secret`` takes ``{env: NAME}``, ``{file: PATH}`` or ``{value: TEXT}``;
-- a ``StrEnum`` takes its values; ``tuple[T, ...]`` a list; ``Mapping[str, T]`` a mapping; another options class a mapping;
-  ``T | None`` may be left out;
+- a ``StrEnum`` takes its values; ``tuple[T, ...]`` a list; ``Mapping[str, T]`` a mapping; another options class a
+  mapping; ``T | None`` may be left out;
 - a class with a class method ``from_option(value)`` reads a plain YAML value itself, and one with ``option_schema()``
   describes it.
 

@@ -33,7 +33,9 @@ class AuthorizationRequest:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
     """
-    Who logged in, after every check of OpenID Connect Core section 3.1.3.7 (or from userinfo, where there is no id token).
+    Who logged in, after every check of OpenID Connect Core section 3.1.3.7.
+
+    Where there is no id token, userinfo says it.
 
     Attributes:
         issuer: ``iss``, or the configured name for plain OAuth 2.0 servers.
