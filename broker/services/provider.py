@@ -65,7 +65,7 @@ class AuthorizationServer:
         """Return where the browser is sent to. Raises ``ProviderError`` if the metadata can't be had."""
         raise NotImplementedError
 
-    def check_issuer(self, iss: str | None) -> None:
+    async def check_issuer(self, iss: str | None) -> None:
         """Check the ``iss`` of an authorization response (RFC 9207 section 2.4). Raises ``LoginFailed``."""
         raise NotImplementedError
 
