@@ -18,12 +18,32 @@ class Record:
 
     Attributes:
         value: The sealed bytes.
-        version: Counts the writes of this record, from 1. A record that is created again after a deletion never has
-            a version that an earlier record under this key had.
+        version: Which write of this key this is, above 0. It grows with every write, by any amount, and no version is
+            ever used twice under one key: not after a deletion, an expiry or a failover that lost writes.
     """
 
     value: bytes
     version: int
+
+
+class Clock(Protocol):
+    """What a store needs of ``services.clock.Clock``."""
+
+    def now(self) -> float:
+        """Return Unix time in seconds. It may jump."""
+        ...
+
+    def monotonic(self) -> float:
+        """Return seconds since some moment, the same one for every process of a host. It never goes back."""
+        ...
+
+
+class Randomness(Protocol):
+    """What a store needs of ``services.clock.Randomness``."""
+
+    def token_bytes(self, count: int) -> bytes:
+        """Return *count* random bytes."""
+        ...
 
 
 class Topic(StrEnum):
@@ -38,7 +58,10 @@ class Topic(StrEnum):
     PROVIDER = "provider"
     """``key`` is a provider's name, ``number`` Unix milliseconds until which it is given a rest; 0: it works again."""
     RESYNC = "resync"
-    """Events may have been missed: forget whatever was learned from the store. Made by a store, never published."""
+    """
+    Events may have been missed: forget whatever was learned from the store. Made by a store, never published; ``key``
+    is empty.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +74,19 @@ class Event:
 
 
 class Lease(Protocol):
-    """A lease that is held. It ends by itself; an owner that was too slow may have lost it to another."""
+    """
+    A lease that is held. It ends by itself; an owner that was too slow may have lost it to another.
+
+    It keeps others from doing the same work at the same time and no more: what must not be overwritten is guarded by
+    the version of the record.
+    """
 
     async def renew(self, ttl_seconds: float) -> bool:
         """
         Hold the lease for *ttl_seconds* from now.
 
         Returns:
-            False if it was lost.
+            False if it ended, whether or not somebody else holds it now. It can't be had back by renewing.
 
         Raises:
             StoreError: If the store can't be asked; the lease may or may not still be held.
@@ -97,18 +125,25 @@ class Store(Protocol):
 
     Every method has a deadline of its own (``timeout_seconds`` of the store's options) and raises ``StoreError`` when
     the store is down, slow, full, read-only or answers nonsense; :meth:`lease` returns :class:`StoreDown` instead.
-    An expired record is as if it were not there. A cancelled call leaves no connection in an unknown state.
+    After a ``StoreError`` or a cancellation it is open whether a write was done: who must know reads again.
+    A cancelled call leaves no connection in an unknown state. An expired record is as if it were not there.
 
     Keys look like ``kind:id`` where *id* is hexadecimal. ``kind`` is a short word such as ``session``. In a cluster
-    the record and the lease of one id live together.
+    the record and the lease of one id live together. Lifetimes are durations: a clock that is set forward or back
+    neither ends a record early nor keeps it. A store belongs to the event loop on which it was started.
     """
 
     async def start(self) -> None:
-        """Connect, and create what is missing. Raises ``StoreError`` if that can't be done now; may be called again."""
+        """
+        Connect, and create what is missing. May be called again.
+
+        Raises:
+            StoreError: If that can't be done now. The store is usable all the same: each later call tries by itself.
+        """
         ...
 
     async def close(self) -> None:
-        """Release every resource. Safe to call twice."""
+        """Release every resource. Safe to call twice, or without a start. Calls that are under way fail."""
         ...
 
     async def ping(self) -> None:
@@ -159,8 +194,8 @@ class Store(Protocol):
             key: Its key.
             value: The new sealed bytes.
             version: The version that was read.
-            ttl_seconds: How long it lives from now; None keeps its end.
-            due_at: The new due time; None for never.
+            ttl_seconds: How long it lives from now, above 0; None keeps its end.
+            due_at: The new due time, in place of the old one; None for never. The tags stay.
 
         Returns:
             The new version, or None if the record is gone or was written by somebody else.
@@ -172,7 +207,7 @@ class Store(Protocol):
         ...
 
     async def touch(self, key: str, ttl_seconds: float) -> bool:
-        """Let the record live *ttl_seconds* from now; its value and version stay. Returns whether it exists."""
+        """Let the record live *ttl_seconds* from now; all else stays, its version too. Returns whether it exists."""
         ...
 
     async def find(self, tag: str) -> list[str]:
@@ -187,21 +222,28 @@ class Store(Protocol):
         """
         Try once to hold the lease *key* for *ttl_seconds*. Never waits for another holder, never raises.
 
-        A lease is independent of a record of the same key.
+        A lease is independent of a record of the same key. After :class:`StoreDown` or a cancellation the lease may be
+        held by nobody until it ends by itself.
         """
         ...
 
     async def publish(self, event: Event) -> None:
-        """Tell every subscriber in every process, this one included. Delivery is at most once; see RESYNC."""
+        """
+        Tell every subscriber in every process, this one included, of *event*, soon after this returns.
+
+        Whatever was written before is there for whoever hears it. An event may be lost, and then a RESYNC follows, or
+        rarely be heard twice; so it says what is, never what to do once.
+        """
         ...
 
     def subscribe(self, listener: Callable[[Event], None]) -> Callable[[], None]:
         """
         Call *listener*, on the event loop, for every event from now on.
 
-        It also gets a RESYNC event each time the store can't rule out that events were lost.
+        It also gets a RESYNC event each time the store can't rule out that events were lost, so that whatever was
+        read from this store after subscribing is either still so or told about. *listener* must not raise.
 
         Returns:
-            A function that ends the subscription.
+            A function that ends the subscription. Safe to call twice.
         """
         ...
