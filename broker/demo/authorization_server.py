@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 from multidict import MultiMapping
 
 from broker.demo import login_pages
@@ -63,7 +64,7 @@ class AuthorizationServer:
 
     async def start(self, *, host: str = "127.0.0.1", port: int = 0) -> None:
         """Listen on *port* of *host*; 0 picks a free one."""
-        app = web.Application(client_max_size=64 * 1024)
+        app = web.Application(client_max_size=64 * 1024, middlewares=self.middlewares())
         app.add_routes(self.routes())
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await self._runner.setup()
@@ -97,6 +98,10 @@ class AuthorizationServer:
             web.get("/logout", self.log_out),
             web.get("/style.css", self.style),
         ]
+
+    def middlewares(self) -> Iterable[Middleware]:
+        """Return what every request passes through."""
+        return ()
 
     def metadata(self) -> dict[str, object]:
         """Return the server's metadata (OpenID Connect Discovery section 3)."""

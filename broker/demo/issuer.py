@@ -163,10 +163,10 @@ class Issuer:
             return None
         return record
 
-    def revoke_family(self, family_id: str) -> None:
-        """Revoke every access token of a family."""
+    def revoke_family(self, family_id: str, *, below_generation: int | None = None) -> None:
+        """Revoke the access tokens of a family: all, or those of earlier generations."""
         for record in self._records.values():
-            if record.family == family_id:
+            if record.family == family_id and (below_generation is None or record.generation < below_generation):
                 record.revoked = True
 
     def _encode(self, record: AccessTokenRecord) -> str:
