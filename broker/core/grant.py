@@ -65,17 +65,20 @@ class Intent:
         attempt: Names this presentation.
         owner: The process that makes it.
         started_at: Unix seconds of the *first* presentation of this refresh token; the grace counts from it.
+        carried: Whether an earlier presentation of this refresh token is in doubt too. A later one that was certainly
+            not processed doesn't settle it.
     """
 
     attempt: str
     owner: str
     started_at: float
+    carried: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
     """
-    The last token request of a grant failed.
+    The last token request of a grant for one audience failed.
 
     Attributes:
         kind: In which way.
@@ -121,7 +124,7 @@ class Grant:
         chain_started_at: Unix seconds of the first token response; ``max_rotation`` counts from it.
         keep_until: Unix seconds until which it is worth keeping alive: its session's end. None: without end.
         intent: An open presentation of the refresh token.
-        failure: The last failure, if the last token request failed.
+        failures: By :attr:`Audience.key`, the last failure where the last token request failed.
         ended: Set once the grant has ended.
         dpop_key: The private key that the tokens are bound to (RFC 9449), as a JWK in JSON; None for bearer tokens.
     """
@@ -141,7 +144,7 @@ class Grant:
     chain_started_at: float
     keep_until: float | None = None
     intent: Intent | None = None
-    failure: Failure | None = None
+    failures: Mapping[str, Failure] = field(default_factory=dict)
     ended: Ended | None = None
     dpop_key: RefreshToken | None = None
 
@@ -183,7 +186,7 @@ def encode(grant: Grant) -> bytes:
         "chain_started_at": grant.chain_started_at,
         "keep_until": grant.keep_until,
         "intent": asdict(grant.intent) if grant.intent else None,
-        "failure": asdict(grant.failure) if grant.failure else None,
+        "failures": {key: asdict(failure) for key, failure in grant.failures.items()},
         "ended": asdict(grant.ended) if grant.ended else None,
         "dpop_key": reveal(grant.dpop_key),
     }
@@ -204,7 +207,7 @@ def decode(stored: bytes) -> Grant:
     def refresh(key: str) -> RefreshToken | None:
         return None if document[key] is None else RefreshToken(document[key])
 
-    failure, ended, intent = document["failure"], document["ended"], document["intent"]
+    ended, intent = document["ended"], document["intent"]
     return Grant(
         id=document["id"],
         provider=document["provider"],
@@ -224,7 +227,10 @@ def decode(stored: bytes) -> Grant:
         chain_started_at=document["chain_started_at"],
         keep_until=document["keep_until"],
         intent=Intent(**intent) if intent else None,
-        failure=Failure(**{**failure, "kind": FailureKind(failure["kind"])}) if failure else None,
+        failures={
+            key: Failure(**{**failure, "kind": FailureKind(failure["kind"])})
+            for key, failure in document["failures"].items()
+        },
         ended=Ended(**{**ended, "reason": EndReason(ended["reason"])}) if ended else None,
         dpop_key=refresh("dpop_key"),
     )

@@ -31,6 +31,10 @@ class Tasks:
         task.add_done_callback(self._ended)
         return task
 
+    def launch(self, coroutine: Coroutine[Any, Any, object], *, name: str) -> None:
+        """As :meth:`spawn`, for a task whose result nobody waits for."""
+        _ = self.spawn(coroutine, name=name)
+
     def _ended(self, task: "asyncio.Task[Any]") -> None:
         self._running.discard(task)
         if not task.cancelled() and (fault := task.exception()) is not None:

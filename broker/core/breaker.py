@@ -1,0 +1,81 @@
+"""
+The circuit breaker of one authorization server, as values.
+
+    CLOSED ──threshold failures in a row, or Retry-After──▶ OPEN ──rest is over──▶ HALF_OPEN
+       ▲                                                      ▲                        │
+       └──────────────── success ─────────────────────────────┼──── failure ───────────┤
+       └──────────────── success of the probe ────────────────┴────────────────────────┘
+
+While it is open no token request is made. Half open, one request probes. The rest is short, because calls should
+work again within seconds of the server's return; it protects the server from a stampede, not the broker from work.
+"""
+
+from dataclasses import dataclass, replace
+
+THRESHOLD = 5
+"""Failures in a row, over all grants, that open it."""
+FIRST_REST_SECONDS = 0.5
+LONGEST_REST_SECONDS = 4.0
+LONGEST_RETRY_AFTER_SECONDS = 3600.0
+"""A server that asks for more than this is asked again after it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Breaker:
+    """
+    What is known of a server's health.
+
+    Attributes:
+        failures: Failures since the last success.
+        opened_at: Unix seconds of the failure that opened it; a clock that was set back before it closes it.
+        open_until: Unix seconds until which no request is made; 0 while it is closed.
+        recovered_at: Unix seconds of the last success; failures before it say nothing any more.
+    """
+
+    failures: int = 0
+    opened_at: float = 0.0
+    open_until: float = 0.0
+    recovered_at: float = 0.0
+
+    def is_open(self, now: float) -> bool:
+        """Return whether no request may be made at *now* (Unix seconds)."""
+        return self.opened_at <= now < self.open_until
+
+    def is_probing(self, now: float) -> bool:
+        """Return whether only one request at a time may be made: it rests no more and hasn't worked since."""
+        return self.open_until > 0 and not self.is_open(now)
+
+
+def succeeded(breaker: Breaker, *, now: float) -> Breaker:
+    """Return the breaker after an answer that shows the server to work: tokens, or a refusal by name."""
+    return replace(breaker, failures=0, open_until=0.0, recovered_at=now)
+
+
+def failed(breaker: Breaker, *, now: float, retry_after_seconds: float | None, jitter: float) -> Breaker:
+    """
+    Return the breaker after a failure that is the server's.
+
+    Args:
+        breaker: Before.
+        now: Unix seconds.
+        retry_after_seconds: What the server asked for (RFC 9110 section 10.2.3); it opens at once.
+        jitter: Between 0 and 1; replicas must not come back in step.
+    """
+    failures = breaker.failures + 1
+    if retry_after_seconds is not None:
+        rest = min(retry_after_seconds, LONGEST_RETRY_AFTER_SECONDS) * (1 + 0.1 * jitter)
+        return _rest(replace(breaker, failures=failures), now=now, until=now + rest)
+    if failures < THRESHOLD:
+        return replace(breaker, failures=failures)
+    rest = min(FIRST_REST_SECONDS * 2.0 ** min(failures - THRESHOLD, 10), LONGEST_REST_SECONDS)
+    return _rest(replace(breaker, failures=failures), now=now, until=now + rest * (0.5 + 0.5 * jitter))
+
+
+def told(breaker: Breaker, *, now: float, open_until: float) -> Breaker:
+    """Return the breaker after another replica said until when it rests (Unix seconds); 0: the server works again."""
+    return _rest(breaker, now=now, until=open_until) if open_until else succeeded(breaker, now=now)
+
+
+def _rest(breaker: Breaker, *, now: float, until: float) -> Breaker:
+    longest = until if not breaker.is_open(now) else max(breaker.open_until, until)
+    return replace(breaker, opened_at=now, open_until=longest)

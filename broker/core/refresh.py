@@ -1,0 +1,358 @@
+"""
+The refresh machine: when a token is used, when a refresh token is presented, and what an answer does to a grant.
+
+Everything here is a value or a rule. The order in which the rules are carried out, and what is written down before and
+after the token request, is services.refresher.
+
+The state of a grant for one audience:
+
+    state      the access token               the refresh token
+    ─────────  ─────────────────────────────  ──────────────────────────────────────────────────────
+    FRESH      may be sent                    no need
+    DUE        may be sent, inside the leeway may be presented, nobody has to wait for it
+    EXPIRED    is dead, absent or refused     must be presented before the caller can go on
+    IN_DOUBT   dead or alive                  was presented, and the answer isn't known
+    ENDED      must not be used               is worthless
+
+What is decided (:data:`TABLE` is this table, and the reference prints it):
+
+    state      condition                                          decision
+    ─────────  ─────────────────────────────────────────────────  ─────────────────────────────────
+    ENDED      —                                                  login
+    FRESH      —                                                  use
+    DUE        backing off, or nothing to present                 use
+    DUE        otherwise                                          use, and present behind its back
+    EXPIRED    nothing to present                                 login
+    EXPIRED    backing off                                        unavailable until then
+    EXPIRED    otherwise                                          present
+    IN_DOUBT   somebody may still be at it (no lease held)        use if alive, else ask for the lease
+    IN_DOUBT   the server takes it again (none; grace, in time)   as DUE if alive, else as EXPIRED
+    IN_DOUBT   strict, or the grace is over: alive                use
+    IN_DOUBT   strict, or the grace is over: dead, too young      unavailable until the answer can't come any more
+    IN_DOUBT   strict, or the grace is over: dead                 present: nothing is left to lose (as EXPIRED)
+"""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from broker.core.audience import Audience
+from broker.core.breaker import LONGEST_RETRY_AFTER_SECONDS, Breaker
+from broker.core.grant import Ended, EndReason, Failure, Grant, HeldToken, Intent, Origin
+from broker.core.oauth import FailureKind, TokenFailure, TokenSet
+from broker.core.provider import ProviderOptions, Rotation
+
+SKEW_SECONDS = 5.0
+"""A token is not sent in its last seconds: it must still be valid when the upstream looks at it."""
+SKEW_SHARE = 0.1
+"""…but not more than this share of its life, for servers whose tokens live for seconds."""
+LEEWAY_SHARE = 0.25
+"""``refresh_before_expiry`` is at most this share of a token's life: else short tokens would always be due."""
+FIRST_BACKOFF_SECONDS = 0.5
+LONGEST_BACKOFF_SECONDS = 4.0
+"""The provider's return should be noticed within five seconds; its breaker bounds the load meanwhile."""
+OPERATOR_BACKOFF_SECONDS = 10.0
+LONGEST_OPERATOR_BACKOFF_SECONDS = 30.0
+KEEP_ALIVE_SHARE = 0.5
+"""An unused refresh token is presented after this share of its life."""
+
+
+class State(StrEnum):
+    """The state of a grant for one audience; see the module."""
+
+    FRESH = "fresh"
+    DUE = "due"
+    EXPIRED = "expired"
+    IN_DOUBT = "in_doubt"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Send this token."""
+
+    token: HeldToken
+
+
+@dataclass(frozen=True, slots=True)
+class UseAndRefresh:
+    """Send this token, and refresh without letting the caller wait."""
+
+    token: HeldToken
+
+
+@dataclass(frozen=True, slots=True)
+class Refresh:
+    """Ask the token endpoint, under the grant's lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing can be sent, and asking now would harm or be in vain. *retry_at* is in Unix seconds."""
+
+    retry_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class LogIn:
+    """Only the user can help."""
+
+    reason: str
+
+
+Decision = Use | UseAndRefresh | Refresh | Wait | LogIn
+
+
+def held_token(grant: Grant, audience: Audience, *, now: float, rejected_generation: int | None) -> HeldToken | None:
+    """Return the token of *audience* if it may be sent at *now* and no upstream has refused it."""
+    token = grant.tokens.get(audience.key)
+    if token is None or token.generation == rejected_generation or now >= usable_until(token):
+        return None
+    return token
+
+
+def usable_until(token: HeldToken) -> float:
+    """Return the Unix seconds from which *token* isn't sent any more."""
+    return token.expires_at - min(SKEW_SECONDS, SKEW_SHARE * (token.expires_at - token.issued_at))
+
+
+def due_from(token: HeldToken, options: ProviderOptions) -> float:
+    """Return the Unix seconds from which *token* is renewed behind the callers' backs."""
+    life = token.expires_at - token.issued_at
+    return token.expires_at - max(min(options.refresh_before_expiry_seconds, LEEWAY_SHARE * life), SKEW_SHARE * life)
+
+
+def can_present(grant: Grant) -> bool:
+    """Return whether there is anything to ask the token endpoint with."""
+    return grant.refresh_token is not None or grant.origin is Origin.STANDING or grant.session_id is not None
+
+
+def takes_again(grant: Grant, options: ProviderOptions, *, now: float) -> bool:
+    """Return whether the server answers a refresh token that it may have answered before."""
+    if grant.intent is None or options.rotation is Rotation.NONE:
+        return True
+    in_time = now < grant.intent.started_at + options.rotation_grace_seconds
+    return options.rotation is Rotation.GRACE and in_time
+
+
+def assess(
+    grant: Grant, audience: Audience, options: ProviderOptions, *, now: float, rejected_generation: int | None = None
+) -> State:
+    """Return the state of *grant* for *audience* at *now* (Unix seconds)."""
+    if grant.ended is not None:
+        return State.ENDED
+    if grant.intent is not None:
+        return State.IN_DOUBT
+    token = held_token(grant, audience, now=now, rejected_generation=rejected_generation)
+    if token is None:
+        return State.EXPIRED
+    return State.DUE if now >= due_from(token, options) else State.FRESH
+
+
+def decide(
+    grant: Grant,
+    audience: Audience,
+    options: ProviderOptions,
+    *,
+    now: float,
+    breaker: Breaker,
+    under_lease: bool,
+    rejected_generation: int | None = None,
+) -> Decision:
+    """
+    Return what to do for a caller that wants a token of *audience*.
+
+    Args:
+        grant: As it was last read.
+        audience: For whom.
+        options: Of its provider.
+        now: Unix seconds.
+        breaker: Its provider's health.
+        under_lease: Whether the grant's lease is held, and *grant* was read under it.
+        rejected_generation: The generation of a token that an upstream has just answered with 401.
+    """
+    token = held_token(grant, audience, now=now, rejected_generation=rejected_generation)
+    match assess(grant, audience, options, now=now, rejected_generation=rejected_generation):
+        case State.ENDED:
+            assert grant.ended is not None
+            return LogIn(grant.ended.reason)
+        case State.FRESH:
+            assert token is not None
+            return Use(token)
+        case State.DUE | State.EXPIRED:
+            return _present(grant, audience, token, now=now, breaker=breaker)
+        case State.IN_DOUBT:
+            if not under_lease:
+                return Use(token) if token is not None else Refresh()
+            if takes_again(grant, options, now=now):
+                return _present(grant, audience, token, now=now, breaker=breaker)
+            return _last_resort(grant, audience, options, token, now=now, breaker=breaker)
+
+
+def _present(grant: Grant, audience: Audience, token: HeldToken | None, *, now: float, breaker: Breaker) -> Decision:
+    """The rows DUE and EXPIRED of the table."""
+    retry_at = backing_off_until(grant, audience, now=now, breaker=breaker)
+    if token is not None:
+        return Use(token) if retry_at is not None or not can_present(grant) else UseAndRefresh(token)
+    if not can_present(grant):
+        return LogIn("no_refresh_token")
+    return Refresh() if retry_at is None else Wait(retry_at)
+
+
+def _last_resort(
+    grant: Grant, audience: Audience, options: ProviderOptions, token: HeldToken | None, *, now: float, breaker: Breaker
+) -> Decision:
+    """The last three rows: presenting again may end the family, so the access token is used up first."""
+    assert grant.intent is not None
+    if token is not None:
+        return Use(token)
+    # Its owner, cut off from the store, may still be waiting for the answer.
+    answer_until = grant.intent.started_at + 1.5 * options.token_endpoint_timeout_seconds
+    if now < answer_until:
+        return Wait(answer_until)
+    return _present(grant, audience, None, now=now, breaker=breaker)
+
+
+def backing_off_until(grant: Grant, audience: Audience, *, now: float, breaker: Breaker) -> float | None:
+    """Return the Unix seconds before which the token endpoint isn't asked for *audience*; None if it may be asked."""
+    if breaker.is_open(now):
+        return breaker.open_until
+    failure = grant.failures.get(audience.key)
+    if failure is None or now >= failure.retry_at or now < failure.at:  # before it: the clock was set back
+        return None
+    if failure.kind is not FailureKind.OPERATOR and breaker.recovered_at > failure.at:
+        return None
+    return failure.retry_at
+
+
+def begin(grant: Grant, *, attempt: str, owner: str, now: float) -> Grant:
+    """Return *grant* with the intent to present its refresh token. It is written down before the request is sent."""
+    first = grant.intent
+    intent = Intent(
+        attempt=attempt,
+        owner=owner,
+        started_at=now if first is None else first.started_at,
+        carried=first is not None,
+    )
+    return replace(grant, intent=intent)
+
+
+def succeed(grant: Grant, audience: Audience, answer: TokenSet) -> Grant:
+    """
+    Return *grant* after a token response, one generation later.
+
+    A response without ``refresh_token``, ``id_token``, ``scope`` or session keeps the former one (RFC 6749 section 6).
+    A token exchange spends no refresh token and settles no intent.
+    """
+    generation = grant.generation + 1
+    held = HeldToken(
+        access_token=answer.access_token,
+        token_type=answer.token_type,
+        issued_at=answer.requested_at,
+        expires_at=answer.expires_at,
+        scope=answer.scope,
+        generation=generation,
+    )
+    alive = {key: token for key, token in grant.tokens.items() if token.expires_at > answer.requested_at or key == ""}
+    failures = {key: failure for key, failure in grant.failures.items() if key != audience.key}
+    after = replace(grant, generation=generation, tokens={**alive, audience.key: held}, failures=failures)
+    if audience.exchange:
+        return after
+    return replace(
+        after,
+        intent=None,
+        refreshed_at=answer.requested_at,
+        refresh_token=answer.refresh_token or grant.refresh_token,
+        refresh_expires_at=_refresh_expiry(grant, answer),
+        id_token=answer.id_token or grant.id_token,
+        scope=grant.scope if answer.scope is None or audience.key else answer.scope,
+        session_id=answer.session_id or grant.session_id,
+    )
+
+
+def _refresh_expiry(grant: Grant, answer: TokenSet) -> float | None:
+    if answer.refresh_expires_at is not None:
+        return answer.refresh_expires_at
+    # The same token goes on with the same end; a new one has an end that isn't known.
+    return grant.refresh_expires_at if answer.refresh_token in {None, grant.refresh_token} else None
+
+
+def fail(grant: Grant, audience: Audience, failure: TokenFailure, *, now: float, jitter: float) -> Grant:
+    """
+    Return *grant* after a token request that brought no tokens.
+
+    Args:
+        grant: With the intent of the request that failed.
+        audience: For whom it was.
+        failure: What came.
+        now: Unix seconds.
+        jitter: Between 0 and 1.
+    """
+    if failure.kind is FailureKind.PERMANENT and not audience.exchange:
+        return end(grant, EndReason.INVALID_GRANT, now=now)
+    former = grant.failures.get(audience.key)
+    count = former.count + 1 if former is not None else 1
+    retry_at = now + backoff_seconds(failure, count=count, jitter=jitter)
+    noted = Failure(kind=failure.kind, count=count, at=now, retry_at=retry_at, error=failure.error)
+    after = replace(grant, failures={**grant.failures, audience.key: noted})
+    if audience.exchange or failure.kind is FailureKind.IN_DOUBT or grant.intent is None or grant.intent.carried:
+        return after
+    return replace(after, intent=None)
+
+
+def backoff_seconds(failure: TokenFailure, *, count: int, jitter: float) -> float:
+    """Return how long a grant rests after its *count*-th failure in a row: exponential, jittered, ``Retry-After``."""
+    first, longest = FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS
+    if failure.kind in {FailureKind.OPERATOR, FailureKind.PERMANENT}:
+        first, longest = OPERATOR_BACKOFF_SECONDS, LONGEST_OPERATOR_BACKOFF_SECONDS
+    rest = min(first * 2.0 ** min(count - 1, 10), longest) * (0.5 + 0.5 * jitter)
+    asked = min(failure.retry_after_seconds or 0.0, LONGEST_RETRY_AFTER_SECONDS)
+    return max(rest, asked)
+
+
+def end(grant: Grant, reason: EndReason, *, now: float) -> Grant:
+    """Return *grant* ended, without its secrets. What is left remembers the end on every replica."""
+    return replace(
+        grant,
+        refresh_token=None,
+        tokens={},
+        id_token=None,
+        intent=None,
+        failures={},
+        ended=Ended(reason=reason, at=now),
+    )
+
+
+def login_needed_at(grant: Grant, options: ProviderOptions) -> float | None:
+    """
+    Return the Unix seconds at which the user must log in again, as far as that is known.
+
+    The server bounds the chain of rotated refresh tokens (``max_rotation``); a refresh token whose end is known can be
+    rotated before it, so its end counts only where the chain's comes first.
+    """
+    if grant.ended is not None:
+        return grant.ended.at
+    if options.max_rotation_seconds is None:
+        return None
+    return grant.chain_started_at + options.max_rotation_seconds
+
+
+def keep_alive_at(grant: Grant, options: ProviderOptions, *, jitter: float) -> float | None:
+    """
+    Return the Unix seconds at which an unused grant is refreshed so that it doesn't end; None if it needs no help.
+
+    Args:
+        grant: The grant.
+        options: Of its provider.
+        jitter: Between 0 and 1: logins of one morning must not come due in one minute.
+    """
+    if grant.ended is not None or grant.refresh_token is None:
+        return None
+    limits = [options.idle_timeout_seconds]
+    if grant.refresh_expires_at is not None:
+        limits.append(grant.refresh_expires_at - grant.refreshed_at)
+    known = [limit for limit in limits if limit is not None and limit > 0]
+    if not known:
+        return None
+    due = grant.refreshed_at + min(known) * KEEP_ALIVE_SHARE * (0.8 + 0.2 * jitter)
+    ends = [grant.keep_until, login_needed_at(grant, options)]
+    return None if any(limit is not None and due >= limit for limit in ends) else due

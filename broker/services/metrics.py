@@ -1,0 +1,34 @@
+"""
+Every metric of the broker, in Prometheus' words.
+
+Names and labels are public: a golden file holds them, and each has a heading in the reference. With several workers the
+values of all processes are added up by the admin listener (prometheus_client's multiprocess mode).
+On the hot path nothing looks a label up: what is counted there is counted in plain numbers and flushed now and then.
+"""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+# --- tokens
+
+TOKEN_REFRESH = Counter(
+    "token_refresh_total", "Token requests by their result: success, permanent, operator, transient, in_doubt.",
+    ["provider", "result"],
+)  # fmt: skip
+TOKEN_REFRESH_SECONDS = Histogram(
+    "token_refresh_duration_seconds", "How long a token request took.", ["provider"],
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)  # fmt: skip
+TOKEN_REFRESH_COALESCED = Counter(
+    "token_refresh_coalesced_total", "Callers that shared a refresh which another had begun in this process."
+)
+REFRESH_LOCK_WAIT_SECONDS = Histogram(
+    "refresh_lock_wait_seconds", "How long a refresh waited for the grant's lease, or for its holder's result.",
+    buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 15),
+)  # fmt: skip
+UPSTREAM_401_RETRY = Counter(
+    "upstream_401_retry_total", "Upstream 401s by what came of them: replayed, passed_on, login_needed, unavailable.",
+    ["result"],
+)  # fmt: skip
+GRANTS = Counter("grants_total", "Grants by what happened to them: created, ended.", ["provider", "state"])
+SPOOL_RECORDS = Gauge("spool_records", "Token responses that the store doesn't have yet.", multiprocess_mode="livesum")
+KEEP_ALIVE = Counter("keep_alive_total", "Refreshes of grants that nobody used.", ["provider", "result"])

@@ -1,0 +1,328 @@
+"""
+The token broker: a grant and an audience in, a token out.
+
+    peek    a live token that this process knows; no I/O, for the hot path
+    token   the same, or whatever it takes: read the store, refresh, wait for whoever refreshes
+
+While the access token lives, neither a provider nor a store that is down is noticed.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from broker.core.audience import DEFAULT_AUDIENCE, Audience
+from broker.core.grant import EndReason, Grant, HeldToken, Origin
+from broker.core.oauth import TokenSet
+from broker.core.outcome import Cause, LoginNeeded, Token, TokenResult, Unavailable
+from broker.core.refresh import keep_alive_at
+from broker.core.secret import RefreshToken
+from broker.errors import StoreError
+from broker.services import metrics
+from broker.services.clock import Clock, Randomness
+from broker.services.health import ProviderHealth
+from broker.services.known import Known, KnownGrants, KnownToken, known
+from broker.services.news import News
+from broker.services.provider import AuthorizationServer, Identity
+from broker.services.refresher import STORE_RETRY_SECONDS, Provider, Refresher, Want
+from broker.services.rejections import Rejections
+from broker.services.spool import Spool
+from broker.services.tasks import Tasks
+from broker.services.vault import Vault
+from broker.stores.base import Event, Store, Topic
+
+log = logging.getLogger(__name__)
+
+UNSAVED = float("inf")
+
+
+class TokenBroker:
+    """The engine's front: coalesces callers, remembers live tokens, hears what the replicas do."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        vault: Vault,
+        spool: Spool,
+        servers: Mapping[str, AuthorizationServer],
+        clock: Clock,
+        randomness: Randomness,
+        cache_ttl_seconds: float = 5.0,
+        max_known: int = 100_000,
+    ) -> None:
+        """
+        Args:
+            store: For events; grants go through *vault*.
+            vault: Where grants are kept.
+            spool: Where answers are kept until the vault has them. It is open.
+            servers: The authorization servers by configured name.
+            clock: Time.
+            randomness: Ids and jitter.
+            cache_ttl_seconds: How long a grant isn't read again while nothing is heard of it.
+            max_known: How many grants are remembered.
+        """
+        self._store = store
+        self._vault = vault
+        self._spool = spool
+        self._clock = clock
+        self._randomness = randomness
+        self._cache_ttl_seconds = cache_ttl_seconds
+        self._known = KnownGrants(max_known)
+        self._news = News()
+        self._rejections = Rejections()
+        self._tasks = Tasks()
+        self._running: dict[tuple[str, str], asyncio.Task[TokenResult]] = {}
+        self._identified: list[Callable[[Grant, Identity], None]] = []
+        self.providers = {
+            name: Provider(
+                server=server,
+                health=ProviderHealth(
+                    name,
+                    store,
+                    clock,
+                    randomness,
+                    max_concurrent=server.options.max_concurrent_token_requests,
+                ),
+            )
+            for name, server in servers.items()
+        }
+        self.refresher = Refresher(
+            vault=vault,
+            spool=spool,
+            providers=self.providers,
+            clock=clock,
+            randomness=randomness,
+            news=self._news,
+            tasks=self._tasks,
+            owner=randomness.token_bytes(8).hex(),
+            learned=self._learn,
+            unsaved=self._learn_unsaved,
+            identified=self._tell_identified,
+        )
+        self._unsubscribe = store.subscribe(self._heard)
+
+    # --- asking for a token
+
+    def peek(self, grant_id: str, audience: Audience = DEFAULT_AUDIENCE) -> Token | None:
+        """Return a live token that this process knows for sure, or None: then ask :meth:`token`."""
+        seen = self._known.get(grant_id)
+        if seen is None or self._is_stale(seen):
+            return None
+        now = self._clock.now()
+        held = seen.token(audience, now)
+        if held is None or (now >= held.due_at and (grant_id, audience.key) not in self._running):
+            return None
+        return held.token
+
+    async def token(
+        self, grant_id: str, audience: Audience = DEFAULT_AUDIENCE, *, rejected_generation: int | None = None
+    ) -> TokenResult:
+        """
+        Return a token that may be sent upstream now, or why there is none. Never raises for what others do.
+
+        Args:
+            grant_id: Whose token.
+            audience: For whom.
+            rejected_generation: The generation of a token that an upstream has just answered with 401. What is
+                returned is newer, unless a newer one would be refused as well (it is returned again then).
+        """
+        seen = self._known.get(grant_id)
+        if seen is None or self._is_stale(seen):
+            try:
+                seen = await self._read(grant_id)
+            except StoreError as fault:
+                return self._without_store(seen, audience, rejected_generation, fault)
+        if seen is None:
+            return LoginNeeded("unknown_grant")
+        if seen.ended is not None:
+            return LoginNeeded(seen.ended)
+        now = self._clock.now()
+        held = seen.token(audience, now)
+        if held is not None and self._is_good(grant_id, held, rejected_generation):
+            if now >= held.due_at:
+                _ = self._start(Want(grant_id=grant_id, audience=audience))
+            return held.token
+        want = Want(grant_id=grant_id, audience=audience, rejected_generation=rejected_generation)
+        # Shielded: a caller that hangs up must not cancel a rotation that others wait for.
+        return await asyncio.shield(self._start(want))
+
+    def _is_stale(self, seen: Known) -> bool:
+        return self._clock.monotonic() >= seen.read_at + self._cache_ttl_seconds
+
+    def _is_good(self, grant_id: str, held: KnownToken, rejected_generation: int | None) -> bool:
+        """Return whether *held* should be sent: it isn't the one that was refused, or another would be refused too."""
+        if held.token.generation != rejected_generation:
+            return True
+        age = self._clock.now() - held.issued_at
+        return not self._rejections.worth_a_refresh(grant_id, age_seconds=age)
+
+    def _without_store(
+        self, seen: Known | None, audience: Audience, rejected_generation: int | None, fault: StoreError
+    ) -> TokenResult:
+        """What is known may be old, but a live token is a live token."""
+        held = None if seen is None or seen.ended is not None else seen.token(audience, self._clock.now())
+        if held is not None and held.token.generation != rejected_generation:
+            return held.token
+        log.warning("no_token_without_store", extra={"error": str(fault)})
+        return Unavailable(Cause.STORE, STORE_RETRY_SECONDS)
+
+    async def _read(self, grant_id: str) -> Known | None:
+        stored = await self._vault.read(grant_id)
+        if stored is None:
+            unsaved = self._known.get(grant_id)
+            return unsaved if unsaved is not None and unsaved.read_at == UNSAVED else None
+        self._learn(stored.grant)
+        return self._known.get(grant_id)
+
+    def _start(self, want: Want) -> "asyncio.Task[TokenResult]":
+        """Return the refresh that runs for this grant and audience, or begin one."""
+        key = (want.grant_id, want.audience.key)
+        running = self._running.get(key)
+        if running is not None:
+            metrics.TOKEN_REFRESH_COALESCED.inc()
+            return running
+        task = self._tasks.spawn(self.refresher.refresh(want), name=f"refresh:{want.grant_id}")
+        self._running[key] = task
+        task.add_done_callback(lambda _: self._running.pop(key, None))
+        return task
+
+    # --- grants
+
+    async def adopt(
+        self,
+        provider: str,
+        tokens: TokenSet,
+        *,
+        subject: str,
+        origin: Origin,
+        keep_until: float | None,
+        ttl_seconds: float,
+        dpop_key: RefreshToken | None = None,
+    ) -> Grant:
+        """
+        Make a grant of a first token response.
+
+        Args:
+            provider: The configured name of the authorization server.
+            tokens: The response.
+            subject: Whose it is.
+            origin: Who brought it.
+            keep_until: Unix seconds until which it is kept alive; None for ever.
+            ttl_seconds: How long its record lives unless :meth:`touch` is called.
+            dpop_key: The key that the tokens are bound to, if they are.
+
+        Raises:
+            StoreError: If it can't be stored. Nothing is left behind.
+        """
+        held = HeldToken(
+            access_token=tokens.access_token,
+            token_type=tokens.token_type,
+            issued_at=tokens.requested_at,
+            expires_at=tokens.expires_at,
+            scope=tokens.scope,
+            generation=1,
+        )
+        grant = Grant(
+            id=self._randomness.token_bytes(16).hex(),
+            provider=provider,
+            subject=subject,
+            origin=origin,
+            generation=1,
+            refresh_token=tokens.refresh_token,
+            refresh_expires_at=tokens.refresh_expires_at,
+            refreshed_at=tokens.requested_at,
+            tokens={DEFAULT_AUDIENCE.key: held},
+            id_token=tokens.id_token,
+            scope=tokens.scope,
+            session_id=tokens.session_id,
+            chain_started_at=tokens.requested_at,
+            keep_until=keep_until,
+            dpop_key=dpop_key,
+        )
+        options = self.providers[provider].server.options
+        due_at = keep_alive_at(grant, options, jitter=self._randomness.uniform(0, 1))
+        await self._vault.create(grant, ttl_seconds=ttl_seconds, due_at=due_at)
+        metrics.GRANTS.labels(provider, "created").inc()
+        log.info("grant_created", extra={"grant": grant.id, "provider": provider, "origin": origin})
+        self._learn(grant)
+        return grant
+
+    async def grant(self, grant_id: str) -> Grant | None:
+        """Return the grant as it stands in the store, or None. Raises ``StoreError``."""
+        stored = await self._vault.read(grant_id)
+        return None if stored is None else stored.grant
+
+    async def end(self, grant_id: str, reason: EndReason) -> Grant | None:
+        """
+        End a grant on every replica.
+
+        Returns:
+            The grant as it was, with its tokens, for revocation; None if it had ended before.
+
+        Raises:
+            StoreError: If that can't be written; it hasn't ended then.
+        """
+        return await self.refresher.end(grant_id, reason)
+
+    async def touch(self, grant_id: str, ttl_seconds: float) -> None:
+        """Let the grant's record live *ttl_seconds* from now, as its session does. Raises ``StoreError``."""
+        await self._vault.touch(grant_id, ttl_seconds)
+
+    # --- hearing and telling
+
+    def on_identified(self, listener: Callable[[Grant, Identity], None]) -> None:
+        """Call *listener* whenever a refreshed id token says anew who the grant's user is."""
+        self._identified.append(listener)
+
+    def _tell_identified(self, grant: Grant, identity: Identity) -> None:
+        for listener in self._identified:
+            listener(grant, identity)
+
+    def _learn(self, grant: Grant) -> None:
+        self._remember(grant, read_at=self._clock.monotonic())
+
+    def _learn_unsaved(self, grant: Grant) -> None:
+        self._remember(grant, read_at=UNSAVED)
+
+    def _remember(self, grant: Grant, *, read_at: float) -> None:
+        provider = self.providers.get(grant.provider)
+        if provider is not None:
+            self._known.put(grant.id, known(grant, provider.server.options, read_at=read_at))
+
+    def _heard(self, event: Event) -> None:
+        match event.topic:
+            case Topic.GENERATION:
+                self._known.outdate(event.key, event.number)
+                self._news.heard(event.key)
+            case Topic.GRANT_ENDED:
+                self._known.forget(event.key)
+                self._news.heard(event.key)
+            case Topic.PROVIDER:
+                if event.key in self.providers:
+                    self.providers[event.key].health.heard(event)
+            case Topic.RESYNC:
+                self._outdate_all()
+            case Topic.SESSION_ENDED:
+                pass
+
+    def _outdate_all(self) -> None:
+        """Events may be lost: ask the store again, but keep what serves while it is down."""
+        for grant_id in self._known.ids():
+            seen = self._known.get(grant_id)
+            if seen is not None and seen.read_at != UNSAVED:
+                self._known.put(grant_id, replace(seen, read_at=-UNSAVED))
+
+    # --- life
+
+    async def recover(self) -> None:
+        """Save what dead processes of this host left behind. Call this before the first request is served."""
+        await self.refresher.recover()
+
+    async def close(self, timeout_seconds: float) -> None:
+        """Let running refreshes end, then stop. What couldn't be saved stays in the spool."""
+        self._unsubscribe()
+        cancelled = await self._tasks.drain(timeout_seconds)
+        if cancelled:
+            log.warning("refreshes_cancelled", extra={"count": cancelled})

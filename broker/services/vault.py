@@ -1,0 +1,147 @@
+"""Grants in a store, sealed. A grant is written only over the version that was read: an older one never wins."""
+
+import json
+import logging
+from dataclasses import dataclass
+
+from broker.core.grant import Grant, UnknownFormat, decode, encode
+from broker.errors import KeyringError, StoreError
+from broker.services.keyring import Keyring
+from broker.stores.base import Event, LeaseOutcome, Store, Topic
+
+KIND = "grant"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredGrant:
+    """
+    A grant as it stands in the store.
+
+    Attributes:
+        grant: The grant.
+        key: Its store key.
+        version: The version that a write must name.
+    """
+
+    grant: Grant
+    key: str
+    version: int
+
+
+class Vault:
+    """The home of grants."""
+
+    def __init__(self, store: Store, keyring: Keyring) -> None:
+        self._store = store
+        self._keyring = keyring
+
+    async def read(self, grant_id: str) -> StoredGrant | None:
+        """
+        Return the grant, or None if it isn't there or can't be opened: to its caller both are the same.
+
+        Raises:
+            StoreError: If the store can't be asked, or a later release wrote the record.
+        """
+        for key in self._keyring.lookup_keys(KIND, grant_id):
+            record = await self._store.get(key)
+            if record is not None:
+                grant = self._open(key, record.value)
+                return None if grant is None else StoredGrant(grant, key, record.version)
+        return None
+
+    async def read_key(self, key: str) -> StoredGrant | None:
+        """Return the grant under a store key, as :meth:`Store.due` reports it; else as :meth:`read`."""
+        record = await self._store.get(key)
+        grant = None if record is None else self._open(key, record.value)
+        return None if grant is None or record is None else StoredGrant(grant, key, record.version)
+
+    def _open(self, key: str, sealed: bytes) -> Grant | None:
+        try:
+            return decode(self._keyring.open(KIND, key, sealed))
+        except KeyringError:
+            log.error("grant_record_refused", extra={"record": key})  # noqa: TRY400 - its traceback says nothing more
+            return None
+        except UnknownFormat as unknown:
+            # A rolling upgrade goes back: leave the record to the release that knows it.
+            raise StoreError(f"the record of a grant has an unknown format: {unknown}") from None
+
+    async def create(self, grant: Grant, *, ttl_seconds: float, due_at: float | None) -> StoredGrant:
+        """
+        Store a new grant.
+
+        Args:
+            grant: The grant.
+            ttl_seconds: How long its record lives.
+            due_at: Unix seconds at which it is kept alive.
+
+        Raises:
+            StoreError: If the store doesn't take it.
+        """
+        key = self._keyring.lookup_keys(KIND, grant.id)[0]
+        sealed = self._keyring.seal(KIND, key, encode(grant))
+        tags = self._keyring.lookup_keys("grant-subject", subject_name(grant.provider, grant.subject))[:1]
+        version = await self._store.create(key, sealed, ttl_seconds=ttl_seconds, tags=tags, due_at=due_at)
+        if version is None:
+            raise StoreError("a grant with this id exists")
+        return StoredGrant(grant, key, version)
+
+    async def replace(self, stored: StoredGrant, grant: Grant, *, due_at: float | None) -> StoredGrant | None:
+        """
+        Write *grant* over *stored*.
+
+        Returns:
+            What is stored now, or None if somebody else wrote or deleted it since it was read.
+
+        Raises:
+            StoreError: If the store doesn't take it, or doesn't say so.
+        """
+        sealed = self._keyring.seal(KIND, stored.key, encode(grant))
+        version = await self._store.replace(stored.key, sealed, stored.version, due_at=due_at)
+        return None if version is None else StoredGrant(grant, stored.key, version)
+
+    async def delete(self, grant_id: str) -> bool:
+        """Delete the grant's record. Returns whether there was one. Raises ``StoreError``."""
+        deleted = [await self._store.delete(key) for key in self._keyring.lookup_keys(KIND, grant_id)]
+        return any(deleted)
+
+    async def touch(self, grant_id: str, ttl_seconds: float) -> None:
+        """Let the grant's record live *ttl_seconds* from now. It isn't rewritten. Raises ``StoreError``."""
+        for key in self._keyring.lookup_keys(KIND, grant_id):
+            if await self._store.touch(key, ttl_seconds):
+                return
+
+    async def find(self, provider: str, subject: str) -> list[StoredGrant]:
+        """Return the live grants of a provider's subject. Raises ``StoreError``."""
+        found = []
+        for tag in self._keyring.lookup_keys("grant-subject", subject_name(provider, subject)):
+            for key in await self._store.find(tag):
+                stored = await self.read_key(key)
+                if stored is not None:
+                    found.append(stored)
+        return found
+
+    async def due(self, before: float, limit: int) -> list[str]:
+        """Return the store keys of up to *limit* grants due at *before* (Unix seconds). Raises ``StoreError``."""
+        return await self._store.due(KIND, before, limit)
+
+    async def lease(self, grant_id: str, ttl_seconds: float) -> LeaseOutcome:
+        """Try once to hold the grant's lease."""
+        return await self._store.lease(self._keyring.lookup_keys(KIND, grant_id)[-1], ttl_seconds)
+
+    async def announce(self, grant: Grant) -> None:
+        """Tell every process where the grant stands. A store that can't is not an error: they read again in time."""
+        if grant.ended is None:
+            event = Event(Topic.GENERATION, grant.id, grant.generation)
+        else:
+            event = Event(Topic.GRANT_ENDED, grant.id)
+        try:
+            await self._store.publish(event)
+        except StoreError as fault:
+            log.warning("publish_failed", extra={"grant": grant.id, "error": str(fault)})
+
+
+def subject_name(provider: str, subject: str) -> str:
+    """Return one text for a provider's subject, which no other pair shares."""
+    return json.dumps([provider, subject])
