@@ -134,6 +134,15 @@ class MethodNotAllowed(CallerError):
     code = "method_not_allowed"
     title = "The method is not allowed here"
 
+    def __init__(self, detail: str = "", *, allow: tuple[str, ...] = ()) -> None:
+        """
+        Args:
+            detail: A sentence for the log.
+            allow: The methods that are taken, for the Allow field (RFC 9110 section 15.5.6).
+        """
+        super().__init__(detail)
+        self.allow = allow
+
 
 class RequestTimeout(CallerError):
     """The caller took too long to send its request."""
