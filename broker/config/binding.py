@@ -1,0 +1,316 @@
+"""From located YAML values to frozen options classes. Every problem is reported with its place; none stops the rest."""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final, assert_never
+
+from broker.config.document import Entry, ListNode, MappingNode, Node, ScalarNode
+from broker.config.problems import Location, Report, quoted
+from broker.config.scalars import Text
+from broker.config.secrets import Missing, Obtained, SecretSource
+from broker.config.shapes import (
+    Anything,
+    ListOf,
+    MapOf,
+    Nullable,
+    OneOf,
+    OptionField,
+    Options,
+    OwnForm,
+    ScalarOf,
+    SecretText,
+    Shape,
+    fields_of,
+    is_secret,
+)
+from broker.core.options import OptionError
+
+KeyPath = tuple[str | int, ...]
+"""Where a value is: the keys and list positions from the top."""
+
+
+class _Refused:
+    """The value of what has been reported."""
+
+
+REFUSED: Final = _Refused()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """
+    A value that was met.
+
+    Attributes:
+        node: What the file has there.
+        shape: What was expected.
+        value: What it became; REFUSED if it is reported.
+    """
+
+    node: Node
+    shape: Shape
+    value: object
+
+
+Rewrite = Callable[[MappingNode, str, Report], MappingNode]
+"""Changes a mapping before an options class reads it (presets): the mapping, its key path, and where to report."""
+
+
+class Binder:
+    """
+    Binds one configuration.
+
+    Attributes:
+        report: What is wrong and what is noteworthy.
+        places: Every value that was met, by its path.
+    """
+
+    def __init__(self, secrets: SecretSource, rewrites: Mapping[type, Rewrite] | None = None) -> None:
+        self.report = Report()
+        self.places: dict[KeyPath, Place] = {}
+        self._secrets = secrets
+        self._rewrites = rewrites or {}
+
+    def bind(self, node: Node, shape: Shape, path: KeyPath = ()) -> Any:
+        """Return the value of *node*, or REFUSED after reporting why it has none."""
+        self.places[path] = Place(node, shape, REFUSED)
+        if isinstance(node, ScalarNode) and node.value is None and not (node.text and isinstance(shape, Nullable)):
+            # An empty place is refused even where null is taken: a template that filled in nothing must not switch a
+            # check off (CVE-2021-21411).
+            value: object = self._refuse(node, shape, path)
+        else:
+            value = self._value(node, shape, path)
+        self.places[path] = Place(node, shape, value)
+        return value
+
+    def _value(self, node: Node, shape: Shape, path: KeyPath) -> object:
+        match shape:
+            case ScalarOf():
+                return self._scalar(node, shape, path)
+            case SecretText():
+                return self._secret(node, shape, path)
+            case OwnForm():
+                return self._own_form(node, shape, path)
+            case ListOf():
+                return self._list(node, shape, path)
+            case MapOf():
+                return self._map(node, shape, path)
+            case Options():
+                return self._options(node, shape, path)
+            case Nullable(inner):
+                return None if isinstance(node, ScalarNode) and node.value is None else self._value(node, inner, path)
+            case OneOf():
+                return self._one_of(node, shape, path)
+            case Anything():
+                return plain(node)
+            case _:
+                assert_never(shape)
+
+    def refuse(self, path: KeyPath, *, expected: str, found: str = "", hint: str = "") -> None:
+        """Report that the value at *path*, or the lack of one, is refused; without *found*, what is there is told."""
+        place = self.places.get(path)
+        if place is not None:
+            found = found or describe(place.node, conceal=is_secret(place.shape))
+        self.report.refuse(
+            self.nearest(path), show(path), expected=expected, found=found or "nothing: the key is missing", hint=hint
+        )
+
+    def notice(self, path: KeyPath, text: str) -> None:
+        """Report that the value at *path* is noteworthy."""
+        self.report.notice(self.nearest(path), show(path), text)
+
+    def nearest(self, path: KeyPath) -> Location:
+        """Return the place of the value at *path*, or of the innermost value around it."""
+        while path not in self.places:
+            path = path[:-1]
+        return self.places[path].node.at
+
+    def _refuse(self, node: Node, shape: Shape, path: KeyPath) -> _Refused:
+        hint = ""
+        if shape == ScalarOf(Text()) and isinstance(node, ScalarNode) and isinstance(node.value, bool | int | float):
+            hint = "put it in quotes"
+        found = describe(node, conceal=is_secret(shape))
+        self.report.refuse(node.at, show(path), expected=shape.expected, found=found, hint=hint)
+        return REFUSED
+
+    def _scalar(self, node: Node, shape: ScalarOf, path: KeyPath) -> object:
+        if not isinstance(node, ScalarNode):
+            return self._refuse(node, shape, path)
+        try:
+            return shape.kind.read(node.value)
+        except ValueError:
+            return self._refuse(node, shape, path)
+
+    def _secret(self, node: Node, shape: SecretText, path: KeyPath) -> object:
+        entries = node.entries if isinstance(node, MappingNode) else {}
+        kind, entry = next(iter(entries.items()), ("", None))
+        text = entry.value.value if entry is not None and isinstance(entry.value, ScalarNode) else None
+        if len(entries) != 1 or kind not in {"env", "file", "value"} or not isinstance(text, str) or not text:
+            return self._refuse(node, shape, path)
+        match kind:
+            case "env":
+                obtained = self._secrets.from_environment(text)
+            case "file":
+                obtained = self._secrets.from_file(text)
+            case _:
+                obtained = Obtained(text, "the secret is written in the configuration itself")
+        if isinstance(obtained, Missing):
+            self.report.refuse(node.at, show(path), expected=obtained.expected, found=obtained.found)
+            return REFUSED
+        if obtained.notice:
+            self.report.notice(node.at, show(path), obtained.notice)
+        return shape.type(obtained.text)
+
+    def _own_form(self, node: Node, shape: OwnForm, path: KeyPath) -> object:
+        try:
+            return shape.type.from_option(plain(node))  # type: ignore[attr-defined]  # the shape says it has one
+        except OptionError as error:
+            found = describe(node, conceal=False)
+            self.report.refuse(node.at, show((*path, *_split(error.key))), expected=error.expected, found=found)
+            return REFUSED
+
+    def _list(self, node: Node, shape: ListOf, path: KeyPath) -> object:
+        if not isinstance(node, ListNode):
+            return self._refuse(node, shape, path)
+        items = [self.bind(item, shape.item, (*path, index)) for index, item in enumerate(node.items)]
+        return REFUSED if _any_refused(items) else shape.collect(items)
+
+    def _map(self, node: Node, shape: MapOf, path: KeyPath) -> object:
+        if not isinstance(node, MappingNode):
+            return self._refuse(node, shape, path)
+        values = {key: self.bind(entry.value, shape.value, (*path, key)) for key, entry in node.entries.items()}
+        return REFUSED if _any_refused(values.values()) else MappingProxyType(values)
+
+    def _options(self, node: Node, shape: Options, path: KeyPath) -> object:
+        if not isinstance(node, MappingNode):
+            return self._refuse(node, shape, path)
+        if rewrite := self._rewrites.get(shape.type):
+            node = rewrite(node, show(path), self.report)
+        fields = fields_of(shape.type)
+        values: dict[str, object] = {}
+        for key, entry in node.entries.items():
+            if (field := fields.get(key)) is not None:
+                values[field.name] = self.bind(entry.value, field.shape, (*path, key))
+                self._notice_switch(field, entry, values[field.name], (*path, key))
+            else:
+                self._unknown_key(key, entry, fields, path)
+        for field in fields.values():
+            if field.required and field.key not in node.entries:
+                values[field.name] = REFUSED
+                expected = field.shape.expected
+                key = show((*path, field.key))
+                self.report.refuse(node.at, key, expected=expected, found="nothing: the key is missing")
+        return REFUSED if _any_refused(values.values()) else self._construct(shape.type, values, path)
+
+    def _construct(self, options: type, values: Mapping[str, object], path: KeyPath) -> object:
+        try:
+            return options(**values)
+        except OptionError as error:
+            self.refuse((*path, *_split(error.key)), expected=error.expected)
+            return REFUSED
+
+    def _notice_switch(self, field: OptionField, entry: Entry, value: object, path: KeyPath) -> None:
+        if value is True and field.key.startswith("insecure"):
+            self.report.notice(entry.key_at, show(path), field.doc)
+
+    def _unknown_key(self, key: str, entry: Entry, fields: Mapping[str, OptionField], path: KeyPath) -> None:
+        similar = difflib.get_close_matches(key, fields, n=1)
+        if similar:
+            expected, hint = "a known key", f"did you mean {similar[0]}?"
+        else:
+            expected, hint = "one of the keys " + ", ".join(sorted(fields)), ""
+        self.report.refuse(
+            entry.key_at, show((*path, key)), expected=expected, found=f"the unknown key {quoted(key)}", hint=hint
+        )
+
+    def _one_of(self, node: Node, shape: OneOf, path: KeyPath) -> object:
+        trials: list[Binder] = []
+        for arm in shape.arms:
+            trial = Binder(self._secrets, self._rewrites)
+            value = trial._value(node, arm, path)
+            if value is not REFUSED:
+                self._adopt(trial)
+                return value
+            if _has_kind(node, arm):
+                trials.append(trial)
+        if not trials or isinstance(node, ScalarNode):
+            return self._refuse(node, shape, path)
+        self._adopt(min(trials, key=lambda trial: len(trial.report.problems)))
+        return REFUSED
+
+    def _adopt(self, trial: "Binder") -> None:
+        self.report.extend(trial.report)
+        self.places.update(trial.places)
+
+
+def _any_refused(values: Iterable[object]) -> bool:
+    return any(value is REFUSED for value in values)
+
+
+def _has_kind(node: Node, shape: Shape) -> bool:
+    """Return whether *node* is at least of the kind (scalar, list, mapping) that *shape* wants."""
+    match shape:
+        case ListOf():
+            return isinstance(node, ListNode)
+        case MapOf() | Options() | SecretText():
+            return isinstance(node, MappingNode)
+        case OwnForm() | Anything():
+            return True
+        case Nullable(inner):
+            return _has_kind(node, inner)
+        case OneOf(arms):
+            return any(_has_kind(node, arm) for arm in arms)
+        case _:
+            return isinstance(node, ScalarNode)
+
+
+def plain(node: Node) -> Any:
+    """Return the value of *node* in ``str``, ``int``, ``float``, ``bool``, ``None``, ``list`` and ``dict``."""
+    match node:
+        case ScalarNode():
+            return node.value
+        case ListNode():
+            return [plain(item) for item in node.items]
+        case MappingNode():
+            return {key: plain(entry.value) for key, entry in node.entries.items()}
+        case _:
+            assert_never(node)
+
+
+def describe(node: Node, *, conceal: bool) -> str:
+    """Return what *node* is, as a phrase; with *conceal*, without its value."""
+    match node:
+        case ListNode():
+            return "a list" if node.items else "an empty list"
+        case MappingNode():
+            return "a mapping" if node.entries else "an empty mapping"
+        case ScalarNode(value=None):
+            return "null" if node.text else "nothing"
+        case ScalarNode(value=str()):
+            return "a text" if conceal else f"the text {quoted(node.text)}"
+        case ScalarNode(value=bool()):
+            return node.text
+        case ScalarNode():
+            return "a number" if conceal else f"the number {node.text}"
+        case _:
+            assert_never(node)
+
+
+def show(path: KeyPath) -> str:
+    """Return *path* as it is written in messages: ``routes[2].path``."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            shown = quoted(part)
+            text += "." * bool(text) + (part if shown == f'"{part}"' else shown)
+    return text
+
+
+def _split(key: str) -> KeyPath:
+    """Return the path of an ``OptionError``'s key within its class: ``timeout.connect``, ``hosts[1]``."""
+    parts = (part for part in key.replace("[", ".").replace("]", "").split(".") if part)
+    return tuple(int(part) if part.isdecimal() else part for part in parts)

@@ -1,0 +1,90 @@
+"""What no single value can say: the rules between the parts of a configuration."""
+
+import re
+from collections.abc import Iterator
+
+from broker.config.addresses import ListenAddress, PublicUrl
+from broker.config.binding import REFUSED, Binder, KeyPath
+from broker.config.document import MappingNode
+from broker.core.secret import Secret
+from broker.core.standing import StandingGrantOptions
+from broker.errors import ConfigError
+from broker.services.keyring import decode_key
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+
+
+def cross_check(binder: Binder) -> None:
+    """
+    Report every rule that is broken between the bound parts.
+
+    A part that was refused is left out, so that each problem is told once, and all of them at once.
+    """
+    _check_keys(binder)
+    for section in ("providers", "grants"):
+        _check_names(binder, section)
+    _check_references(binder)
+    _check_networks(binder)
+    _note_exposure(binder)
+
+
+def bound_items(binder: Binder, section: str) -> Iterator[tuple[KeyPath, object]]:
+    """Yield the items of a list or mapping that were bound, also where others of them were refused."""
+    for path, place in binder.places.items():
+        if len(path) == 2 and path[0] == section and place.value is not REFUSED:
+            yield path, place.value
+
+
+def _names(binder: Binder, section: str) -> tuple[str, ...]:
+    place = binder.places.get((section,))
+    return tuple(place.node.entries) if place is not None and isinstance(place.node, MappingNode) else ()
+
+
+def _check_names(binder: Binder, section: str) -> None:
+    for name in _names(binder, section):
+        if not _NAME.fullmatch(name):
+            binder.refuse((section, name), expected="a name of a-z, 0-9 and hyphens, up to 63", found="another name")
+
+
+def _check_keys(binder: Binder) -> None:
+    seen: dict[bytes, KeyPath] = {}
+    place = binder.places.get(("keys",))
+    if place is not None and place.value == ():
+        binder.refuse(("keys",), expected="at least one key; `token-broker keys new` makes one")
+    for path, key in bound_items(binder, "keys"):
+        assert isinstance(key, Secret)
+        try:
+            raw = decode_key(key)
+        except ConfigError as error:
+            binder.refuse(path, expected="base64url of 32 random bytes", found=str(error))
+            continue
+        if raw in seen:
+            binder.refuse(path, expected="each key once", found="the same key as before")
+        seen[raw] = path
+
+
+def _check_references(binder: Binder) -> None:
+    providers = _names(binder, "providers")
+    for path, grant in bound_items(binder, "grants"):
+        assert isinstance(grant, StandingGrantOptions)
+        if grant.provider not in providers:
+            binder.refuse((*path, "provider"), expected=_one_of("providers", providers))
+
+
+def _one_of(section: str, names: tuple[str, ...]) -> str:
+    return f"a name of `{section}`: " + ", ".join(names) if names else f"a name of `{section}`, and there are none"
+
+
+def _check_networks(binder: Binder) -> None:
+    for path, network in bound_items(binder, "trusted_proxies"):
+        if getattr(network, "prefixlen", None) == 0:
+            binder.refuse(path, expected="the networks of your proxies: with this one, anybody could forge addresses")
+
+
+def _note_exposure(binder: Binder) -> None:
+    url = binder.places.get(("public_url",))
+    if url is not None and isinstance(url.value, PublicUrl) and not url.value.is_secure:
+        binder.notice(("public_url",), "without TLS, cookies have no Secure attribute and no prefix: for development")
+    admin = binder.places.get(("admin", "listen"))
+    if admin is not None and isinstance(admin.value, ListenAddress) and not admin.value.is_local:
+        binder.notice(("admin", "listen"), "other hosts reach health and metrics, and the admin API if it has a token")

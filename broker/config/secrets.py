@@ -1,0 +1,118 @@
+"""Where secrets come from: the environment and files, beside the configuration and never within it by default."""
+
+import base64
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from broker.config.problems import quoted
+
+MAX_BYTES = 1 << 16
+"""The largest secret: a PEM bundle of several long keys is far below it."""
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Obtained:
+    """
+    A secret's text.
+
+    Attributes:
+        text: The secret itself.
+        notice: What the operator should know about where it was; empty for nothing.
+    """
+
+    text: str
+    notice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """The secret isn't there: what was expected, and what was found, as phrases."""
+
+    expected: str
+    found: str
+
+
+class SecretSource(Protocol):
+    """Where ``{env: NAME}`` and ``{file: PATH}`` are looked up. Neither method raises."""
+
+    def from_environment(self, name: str) -> Obtained | Missing:
+        """Return the value of an environment variable."""
+        ...
+
+    def from_file(self, path: str) -> Obtained | Missing:
+        """Return the content of a file, without the line break at its end."""
+        ...
+
+
+class HostSecrets:
+    """The secrets of this process: its environment, and files, whose relative paths begin at the configuration."""
+
+    def __init__(self, environment: Mapping[str, str], directory: Path) -> None:
+        self._environment = environment
+        self._directory = directory
+
+    def from_environment(self, name: str) -> Obtained | Missing:
+        if not _NAME.fullmatch(name):
+            # Not shown: whoever writes something else here has probably written the secret itself.
+            return Missing("the name of an environment variable", "a text that can't be one")
+        text = self._environment.get(name)
+        if text is None:
+            return Missing(f"the environment variable {name}", "that it isn't set")
+        if not text:
+            return Missing(f"a secret in the environment variable {name}", "that it is empty")
+        return Obtained(text)
+
+    def from_file(self, path: str) -> Obtained | Missing:
+        shown = quoted(path)
+        try:
+            content, mode = _read(self._directory / path)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a path"
+            return Missing(f"a readable file {shown}", f"the error: {reason}")
+        if not stat.S_ISREG(mode):
+            return Missing(f"a regular file {shown}", "something else")
+        if len(content) > MAX_BYTES:
+            return Missing(f"a file {shown} of at most {MAX_BYTES >> 10}KiB", "a larger one")
+        try:
+            text = content.decode()
+        except UnicodeDecodeError:
+            return Missing(f"text in UTF-8 in the file {shown}", "bytes that are none")
+        text = text.removesuffix("\n").removesuffix("\r")
+        if not text:
+            return Missing(f"a secret in the file {shown}", "that it is empty")
+        readable = mode & stat.S_IROTH
+        return Obtained(text, f"the secret file {shown} is readable by every user of this host" if readable else "")
+
+
+def _read(path: Path) -> tuple[bytes, int]:
+    """Return the first bytes of a file and its mode; no bytes if it isn't a regular one."""
+    # Without O_NONBLOCK, opening a FIFO that nobody writes to would never return.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:  # noqa: PTH123 - of a descriptor
+        mode = os.fstat(descriptor).st_mode
+        return (file.read(MAX_BYTES + 1) if stat.S_ISREG(mode) else b""), mode
+
+
+class PretendedSecrets:
+    """
+    Stands in for every secret, so that a configuration can be checked where its secrets are not.
+
+    A pretended secret has the form of a ring key, and differs for each name and path.
+    """
+
+    def from_environment(self, name: str) -> Obtained | Missing:
+        return self._pretend(f"env:{name}")
+
+    def from_file(self, path: str) -> Obtained | Missing:
+        return self._pretend(f"file:{path}")
+
+    def _pretend(self, origin: str) -> Obtained:
+        return Obtained(base64.urlsafe_b64encode(hashlib.sha256(origin.encode()).digest()).decode().rstrip("="))

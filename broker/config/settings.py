@@ -1,0 +1,107 @@
+"""All settings: each component's options, put together."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+
+from broker.config.addresses import ListenAddress, PublicUrl
+from broker.config.problems import Notice
+from broker.core.options import OptionError, option
+from broker.core.provider import ProviderOptions
+from broker.core.secret import Secret
+from broker.core.session import SessionOptions
+from broker.core.standing import StandingGrantOptions
+
+_BASE_PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdminOptions:
+    """The listener for operators: health, metrics and the admin API. It should not be reachable from outside."""
+
+    listen: ListenAddress = option("Where it listens.", default=ListenAddress("127.0.0.1", 9090))
+    token: Secret | None = option(
+        "The bearer token of the admin API. Without it the listener serves health and metrics only.", default=None
+    )
+
+
+class LogLevel(StrEnum):
+    """How much is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    """How a log record is written."""
+
+    JSON = "json"
+    TEXT = "text"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogOptions:
+    """The log, on standard error."""
+
+    level: LogLevel = option("The least severe level that is logged.", default=LogLevel.INFO)
+    format: LogFormat = option("One JSON object per line, or text for reading.", default=LogFormat.JSON)
+    access: bool = option("Whether each request is logged.", default=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The whole configuration."""
+
+    public_url: PublicUrl = option(
+        "The origin under which browsers reach the broker. It must be https, except on this machine: there, cookies "
+        "lose `Secure` and their prefix.",
+        example="https://app.example.com",
+    )
+    listen: ListenAddress = option(
+        "Where the broker listens.", default=ListenAddress("127.0.0.1", 8080), example="0.0.0.0:8080"
+    )
+    admin: AdminOptions = option("The listener for operators.", default=AdminOptions())
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = option(
+        "The networks of the proxies in front of the broker. Only what they say in `Forwarded`, `X-Forwarded-*` and "
+        "`X-Request-ID` is believed.",
+        default=(),
+        example="[10.0.0.0/8]",
+    )
+    keys: tuple[Secret, ...] = option(
+        "The keys that seal every record and cookie, made by `token-broker keys new`. The first seals, all open: put "
+        "a new one in front, and take the old one out once no session is older than it.",
+        example="[{file: /run/secrets/broker-key-2}, {file: /run/secrets/broker-key-1}]",
+    )
+    session: SessionOptions = option("Browser sessions.", default=SessionOptions())
+    workers: int = option("How many processes serve on the same port.", default=1)
+    providers: Mapping[str, ProviderOptions] = option(
+        "The authorization servers, each by a name of lower-case letters, digits and hyphens.", default_factory=dict
+    )
+    grants: Mapping[str, StandingGrantOptions] = option(
+        "Standing grants, which no browser brought, each by a name.", default_factory=dict
+    )
+    base_path: str = option("The path of the broker's own endpoints.", default="/bff")
+    log: LogOptions = option("The log.", default=LogOptions())
+    drain_timeout_seconds: float = option("How long running requests may take to end after SIGTERM.", default=30.0)
+    spool_dir: Path | None = option(
+        "A directory on a local disk for token responses that the store could not take. They are sealed, and saved at "
+        "the next start at the latest. Without it they are kept in memory alone until the store is back.",
+        default=None,
+        example="/var/lib/token-broker/spool",
+    )
+    warnings: tuple[Notice, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.workers <= 256:
+            raise OptionError("workers", "a number from 1 to 256")
+        if not _BASE_PATH.fullmatch(self.base_path):
+            raise OptionError("base_path", "a path such as /bff, of letters, digits, ., _, ~ and -")
+        if not 0 <= self.drain_timeout_seconds <= 3600:
+            raise OptionError("drain_timeout", "a duration from 0s to 1h")
+        if self.spool_dir is not None and not self.spool_dir.is_absolute():
+            raise OptionError("spool_dir", "an absolute path")
