@@ -53,9 +53,9 @@ async def test_two_authorization_lines_are_refused() -> None:
     """A smuggled second credential shows as 401, even beside a live one."""
     async with LedgerServer() as provider, Upstream(check=tokens_of(provider)) as upstream:
         live = f"Bearer {provider.issue()['access_token']}"
-        headers = CIMultiDict([("Authorization", live), ("authorization", "Bearer other")])
-        async with http.get(f"{upstream.url}/", headers=headers) as response:
-            assert 401 == response.status
+        head = f"GET / HTTP/1.1\r\nHost: up\r\nAuthorization: {live}\r\nauthorization: Bearer other\r\n"
+        answer = await exchange(upstream, f"{head}Connection: close\r\n\r\n".encode())
+        assert answer.startswith(b"HTTP/1.1 401 ")
     assert [live, "Bearer other"] == upstream.received[0].header("authorization")
 
 
