@@ -1,0 +1,255 @@
+"""
+The only HTTP client towards an authorization server.
+
+What came of a request is a value of a closed set, and one distinction in it decides whether a grant may be lost:
+:class:`NotSent` means that no byte of the request has left, so the server can't have processed it; :class:`NoAnswer`
+means that it may have.
+
+Three things are done against surprises. Redirects are never followed. Each connection serves one request, since a
+server that closes an idle connection just when a refresh is written on it would turn a harmless refresh into one in
+doubt. And no cookie is kept.
+"""
+
+import ipaddress
+import logging
+import socket
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from urllib.parse import urlsplit
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from multidict import CIMultiDict
+from yarl import URL
+
+from broker.core.client_auth import TlsOptions
+from broker.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+MAX_CONTENT_BYTES = 512 * 1024
+"""Larger answers are cut off: no metadata, key set or token response comes near."""
+
+METADATA_SERVICES = frozenset({"fd00:ec2::254", "100.100.100.200"})
+"""Clouds' metadata services (AWS, Alibaba) whose addresses are not link-local ones."""
+
+MAX_CONNECTIONS = 100
+"""Towards one authorization server, from one process. Further requests queue up to their deadline."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """
+    The server answered.
+
+    Attributes:
+        status: The HTTP status.
+        headers: The header fields.
+        content: The content; None if it was cut off, undecodable or too large.
+    """
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    content: bytes | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class NotSent:
+    """No byte of the request has left: no connection, no name, no TLS, or a URL that is refused."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NoAnswer:
+    """The request was sent, at least in part, and no answer came."""
+
+    reason: str
+
+
+Exchange = Answer | NotSent | NoAnswer
+
+
+def url_refusal(url: str, *, insecure: bool) -> str | None:
+    """
+    Return why *url* must not be called, as a phrase; None if it may be.
+
+    Only https, and http to loopback or where the operator allows it. Never a link-local address, where clouds keep
+    their metadata services (CVE-2026-41413).
+    """
+    try:
+        parts = urlsplit(url)
+        host, _port = parts.hostname, parts.port
+    except ValueError:
+        return "is no URL"
+    if (
+        not host
+        or parts.username is not None
+        or parts.password is not None
+        or not url.isascii()
+        or not url.isprintable()
+    ):
+        return "is no URL of a host"
+    if _is_forbidden(host):
+        return "is a link-local address"
+    if parts.scheme == "https" or (parts.scheme == "http" and (insecure or is_loopback(host))):
+        return None
+    return "is not https"
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether *host* names this machine by an address of it or as ``localhost``."""
+    address = _address(host)
+    return host == "localhost" or host.endswith(".localhost") or (address is not None and address.is_loopback)
+
+
+class Outbound:
+    """Requests to one authorization server."""
+
+    def __init__(self, tls: TlsOptions | None = None, *, insecure: bool = False) -> None:
+        """
+        Args:
+            tls: CA and client certificate.
+            insecure: Allow plain http off loopback.
+
+        Raises:
+            ConfigError: If a certificate or key can't be loaded. The start must be refused (CVE-2026-22750).
+        """
+        self._ssl = _ssl_context(tls or TlsOptions())
+        self._insecure = insecure
+        self._session: aiohttp.ClientSession | None = None
+
+    async def get(self, url: str, *, headers: Mapping[str, str] | None = None, timeout_seconds: float) -> Exchange:
+        """Send a GET."""
+        return await self._request("GET", url, headers or {}, None, timeout_seconds)
+
+    async def post(self, url: str, *, content: bytes, headers: Mapping[str, str], timeout_seconds: float) -> Exchange:
+        """Send a POST, once. Whether it may be sent again is for the caller to judge."""
+        return await self._request("POST", url, headers, content, timeout_seconds)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def _request(
+        self, method: str, url: str, headers: Mapping[str, str], content: bytes | None, timeout_seconds: float
+    ) -> Exchange:
+        if (refusal := url_refusal(url, insecure=self._insecure)) is not None:
+            return NotSent(f"the URL {refusal}")
+        progress = SimpleNamespace(writing=False)
+        try:
+            async with self._client().request(
+                method,
+                URL(url, encoded=True),
+                data=content,
+                headers={"Accept": "application/json", "Accept-Encoding": "identity", **headers},
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=timeout_seconds),
+                trace_request_ctx=progress,
+            ) as response:
+                return Answer(
+                    status=response.status,
+                    headers=CIMultiDict(response.headers),
+                    content=await _content(response),
+                )
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as fault:
+            # A TimeoutError says nothing: the trace knows whether it struck before or after the first byte.
+            reason = type(fault).__name__
+            return NoAnswer(reason) if progress.writing else NotSent(reason)
+
+    def _client(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    ssl=self._ssl,
+                    limit=MAX_CONNECTIONS,
+                    force_close=True,
+                    use_dns_cache=False,
+                    resolver=_GuardedResolver(),
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trace_configs=[_trace()],
+                requote_redirect_url=False,
+                skip_auto_headers={"User-Agent"},
+                max_line_size=16 * 1024,
+                max_field_size=16 * 1024,
+            )
+        return self._session
+
+
+def _trace() -> aiohttp.TraceConfig:
+    """Note the moment before the first byte is written: aiohttp tells it after the connection (and TLS) stands."""
+
+    async def writing(
+        _session: aiohttp.ClientSession, context: SimpleNamespace, _params: aiohttp.TraceRequestHeadersSentParams
+    ) -> None:
+        context.trace_request_ctx.writing = True
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_headers_sent.append(writing)
+    return trace
+
+
+async def _content(response: aiohttp.ClientResponse) -> bytes | None:
+    """Return the whole content, or None if it doesn't arrive whole and in bounds."""
+    content = bytearray()
+    try:
+        async for chunk in response.content.iter_any():
+            content += chunk
+            if len(content) > MAX_CONTENT_BYTES:
+                return None
+    except (aiohttp.ClientError, OSError, TimeoutError):
+        return None
+    return bytes(content)
+
+
+class _GuardedResolver(AbstractResolver):
+    """Names that resolve to link-local addresses don't resolve."""
+
+    def __init__(self) -> None:
+        self._inner = aiohttp.DefaultResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        results = await self._inner.resolve(host, port, family)
+        if allowed := [result for result in results if not _is_forbidden(result["host"])]:
+            return allowed
+        raise OSError(None, "the name has link-local addresses only")
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _is_forbidden(host: str) -> bool:
+    address = _address(host)
+    if address is None:
+        return False
+    return address.is_link_local or address.is_multicast or address.is_unspecified or str(address) in METADATA_SERVICES
+
+
+def _ssl_context(tls: TlsOptions) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=tls.ca_file)
+    except (OSError, ValueError) as fault:
+        raise ConfigError(f"tls.ca_file: {fault}") from fault
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if tls.certificate_file is not None:
+        try:
+            # An encrypted key without a password must be refused, not asked for on the terminal.
+            password = "" if tls.key_password is None else tls.key_password.reveal()
+            context.load_cert_chain(tls.certificate_file, tls.key_file, lambda: password)
+        except (OSError, ValueError) as fault:
+            raise ConfigError(f"tls.certificate_file: {fault}") from fault
+    return context
