@@ -59,10 +59,11 @@ class Entry:
 class Spool:
     """The spool file of this process."""
 
-    def __init__(self, directory: Path, keyring: Keyring, randomness: Randomness) -> None:
+    def __init__(self, directory: Path | None, keyring: Keyring, randomness: Randomness) -> None:
         """
         Args:
-            directory: Shared by the processes of one host. It must outlive a restart.
+            directory: Shared by the processes of one host. It must outlive a restart. None: answers are kept in
+                memory alone, and a crash before the store has them loses them.
             keyring: Seals the entries.
             randomness: Makes the file's name.
         """
@@ -83,6 +84,8 @@ class Spool:
         Raises:
             OSError: If the directory can't be written. The start is refused: a promise would be broken.
         """
+        if self._directory is None:
+            return
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         while True:
             path = self._directory / f"{os.getpid()}-{self._randomness.token_bytes(8).hex()}{SUFFIX}"
@@ -105,9 +108,11 @@ class Spool:
         self._write(_encode(entry))
 
     def _write(self, plaintext: bytes) -> None:
+        if self._file is None:
+            return
         sealed = self._keyring.seal(KIND, KIND, plaintext)
         try:
-            os.write(-1 if self._file is None else self._file, _LENGTH.pack(len(sealed)) + sealed)
+            os.write(self._file, _LENGTH.pack(len(sealed)) + sealed)
         except OSError as fault:
             log.critical("spool_write_failed", extra={"error": str(fault)})
 
@@ -138,6 +143,8 @@ class Spool:
             The entries that were taken over now; each stays pending until :meth:`done`.
         """
         taken: list[Entry] = []
+        if self._directory is None:
+            return taken
         for path in sorted(self._directory.glob(f"*{SUFFIX}")):
             if path != self._path:
                 taken += self._take_over(path)
