@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test faults interop bench fuzz lint format types docs clean
+.PHONY: install demo test browser interop faults bench fuzz lint format types docs constraints clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -16,8 +16,14 @@ install: $(VENV)/installed  ## .venv with the broker and what its tests need
 demo: install  ## a whole installation on loopback: log in, watch tokens rotate
 	$(BIN)/token-broker demo
 
-test: install  ## every test that needs no root and no network
-	$(BIN)/python -m pytest -m "not slow"
+test: install  ## every test that needs nothing but Python: no root, no browser, no other servers
+	$(BIN)/python -m pytest -m "not slow and not browser and not interop"
+
+browser: install  ## the demo in a real Chromium
+	$(BIN)/python -m pytest -m browser
+
+interop: install  ## real authorization servers and gateways that nobody here wrote (needs node, java, nginx …)
+	$(BIN)/python -m pytest -m interop
 
 faults: install  ## storms, kill -9 at every await, store and provider outages
 	$(BIN)/python -m pytest -m slow

@@ -31,14 +31,18 @@ _PLAIN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", 
 class LineWriter:
     """Writes lines from a thread of its own. :meth:`write` never blocks and never fails."""
 
-    def __init__(self, stream: IO[str], *, dropped: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(
+        self, stream: IO[str], *, dropped: Callable[[int], None] = lambda _: None, max_backlog: int = MAX_BACKLOG
+    ) -> None:
         """
         Args:
             stream: Where the lines go.
             dropped: Is told how many lines were dropped since it was told last.
+            max_backlog: How many lines wait while the stream is blocked; more are dropped.
         """
         self._stream = stream
         self._dropped = dropped
+        self._max_backlog = max_backlog
         self._lines: deque[str] = deque()
         self._wake = threading.Event()
         self._idle = True
@@ -49,7 +53,7 @@ class LineWriter:
 
     def write(self, line: str) -> None:
         """Write *line*, which ends without a newline, soon."""
-        if len(self._lines) >= MAX_BACKLOG:
+        if len(self._lines) >= self._max_backlog:
             self._lost += 1
             return
         self._lines.append(line)
