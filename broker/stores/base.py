@@ -143,7 +143,7 @@ class Store(Protocol):
         ...
 
     async def close(self) -> None:
-        """Release every resource. Safe to call twice, or without a start. Calls that are under way fail."""
+        """Release every resource, for good. Safe to call twice, or without a start. Calls that are under way fail."""
         ...
 
     async def ping(self) -> None:
