@@ -3,5 +3,6 @@
 from broker.config.loading import load, loads
 from broker.config.problems import ConfigErrors, Notice, Problem
 from broker.config.settings import Settings
+from broker.config.sources import HostSource, PretendedSource
 
-__all__ = ["ConfigErrors", "Notice", "Problem", "Settings", "load", "loads"]
+__all__ = ["ConfigErrors", "HostSource", "Notice", "PretendedSource", "Problem", "Settings", "load", "loads"]

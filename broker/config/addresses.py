@@ -28,41 +28,29 @@ def is_loopback(host: str) -> bool:
 @dataclass(frozen=True, slots=True)
 class ListenAddress:
     """
-    A TCP address or a Unix socket.
+    A TCP address to listen on.
 
     Attributes:
-        host: An address or a name; empty for a Unix socket.
-        port: 0 lets the system choose; it has no meaning for a Unix socket.
-        path: The path of a Unix socket; empty for TCP.
+        host: An address or a name.
+        port: 0 lets the system choose.
     """
 
-    host: str = ""
-    port: int = 0
-    path: str = ""
+    host: str
+    port: int
 
     def __str__(self) -> str:
-        if self.path:
-            return f"unix:{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def is_local(self) -> bool:
         """Whether only this machine reaches it."""
-        return bool(self.path) or is_loopback(self.host)
+        return is_loopback(self.host)
 
     @classmethod
     def from_option(cls, value: object) -> Self:
-        """Read ``HOST:PORT``, ``[IPv6]:PORT`` or ``unix:PATH``. Raises OptionError."""
+        """Read ``HOST:PORT`` or ``[IPv6]:PORT``. Raises OptionError."""
         refusal = OptionError("", str(cls.option_schema()["description"]))
-        if not isinstance(value, str):
-            raise refusal
-        if value.startswith("unix:"):
-            path = value.removeprefix("unix:")
-            # sun_path has 108 bytes on Linux (unix(7)).
-            if not path.startswith("/") or not path.isprintable() or len(path.encode()) > 107:
-                raise refusal
-            return cls(path=path)
-        match = _ADDRESS.fullmatch(value)
+        match = _ADDRESS.fullmatch(value) if isinstance(value, str) else None
         if match is None or int(match["port"]) > 65535:
             raise refusal
         return cls(host=_host(match["name"], match["six"], refusal), port=int(match["port"]))
@@ -71,7 +59,7 @@ class ListenAddress:
     def option_schema(cls) -> dict[str, object]:
         return {
             "type": "string",
-            "description": "an address such as 127.0.0.1:8080, [::1]:8080 or unix:/run/broker.sock",
+            "description": "an address such as 127.0.0.1:8080 or [::1]:8080",
         }
 
 

@@ -9,9 +9,10 @@ from typing import Any, Final, assert_never
 from broker.config.document import Entry, ListNode, MappingNode, Node, ScalarNode
 from broker.config.problems import Location, Report, quoted
 from broker.config.scalars import Text
-from broker.config.secrets import Missing, Obtained, SecretSource
 from broker.config.shapes import (
     Anything,
+    Definite,
+    FileName,
     ListOf,
     MapOf,
     Nullable,
@@ -25,6 +26,7 @@ from broker.config.shapes import (
     fields_of,
     is_secret,
 )
+from broker.config.sources import Missing, Obtained, Source
 from broker.core.options import OptionError
 
 KeyPath = tuple[str | int, ...]
@@ -67,30 +69,33 @@ class Binder:
         places: Every value that was met, by its path.
     """
 
-    def __init__(self, secrets: SecretSource, rewrites: Mapping[type, Rewrite] | None = None) -> None:
+    def __init__(self, source: Source, rewrites: Mapping[type, Rewrite] | None = None) -> None:
         self.report = Report()
         self.places: dict[KeyPath, Place] = {}
-        self._secrets = secrets
+        self._source = source
         self._rewrites = rewrites or {}
 
     def bind(self, node: Node, shape: Shape, path: KeyPath = ()) -> Any:
         """Return the value of *node*, or REFUSED after reporting why it has none."""
         self.places[path] = Place(node, shape, REFUSED)
-        if isinstance(node, ScalarNode) and node.value is None and not (node.text and isinstance(shape, Nullable)):
+        value: object = None
+        if not isinstance(node, ScalarNode) or node.value is not None:
+            value = self._value(node, shape.inner if isinstance(shape, Nullable) else shape, path)
+        elif not (isinstance(shape, Nullable) and node.text):
             # An empty place is refused even where null is taken: a template that filled in nothing must not switch a
             # check off (CVE-2021-21411).
-            value: object = self._refuse(node, shape, path)
-        else:
-            value = self._value(node, shape, path)
+            value = self._refuse(node, shape, path)
         self.places[path] = Place(node, shape, value)
         return value
 
-    def _value(self, node: Node, shape: Shape, path: KeyPath) -> object:
+    def _value(self, node: Node, shape: Definite, path: KeyPath) -> object:
         match shape:
             case ScalarOf():
                 return self._scalar(node, shape, path)
             case SecretText():
                 return self._secret(node, shape, path)
+            case FileName():
+                return self._file(node, path)
             case OwnForm():
                 return self._own_form(node, shape, path)
             case ListOf():
@@ -99,8 +104,6 @@ class Binder:
                 return self._map(node, shape, path)
             case Options():
                 return self._options(node, shape, path)
-            case Nullable(inner):
-                return None if isinstance(node, ScalarNode) and node.value is None else self._value(node, inner, path)
             case OneOf():
                 return self._one_of(node, shape, path)
             case Anything():
@@ -129,6 +132,8 @@ class Binder:
 
     def _refuse(self, node: Node, shape: Shape, path: KeyPath) -> _Refused:
         hint = ""
+        if isinstance(shape, Nullable) and isinstance(node, ScalarNode) and node.value is None:
+            hint = "leave the key out, or say null"
         if shape == ScalarOf(Text()) and isinstance(node, ScalarNode) and isinstance(node.value, bool | int | float):
             hint = "put it in quotes"
         found = describe(node, conceal=is_secret(shape))
@@ -151,9 +156,9 @@ class Binder:
             return self._refuse(node, shape, path)
         match kind:
             case "env":
-                obtained = self._secrets.from_environment(text)
+                obtained = self._source.from_environment(text)
             case "file":
-                obtained = self._secrets.from_file(text)
+                obtained = self._source.from_file(text)
             case _:
                 obtained = Obtained(text, "the secret is written in the configuration itself")
         if isinstance(obtained, Missing):
@@ -162,6 +167,16 @@ class Binder:
         if obtained.notice:
             self.report.notice(node.at, show(path), obtained.notice)
         return shape.type(obtained.text)
+
+    def _file(self, node: Node, path: KeyPath) -> object:
+        text = self._scalar(node, ScalarOf(Text()), path)
+        if not isinstance(text, str):
+            return text
+        located = self._source.locate(text)
+        if isinstance(located, Missing):
+            self.report.refuse(node.at, show(path), expected=located.expected, found=located.found)
+            return REFUSED
+        return located.path
 
     def _own_form(self, node: Node, shape: OwnForm, path: KeyPath) -> object:
         try:
@@ -174,6 +189,10 @@ class Binder:
     def _list(self, node: Node, shape: ListOf, path: KeyPath) -> object:
         if not isinstance(node, ListNode):
             return self._refuse(node, shape, path)
+        if not node.items:
+            # An allow-list that was emptied by a slip must not pass for one that was never made.
+            self.report.refuse(node.at, show(path), expected="at least one item", found="an empty list")
+            return REFUSED
         items = [self.bind(item, shape.item, (*path, index)) for index, item in enumerate(node.items)]
         return REFUSED if _any_refused(items) else shape.collect(items)
 
@@ -228,7 +247,7 @@ class Binder:
     def _one_of(self, node: Node, shape: OneOf, path: KeyPath) -> object:
         trials: list[Binder] = []
         for arm in shape.arms:
-            trial = Binder(self._secrets, self._rewrites)
+            trial = Binder(self._source, self._rewrites)
             value = trial._value(node, arm, path)
             if value is not REFUSED:
                 self._adopt(trial)
@@ -249,7 +268,7 @@ def _any_refused(values: Iterable[object]) -> bool:
     return any(value is REFUSED for value in values)
 
 
-def _has_kind(node: Node, shape: Shape) -> bool:
+def _has_kind(node: Node, shape: Definite) -> bool:
     """Return whether *node* is at least of the kind (scalar, list, mapping) that *shape* wants."""
     match shape:
         case ListOf():
@@ -258,8 +277,6 @@ def _has_kind(node: Node, shape: Shape) -> bool:
             return isinstance(node, MappingNode)
         case OwnForm() | Anything():
             return True
-        case Nullable(inner):
-            return _has_kind(node, inner)
         case OneOf(arms):
             return any(_has_kind(node, arm) for arm in arms)
         case _:

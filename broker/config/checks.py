@@ -6,6 +6,11 @@ from collections.abc import Iterator
 from broker.config.addresses import ListenAddress, PublicUrl
 from broker.config.binding import REFUSED, Binder, KeyPath
 from broker.config.document import MappingNode
+from broker.config.problems import quoted
+from broker.config.settings import Settings
+from broker.config.shapes import fields_of
+from broker.core.options import OptionError
+from broker.core.routing import Route, RouteTable, TokenKind
 from broker.core.secret import Secret
 from broker.core.standing import StandingGrantOptions
 from broker.errors import ConfigError
@@ -24,6 +29,7 @@ def cross_check(binder: Binder) -> None:
     for section in ("providers", "grants"):
         _check_names(binder, section)
     _check_references(binder)
+    _check_routes(binder)
     _check_networks(binder)
     _note_exposure(binder)
 
@@ -69,6 +75,42 @@ def _check_references(binder: Binder) -> None:
         assert isinstance(grant, StandingGrantOptions)
         if grant.provider not in providers:
             binder.refuse((*path, "provider"), expected=_one_of("providers", providers))
+    for path, route in bound_items(binder, "routes"):
+        assert isinstance(route, Route)
+        _check_route_references(binder, path, route)
+
+
+def _check_route_references(binder: Binder, path: KeyPath, route: Route) -> None:
+    providers, grants = _names(binder, "providers"), _names(binder, "grants")
+    if route.token.grant is not None and route.token.grant not in grants:
+        binder.refuse((*path, "token", "grant"), expected=_one_of("grants", grants), found=quoted(route.token.grant))
+    if route.provider is not None and route.provider not in providers:
+        binder.refuse((*path, "provider"), expected=_one_of("providers", providers))
+    if route.token.kind not in {TokenKind.USER, TokenKind.USER_OR_NONE}:
+        return
+    if not providers:
+        binder.refuse((*path, "token"), expected="none or a grant, since `providers` has nobody to log in with")
+
+
+def _check_routes(binder: Binder) -> None:
+    routes = [(path, route) for path, route in bound_items(binder, "routes") if isinstance(route, Route)]
+    base_path = binder.places.get(("base_path",))
+    base = str(base_path.value if base_path is not None else fields_of(Settings)["base_path"].default).lower()
+    for path, route in routes:
+        if f"{route.path.lower()}/".startswith(f"{base}/"):
+            binder.refuse(
+                (*path, "path"), expected=f"a path outside of {base}, which is the broker's own (`base_path`)"
+            )
+    while True:
+        try:
+            RouteTable((route, None) for _, route in routes)
+        except OptionError as error:
+            # The table names the second of two that match alike; without it, it finds the next pair.
+            index, _, key = error.key.removeprefix("[").partition("].")
+            path, _route = routes.pop(int(index))
+            binder.refuse((*path, key), expected=error.expected)
+        else:
+            return
 
 
 def _one_of(section: str, names: tuple[str, ...]) -> str:

@@ -2,20 +2,23 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from broker.config.addresses import ListenAddress, PublicUrl
 from broker.config.problems import Notice
+from broker.core.login import LoginOptions
 from broker.core.options import OptionError, option
 from broker.core.provider import ProviderOptions
+from broker.core.routing import Route
 from broker.core.secret import Secret
 from broker.core.session import SessionOptions
 from broker.core.standing import StandingGrantOptions
+from broker.stores.options import StoreOptions
 
-_BASE_PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
+_BASE_PATH = re.compile(r"(/[A-Za-z0-9_-]+)+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,7 @@ class Settings:
         default=(),
         example="[10.0.0.0/8]",
     )
+    store: StoreOptions = option("Where sessions and grants are kept, sealed.", default=StoreOptions())
     keys: tuple[Secret, ...] = option(
         "The keys that seal every record and cookie, made by `token-broker keys new`. The first seals, all open: put "
         "a new one in front, and take the old one out once no session is older than it.",
@@ -85,6 +89,8 @@ class Settings:
     grants: Mapping[str, StandingGrantOptions] = option(
         "Standing grants, which no browser brought, each by a name.", default_factory=dict
     )
+    routes: tuple[Route, ...] = option("Where requests go, by the longest path, then host, then method.", default=())
+    login: LoginOptions = option("How users log in and out.", default=LoginOptions())
     base_path: str = option("The path of the broker's own endpoints.", default="/bff")
     log: LogOptions = option("The log.", default=LogOptions())
     drain_timeout_seconds: float = option("How long running requests may take to end after SIGTERM.", default=30.0)
@@ -99,8 +105,11 @@ class Settings:
     def __post_init__(self) -> None:
         if not 1 <= self.workers <= 256:
             raise OptionError("workers", "a number from 1 to 256")
+        if self.workers > 1 and not self.store.is_shared:
+            raise OptionError("workers", "1, since a memory store serves one process")
         if not _BASE_PATH.fullmatch(self.base_path):
-            raise OptionError("base_path", "a path such as /bff, of letters, digits, ., _, ~ and -")
+            raise OptionError("base_path", "a path such as /bff, of letters, digits, _ and -")
+        object.__setattr__(self, "login", replace(self.login, base_path=self.base_path))
         if not 0 <= self.drain_timeout_seconds <= 3600:
             raise OptionError("drain_timeout", "a duration from 0s to 1h")
         if self.spool_dir is not None and not self.spool_dir.is_absolute():

@@ -6,11 +6,11 @@ The binder, the JSON Schema and the reference all read these shapes, so they can
 """
 
 import dataclasses
-import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass
 from enum import StrEnum
 from functools import cache
+from types import MappingProxyType, NoneType, UnionType
 from typing import Any, ClassVar, Literal, NewType, Union, get_args, get_origin, get_type_hints
 
 from broker.config.scalars import SIMPLE_TYPES, Choice, Duration, Scalar, Schema, Size
@@ -34,6 +34,16 @@ class SecretText:
 
     type: type[Secret]
     expected: ClassVar[str] = "{env: NAME}, {file: PATH} or {value: TEXT}"
+
+
+@dataclass(frozen=True, slots=True)
+class FileName:
+    """The path of a file that must be there; a relative one begins at the configuration's directory."""
+
+    expected: ClassVar[str] = "the path of a file"
+
+    def schema(self) -> Schema:
+        return {"type": "string", "minLength": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +94,7 @@ class Options:
 class Nullable:
     """A value that may also be ``null``."""
 
-    inner: "Shape"
+    inner: "Definite"
 
     @property
     def expected(self) -> str:
@@ -95,7 +105,7 @@ class Nullable:
 class OneOf:
     """Any of several shapes."""
 
-    arms: tuple["Shape", ...]
+    arms: tuple["Definite", ...]
 
     @property
     def expected(self) -> str:
@@ -108,8 +118,15 @@ class Anything:
 
     expected: ClassVar[str] = "a value"
 
+    def schema(self) -> Schema:
+        return {}
 
-Shape = ScalarOf | SecretText | OwnForm | ListOf | MapOf | Options | Nullable | OneOf | Anything
+
+Definite = ScalarOf | SecretText | FileName | OwnForm | ListOf | MapOf | Options | OneOf | Anything
+"""What isn't ``null``."""
+
+Shape = Definite | Nullable
+"""What a YAML value must look like."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,15 +175,17 @@ def _option_field(field: "dataclasses.Field[Any]", hint: Any) -> OptionField:
     elif field.default_factory is not MISSING:
         default = field.default_factory()
     key = field.name
-    unit: Scalar | None = None
+    meant: Mapping[type, Definite] = {}
     if field.name.endswith("_seconds"):
-        key, unit = field.name.removesuffix("_seconds"), Duration()
+        key, meant = field.name.removesuffix("_seconds"), {float: ScalarOf(Duration())}
     elif field.name.endswith("_bytes"):
-        key, unit = field.name.removesuffix("_bytes"), Size()
+        key, meant = field.name.removesuffix("_bytes"), {int: ScalarOf(Size())}
+    elif field.name.endswith("_file"):
+        meant = {str: FileName()}
     return OptionField(
         name=field.name,
         key=field.metadata.get("key", key),
-        shape=shape_of(hint, unit=unit),
+        shape=shape_of(hint, meant),
         required=field.default is MISSING and field.default_factory is MISSING,
         default=default,
         doc=field.metadata["doc"],
@@ -174,46 +193,51 @@ def _option_field(field: "dataclasses.Field[Any]", hint: Any) -> OptionField:
     )
 
 
-def shape_of(hint: Any, *, unit: Scalar | None = None) -> Shape:
+def shape_of(hint: Any, meant: Mapping[type, Definite] = MappingProxyType({})) -> Shape:
     """
     Return the shape of a type.
 
     Args:
         hint: The type, as ``typing.get_type_hints`` returns it.
-        unit: What its numbers are, where the field's name says so.
+        meant: What its plain types mean, where the field's name says so.
 
     Raises:
         TypeError: If no YAML value can have the type.
     """
     origin = get_origin(hint)
-    if origin in {Union, types.UnionType}:
-        return _union(hint, unit)
+    if origin in {Union, UnionType}:
+        return _union(hint, meant)
     if origin is Literal:
         return ScalarOf(Choice({str(word): word for word in get_args(hint)}))
     if origin in {tuple, frozenset, list}:
         collect: Callable[[list[Any]], object] = frozenset if origin is frozenset else tuple
-        return ListOf(shape_of(get_args(hint)[0], unit=unit), collect)
+        return ListOf(shape_of(get_args(hint)[0], meant), collect)
     if origin in {dict, Mapping}:
-        return MapOf(shape_of(get_args(hint)[1], unit=unit))
+        return MapOf(shape_of(get_args(hint)[1], meant))
     if isinstance(hint, NewType):
-        return shape_of(hint.__supertype__, unit=unit)
+        return shape_of(hint.__supertype__, meant)
     if hint in {Any, object}:
         return Anything()
     if isinstance(hint, type):
-        return _class(hint, unit)
+        return _class(hint, meant)
     raise TypeError(f"no YAML value can be a {hint!r}")
 
 
-def _union(hint: Any, unit: Scalar | None) -> Shape:
-    arms: list[Shape] = []
+def _union(hint: Any, meant: Mapping[type, Definite]) -> Shape:
+    arms: list[Definite] = []
     for member in get_args(hint):
-        if member is not types.NoneType and (arm := shape_of(member, unit=unit)) not in arms:
-            arms.append(arm)
+        if member is not NoneType:
+            arm = shape_of(member, meant)
+            assert not isinstance(arm, Nullable), "typing flattens unions"
+            if arm not in arms:  # both IPv4Network and IPv6Network are a network
+                arms.append(arm)
     union = arms[0] if len(arms) == 1 else OneOf(tuple(arms))
-    return Nullable(union) if types.NoneType in get_args(hint) else union
+    return Nullable(union) if NoneType in get_args(hint) else union
 
 
-def _class(hint: type, unit: Scalar | None) -> Shape:
+def _class(hint: type, meant: Mapping[type, Definite]) -> Definite:
+    if hint in meant:
+        return meant[hint]
     if hasattr(hint, "from_option"):
         return OwnForm(hint)
     if issubclass(hint, Secret):
@@ -222,8 +246,6 @@ def _class(hint: type, unit: Scalar | None) -> Shape:
         return ScalarOf(Choice({member.value: member for member in hint}))
     if dataclasses.is_dataclass(hint):
         return Options(hint)
-    if hint in {int, float} and unit is not None:
-        return ScalarOf(unit)
     if hint in SIMPLE_TYPES:
         return ScalarOf(SIMPLE_TYPES[hint])
     raise TypeError(f"no YAML value can be a {hint.__name__}")

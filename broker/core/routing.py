@@ -215,7 +215,7 @@ class Route:
             raise OptionError("rewrite_prefix", "either it or strip_prefix")
         if self.rewrite_prefix is not None:
             _check_path("rewrite_prefix", self.rewrite_prefix)
-        if self.token.kind is TokenKind.NONE and self.audience.key:
+        if self.audience.key and self.token.kind is TokenKind.NONE:
             raise OptionError("token", "user or {grant: NAME} beside audience, resource, scope or exchange")
         if not 0 <= self.max_replay_body_bytes <= 16 << 20:
             raise OptionError("max_replay_body", "a size of at most 16MiB: it is kept in memory")

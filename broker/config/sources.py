@@ -1,4 +1,8 @@
-"""Where secrets come from: the environment and files, beside the configuration and never within it by default."""
+"""
+What a configuration refers to outside of itself: environment variables and files.
+
+Secrets stand there, and not in the configuration; so do certificates.
+"""
 
 import base64
 import hashlib
@@ -33,15 +37,22 @@ class Obtained:
 
 
 @dataclass(frozen=True, slots=True)
+class Located:
+    """A file that is there and readable: its path, from the root or from the working directory."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class Missing:
-    """The secret isn't there: what was expected, and what was found, as phrases."""
+    """It isn't there: what was expected, and what was found, as phrases."""
 
     expected: str
     found: str
 
 
-class SecretSource(Protocol):
-    """Where ``{env: NAME}`` and ``{file: PATH}`` are looked up. Neither method raises."""
+class Source(Protocol):
+    """Where ``{env: NAME}``, ``{file: PATH}`` and the paths of files are looked up. No method raises."""
 
     def from_environment(self, name: str) -> Obtained | Missing:
         """Return the value of an environment variable."""
@@ -51,9 +62,13 @@ class SecretSource(Protocol):
         """Return the content of a file, without the line break at its end."""
         ...
 
+    def locate(self, path: str) -> Located | Missing:
+        """Return where a file is that a component will read itself."""
+        ...
 
-class HostSecrets:
-    """The secrets of this process: its environment, and files, whose relative paths begin at the configuration."""
+
+class HostSource:
+    """This process's environment, and this host's files; relative paths begin at the configuration's directory."""
 
     def __init__(self, environment: Mapping[str, str], directory: Path) -> None:
         self._environment = environment
@@ -75,8 +90,7 @@ class HostSecrets:
         try:
             content, mode = _read(self._directory / path)
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a path"
-            return Missing(f"a readable file {shown}", f"the error: {reason}")
+            return Missing(f"a readable file {shown}", _reason(error))
         if not stat.S_ISREG(mode):
             return Missing(f"a regular file {shown}", "something else")
         if len(content) > MAX_BYTES:
@@ -91,6 +105,19 @@ class HostSecrets:
         readable = mode & stat.S_IROTH
         return Obtained(text, f"the secret file {shown} is readable by every user of this host" if readable else "")
 
+    def locate(self, path: str) -> Located | Missing:
+        shown = quoted(path)
+        try:
+            _read(found := self._directory / path)
+        except (OSError, ValueError) as error:
+            return Missing(f"a readable file {shown}", _reason(error))
+        return Located(str(found)) if found.is_file() else Missing(f"a regular file {shown}", "something else")
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """Return why a file can't be read: no such file, permission denied …; ValueError is a NUL in its name."""
+    return f"the error: {error.strerror if isinstance(error, OSError) and error.strerror else 'not a path'}"
+
 
 def _read(path: Path) -> tuple[bytes, int]:
     """Return the first bytes of a file and its mode; no bytes if it isn't a regular one."""
@@ -101,9 +128,9 @@ def _read(path: Path) -> tuple[bytes, int]:
         return (file.read(MAX_BYTES + 1) if stat.S_ISREG(mode) else b""), mode
 
 
-class PretendedSecrets:
+class PretendedSource:
     """
-    Stands in for every secret, so that a configuration can be checked where its secrets are not.
+    Stands in for every secret and file, so that a configuration can be checked where these are not.
 
     A pretended secret has the form of a ring key, and differs for each name and path.
     """
@@ -113,6 +140,9 @@ class PretendedSecrets:
 
     def from_file(self, path: str) -> Obtained | Missing:
         return self._pretend(f"file:{path}")
+
+    def locate(self, path: str) -> Located | Missing:
+        return Located(path)
 
     def _pretend(self, origin: str) -> Obtained:
         return Obtained(base64.urlsafe_b64encode(hashlib.sha256(origin.encode()).digest()).decode().rstrip("="))
