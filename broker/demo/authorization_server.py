@@ -10,6 +10,7 @@ Discovery and RP-Initiated Logout.
 """
 
 import logging
+import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import urlencode
@@ -62,14 +63,16 @@ class AuthorizationServer:
         """The issuer identifier."""
         return self.issuer.url
 
-    async def start(self, *, host: str = "127.0.0.1", port: int = 0) -> None:
-        """Listen on *port* of *host*; 0 picks a free one."""
+    async def start(self, *, host: str = "127.0.0.1", port: int = 0, listening: socket.socket | None = None) -> None:
+        """Listen on *port* of *host*, where 0 picks a free one, or on the socket *listening*."""
         app = web.Application(client_max_size=64 * 1024, middlewares=self.middlewares())
         app.add_routes(self.routes())
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port, backlog=2048)
-        await site.start()
+        if listening is not None:
+            await web.SockSite(self._runner, listening).start()
+        else:
+            await web.TCPSite(self._runner, host, port, backlog=2048).start()
         self._address = self._runner.addresses[0][:2]
         self.issuer.url = f"http://{self._address[0]}:{self._address[1]}"
         log.warning("demo_authorization_server_started_not_for_production", extra={"url": self.url})
