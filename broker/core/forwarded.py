@@ -1,0 +1,111 @@
+"""
+Who the caller is behind the proxies in front of the broker, and what the upstream is told about it.
+
+Forwarding fields are believed only as far as trusted proxies wrote them: read from the right, the first address that
+isn't a trusted proxy is the caller, and whatever stands to its left is its own claim.
+
+Source: RFC 7239 section 8.1; MDN, X-Forwarded-For, "Selecting an IP address".
+"""
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+
+from broker.errors import BadRequest
+
+MAX_HOPS = 16
+"""More hops than this are refused: nobody has that many proxies."""
+
+_MAX_REMEMBERED = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """
+    Who sent the request.
+
+    Attributes:
+        address: The caller's IP address, for rate limits and logs.
+        hops: The trusted proxies that the request came through, the nearest last.
+    """
+
+    address: str
+    hops: tuple[str, ...] = ()
+
+    @property
+    def forwarded_for(self) -> bytes:
+        """The ``X-Forwarded-For`` that tells the upstream."""
+        return ", ".join((self.address, *self.hops)).encode()
+
+
+class TrustedProxies:
+    """The networks whose forwarding fields are believed."""
+
+    def __init__(self, networks: Iterable[str | IPv4Network | IPv6Network] = ()) -> None:
+        """
+        Args:
+            networks: Addresses and networks: ``10.0.0.0/8``, ``fd00::/8``.
+
+        Raises:
+            ValueError: If one isn't a network.
+        """
+        self._networks = tuple(ipaddress.ip_network(str(network)) for network in networks)
+        self._remembered: dict[str, bool] = {}
+
+    def trusts(self, peer: str) -> bool:
+        """Return whether *peer*, the address at the other end of the connection, is a trusted proxy."""
+        if not self._networks:
+            return False
+        known = self._remembered.get(peer)
+        if known is None:
+            if len(self._remembered) >= _MAX_REMEMBERED:
+                self._remembered.clear()
+            known = self._remembered[peer] = self._is_inside(peer)
+        return known
+
+    def _is_inside(self, peer: str) -> bool:
+        try:
+            address = ipaddress.ip_address(peer)
+        except ValueError:
+            return False
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        return any(address in network for network in self._networks)
+
+    def caller(self, peer: str, forwarded_for: Sequence[bytes]) -> Caller:
+        """
+        Return who sent a request.
+
+        Args:
+            peer: The address at the other end of the connection; empty for a Unix socket.
+            forwarded_for: The values of its ``X-Forwarded-For`` fields.
+
+        Raises:
+            BadRequest: If a trusted proxy passed on something that isn't a list of addresses.
+        """
+        if not forwarded_for or not self.trusts(peer):
+            return Caller(peer)
+        claimed = [hop.strip() for value in forwarded_for for hop in value.split(b",")]
+        if len(claimed) > MAX_HOPS:
+            raise BadRequest("the request came through too many proxies")
+        hops = [peer]
+        for hop in reversed(claimed):
+            address = _address(hop)
+            if not self.trusts(address):
+                return Caller(address, tuple(hops))
+            hops.insert(0, address)
+        return Caller(hops[0], tuple(hops[1:]))
+
+
+def _address(hop: bytes) -> str:
+    text = hop.decode("latin-1")
+    # Some proxies write the port too: 192.0.2.1:4711, [2001:db8::1]:4711.
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise BadRequest("a trusted proxy passed on an X-Forwarded-For that holds no address") from None

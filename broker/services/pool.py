@@ -1,0 +1,317 @@
+"""
+The connections to an upstream's hosts: kept, capped, queued for, and given up when they fail.
+
+A host that fails several times in a row is given a rest while another one works. Connections are retired after a while,
+so that a change of the DNS comes through without a restart.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from ssl import SSLContext, SSLError
+
+from broker.core.upstream_options import Balance, UpstreamAddress, UpstreamOptions
+from broker.errors import UpstreamBusy, UpstreamError, UpstreamTimeout, UpstreamUnavailable
+from broker.services.tasks import Tasks
+from broker.services.tls import client_context
+from broker.services.upstream import Exchange, describe_error
+from broker.services.upstream_protocol import UpstreamConnection
+
+SWEEP_SECONDS = 0.25
+"""How often deadlines are looked at. One timer for all connections costs nothing per request."""
+MAX_AGE_SECONDS = 300.0
+"""A connection isn't used again when it is older than this."""
+
+log = logging.getLogger(__name__)
+
+
+class UpstreamHost:
+    """The connections to one host."""
+
+    def __init__(
+        self, address: UpstreamAddress, options: UpstreamOptions, tls: SSLContext | None, pool: "UpstreamPool"
+    ) -> None:
+        self.address = address
+        self._options = options
+        self._tls = tls
+        self._pool = pool
+        self._idle: list[UpstreamConnection] = []
+        self._waiting: deque[asyncio.Future[UpstreamConnection | None]] = deque()
+        self._failures = 0
+        self._opening = 0
+        self.resting_until = 0.0
+        self.connections: set[UpstreamConnection] = set()
+
+    @property
+    def load(self) -> int:
+        """How many exchanges are under way or wait."""
+        return len(self.connections) - len(self._idle) + self._opening + len(self._waiting)
+
+    # --- for the pool
+
+    def take(self) -> UpstreamConnection | None:
+        """Return an idle connection, the one that was used last."""
+        now = self._pool.loop.time()
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_usable and now < connection.retires_at:
+                return connection
+            connection.close()
+        return None
+
+    async def acquire(self) -> UpstreamConnection:
+        """
+        Return a connection, after opening one or waiting for one.
+
+        Raises:
+            UpstreamBusy: If too many wait already.
+            UpstreamUnavailable: If the host takes no connection.
+        """
+        while True:
+            connection = self.take()
+            if connection is not None:
+                return connection
+            if len(self.connections) + self._opening < self._options.max_connections:
+                return await self._open()
+            if len(self._waiting) >= self._options.max_waiting:
+                raise UpstreamBusy(f"too many requests wait for {self.address.label}", retry_after_seconds=1)
+            handed = await self._wait()
+            if handed is not None and handed.is_usable:
+                return handed
+
+    async def _wait(self) -> UpstreamConnection | None:
+        waiter: asyncio.Future[UpstreamConnection | None] = self._pool.loop.create_future()
+        self._waiting.append(waiter)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.cancelled() or not waiter.done():
+                with suppress(ValueError):
+                    self._waiting.remove(waiter)
+            else:
+                self._hand_on(waiter.result())
+            raise
+
+    async def _open(self) -> UpstreamConnection:
+        self._opening += 1
+        loop = self._pool.loop
+        connection = UpstreamConnection(self, loop)
+        try:
+            await self._connect(connection)
+        except (OSError, SSLError) as error:
+            self.failed()
+            log.warning(
+                "upstream_connect_failed", extra={"upstream": self.address.label, "error": describe_error(error)}
+            )
+            raise UpstreamUnavailable(f"{self.address.label} takes no connection") from error
+        finally:
+            self._opening -= 1
+            if connection.is_usable:
+                connection.retires_at = loop.time() + MAX_AGE_SECONDS
+                self.connections.add(connection)
+            else:
+                self._hand_on(None)
+        return connection
+
+    async def _connect(self, connection: UpstreamConnection) -> None:
+        loop = self._pool.loop
+        address = self.address
+        if address.socket_path:
+            await loop.create_unix_connection(lambda: connection, address.socket_path)
+        elif self._tls is None:
+            await loop.create_connection(lambda: connection, address.host, address.port)
+        else:
+            name = self._options.sni or address.host
+            await loop.create_connection(
+                lambda: connection, address.host, address.port, ssl=self._tls, server_hostname=name
+            )
+
+    def _hand_on(self, connection: UpstreamConnection | None) -> bool:
+        """Wake the next request that waits: with *connection*, or to open one. Returns whether one waited."""
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(connection)
+                return True
+        return False
+
+    def sweep(self, now: float) -> None:
+        """Give up what is over its time."""
+        for connection in [each for each in self.connections if each.deadline <= now]:
+            connection.expire()
+
+    def close(self) -> None:
+        """Close every connection."""
+        for connection in list(self.connections):
+            connection.close()
+        while self._hand_on(None):
+            pass
+
+    # --- for its connections (upstream_protocol.Owner)
+
+    def released(self, connection: UpstreamConnection) -> None:
+        now = self._pool.loop.time()
+        if now >= connection.retires_at or self._pool.closed:
+            connection.close()
+        elif self._waiting and self._hand_on(connection):
+            connection.deadline = now + self._options.keepalive_timeout_seconds
+        elif len(self._idle) < self._options.max_idle_connections:
+            connection.deadline = now + self._options.keepalive_timeout_seconds
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def lost(self, connection: UpstreamConnection) -> None:
+        self.connections.discard(connection)
+        with suppress(ValueError):
+            self._idle.remove(connection)
+        self._hand_on(None)
+
+    def answered(self) -> None:
+        self._failures = 0
+
+    def failed(self) -> None:
+        self._failures += 1
+        if self._failures >= self._options.max_failures:
+            self._failures = 0
+            self.resting_until = self._pool.loop.time() + self._options.rest_seconds
+            log.warning("upstream_host_rests", extra={"upstream": self.address.label})
+
+    def restart(self, exchange: Exchange) -> None:
+        self._pool.restart(exchange)
+
+
+class UpstreamPool:
+    """The hosts of one upstream (services.upstream.Upstream)."""
+
+    def __init__(self, options: UpstreamOptions, loop: asyncio.AbstractEventLoop, tasks: Tasks) -> None:
+        """
+        Args:
+            options: The hosts, and how they are spoken to.
+            loop: Runs it.
+            tasks: Runs what no caller waits for.
+
+        Raises:
+            ConfigError: If TLS can't be set up as configured.
+        """
+        self.options = options
+        self.loop = loop
+        self.closed = False
+        self._tasks = tasks
+        self._next = 0
+        addresses = options.addresses
+        tls = client_context(options.tls) if addresses[0].tls else None
+        self.hosts = tuple(UpstreamHost(address, options, tls, self) for address in addresses)
+        self.authority = addresses[0].authority.encode()
+
+    def try_start(self, exchange: Exchange) -> bool:
+        """Send *exchange* at once on an idle connection. Returns False, with nothing done, if there is none."""
+        host = self.hosts[0] if len(self.hosts) == 1 else next(iter(self._in_order()))
+        connection = host.take()
+        if connection is None:
+            return False
+        connection.start(exchange)
+        return True
+
+    async def start(self, exchange: Exchange) -> None:
+        """See ``Upstream.start``."""
+        if self.try_start(exchange):
+            return
+        error: UpstreamError = UpstreamUnavailable("no host takes a connection")
+        try:
+            async with asyncio.timeout(exchange.timeouts.connect_seconds):
+                for host in self._in_order():
+                    try:
+                        connection = await host.acquire()
+                    except UpstreamError as fault:
+                        # Nothing was sent, so any request may go to the next host.
+                        error = fault
+                    else:
+                        if not exchange.ended:
+                            connection.start(exchange)
+                        else:
+                            host.released(connection)
+                        return
+        except TimeoutError:
+            raise UpstreamTimeout("no connection to the upstream came about in time") from error
+        raise error
+
+    def _in_order(self) -> Iterable[UpstreamHost]:
+        """The hosts, the best first; those that rest only if all do."""
+        if len(self.hosts) == 1:
+            return self.hosts
+        now = self.loop.time()
+        hosts = [host for host in self.hosts if host.resting_until <= now] or list(self.hosts)
+        self._next = (self._next + 1) % len(hosts)
+        hosts = hosts[self._next :] + hosts[: self._next]
+        if self.options.balance is Balance.LEAST_CONNECTIONS:
+            hosts.sort(key=lambda host: host.load)
+        return hosts
+
+    def restart(self, exchange: Exchange) -> None:
+        """Send *exchange* again; its receiver hears of it if that can't be done."""
+        _ = self._tasks.spawn(self._restart(exchange), name="upstream-restart")
+
+    async def _restart(self, exchange: Exchange) -> None:
+        exchange.channel = None
+        try:
+            await self.start(exchange)
+        except UpstreamError as error:
+            if not exchange.ended:
+                exchange.ended = True
+                exchange.receiver.on_failed(error)
+
+    def sweep(self, now: float) -> None:
+        """Give up what is over its time."""
+        for host in self.hosts:
+            host.sweep(now)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.closed = True
+        for host in self.hosts:
+            host.close()
+
+
+class UpstreamPools(Mapping[UpstreamOptions, UpstreamPool]):
+    """Every upstream of the configuration; routes with equal options share one, so that its caps hold for all."""
+
+    def __init__(self, all_options: Iterable[UpstreamOptions]) -> None:
+        """
+        Args:
+            all_options: The options of every route's upstream.
+
+        Raises:
+            ConfigError: If TLS can't be set up as configured.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._tasks = Tasks()
+        self._pools: dict[UpstreamOptions, UpstreamPool] = {}
+        for options in all_options:
+            if options not in self._pools:
+                self._pools[options] = UpstreamPool(options, self._loop, self._tasks)
+        self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    def __getitem__(self, options: UpstreamOptions) -> UpstreamPool:
+        return self._pools[options]
+
+    def __iter__(self) -> Iterator[UpstreamOptions]:
+        return iter(self._pools)
+
+    def __len__(self) -> int:
+        return len(self._pools)
+
+    def _sweep(self) -> None:
+        now = self._loop.time()
+        for pool in self._pools.values():
+            pool.sweep(now)
+        self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    async def close(self) -> None:
+        """Close every connection; exchanges that are under way fail."""
+        self._timer.cancel()
+        for pool in self._pools.values():
+            pool.close()
+        await self._tasks.cancel()
