@@ -121,9 +121,18 @@ def due_from(token: HeldToken, options: ProviderOptions) -> float:
     return token.expires_at - max(min(options.refresh_before_expiry_seconds, LEEWAY_SHARE * life), SKEW_SHARE * life)
 
 
-def can_present(grant: Grant) -> bool:
+def can_present(grant: Grant, options: ProviderOptions) -> bool:
     """Return whether there is anything to ask the token endpoint with."""
-    return grant.refresh_token is not None or grant.origin is Origin.STANDING or grant.session_id is not None
+    return grant.refresh_token is not None or can_acquire(grant, options)
+
+
+def can_acquire(grant: Grant, options: ProviderOptions) -> bool:
+    """
+    Return whether new tokens can be had without the refresh token and without the user.
+
+    A standing grant begins anew; a server with session authentication (Mosaic) exchanges its own session.
+    """
+    return grant.origin is Origin.STANDING or (grant.session_id is not None and options.session_endpoint is not None)
 
 
 def takes_again(grant: Grant, options: ProviderOptions, *, now: float) -> bool:
@@ -179,21 +188,23 @@ def decide(
             assert token is not None
             return Use(token)
         case State.DUE | State.EXPIRED:
-            return _present(grant, audience, token, now=now, breaker=breaker)
+            return _present(grant, audience, options, token, now=now, breaker=breaker)
         case State.IN_DOUBT:
             if not under_lease:
                 return Use(token) if token is not None else Refresh()
             if takes_again(grant, options, now=now):
-                return _present(grant, audience, token, now=now, breaker=breaker)
+                return _present(grant, audience, options, token, now=now, breaker=breaker)
             return _last_resort(grant, audience, options, token, now=now, breaker=breaker)
 
 
-def _present(grant: Grant, audience: Audience, token: HeldToken | None, *, now: float, breaker: Breaker) -> Decision:
+def _present(
+    grant: Grant, audience: Audience, options: ProviderOptions, token: HeldToken | None, *, now: float, breaker: Breaker
+) -> Decision:
     """The rows DUE and EXPIRED of the table."""
     retry_at = backing_off_until(grant, audience, now=now, breaker=breaker)
     if token is not None:
-        return Use(token) if retry_at is not None or not can_present(grant) else UseAndRefresh(token)
-    if not can_present(grant):
+        return Use(token) if retry_at is not None or not can_present(grant, options) else UseAndRefresh(token)
+    if not can_present(grant, options):
         return LogIn("no_refresh_token")
     return Refresh() if retry_at is None else Wait(retry_at)
 
@@ -209,7 +220,7 @@ def _last_resort(
     answer_until = grant.intent.started_at + 1.5 * options.token_endpoint_timeout_seconds
     if now < answer_until:
         return Wait(answer_until)
-    return _present(grant, audience, None, now=now, breaker=breaker)
+    return _present(grant, audience, options, None, now=now, breaker=breaker)
 
 
 def backing_off_until(grant: Grant, audience: Audience, *, now: float, breaker: Breaker) -> float | None:
@@ -276,18 +287,26 @@ def _refresh_expiry(grant: Grant, answer: TokenSet) -> float | None:
     return grant.refresh_expires_at if answer.refresh_token in {None, grant.refresh_token} else None
 
 
-def fail(grant: Grant, audience: Audience, failure: TokenFailure, *, now: float, jitter: float) -> Grant:
+def fail(
+    grant: Grant, audience: Audience, options: ProviderOptions, failure: TokenFailure, *, now: float, jitter: float
+) -> Grant:
     """
     Return *grant* after a token request that brought no tokens.
+
+    Where new tokens can be acquired otherwise, the end of the refresh token isn't the end of the grant: it is dropped.
 
     Args:
         grant: With the intent of the request that failed.
         audience: For whom it was.
+        options: Of its provider.
         failure: What came.
         now: Unix seconds.
         jitter: Between 0 and 1.
     """
-    if failure.kind is FailureKind.PERMANENT and not audience.exchange:
+    permanent = failure.kind is FailureKind.PERMANENT and not audience.exchange
+    if permanent and grant.refresh_token is not None and can_acquire(grant, options):
+        return replace(grant, refresh_token=None, refresh_expires_at=None, intent=None)
+    if permanent and grant.origin is not Origin.STANDING:
         return end(grant, EndReason.INVALID_GRANT, now=now)
     former = grant.failures.get(audience.key)
     count = former.count + 1 if former is not None else 1

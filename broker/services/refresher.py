@@ -11,7 +11,7 @@ The rules are core.refresh; this module carries them out in the order that loses
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -62,6 +62,10 @@ IDENTITY_CHECK_SECONDS = 5.0
 log = logging.getLogger(__name__)
 
 
+Acquire = Callable[[Grant, Audience], Awaitable[TokenOutcome]]
+"""Gets tokens for a grant that has no refresh token: a standing grant, or one with a session at its server."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
     """An authorization server and what is known of its health."""
@@ -103,6 +107,7 @@ class Refresher:
         learned: Callable[[Grant], None],
         unsaved: Callable[[Grant], None],
         identified: Callable[[Grant, Identity], None],
+        acquire: Acquire,
     ) -> None:
         """
         Args:
@@ -117,6 +122,7 @@ class Refresher:
             learned: Is told what a grant is now, each time that is known better.
             unsaved: Is told what a grant is now, which the store doesn't have yet.
             identified: Is told who a refreshed id token names, once that is checked.
+            acquire: Gets tokens for a grant that has no refresh token.
         """
         self._vault = vault
         self._spool = spool
@@ -129,6 +135,7 @@ class Refresher:
         self._learned = learned
         self._unsaved = unsaved
         self._identified = identified
+        self._acquire = acquire
         self._turns = Turns()
 
     async def refresh(self, want: Want) -> TokenResult:
@@ -241,7 +248,7 @@ class Refresher:
         delays = iter(QUICK_RETRY_SECONDS)
         while True:
             started = self._clock.monotonic()
-            outcome = await provider.server.refresh(grant, audience)
+            outcome = await self._request(provider, grant, audience)
             if isinstance(outcome, TokenSet):
                 # Before anything is awaited: from here on a crash loses nothing.
                 self._spool.append(_entry(grant, audience, outcome, attempt))
@@ -252,6 +259,11 @@ class Refresher:
             if delay is None:
                 return outcome
             await asyncio.sleep(delay * self._randomness.uniform(0.5, 1.5))
+
+    async def _request(self, provider: Provider, grant: Grant, audience: Audience) -> TokenOutcome:
+        if grant.refresh_token is not None:
+            return await provider.server.refresh(grant, audience)
+        return await self._acquire(grant, audience)
 
     def _worth_repeating(self, provider: Provider, grant: Grant, failure: TokenFailure) -> bool:
         if failure.retry_after_seconds is not None or provider.health.breaker.is_open(self._clock.now()):
@@ -366,7 +378,14 @@ class Refresher:
     ) -> TokenResult | None:
         """Write a failure down, and say what it means for this caller."""
         now = self._clock.now()
-        after = fail(stored.grant, want.audience, failure, now=now, jitter=self._randomness.uniform(0, 1))
+        after = fail(
+            stored.grant,
+            want.audience,
+            provider.server.options,
+            failure,
+            now=now,
+            jitter=self._randomness.uniform(0, 1),
+        )
         # invalid_grant counts only over the generation that was presented: if another has written, decide again.
         if await self._vault.replace(stored, after, due_at=self._due_at(provider, after)) is None:
             return None
@@ -377,6 +396,8 @@ class Refresher:
         token = held_token(after, want.audience, now=now, rejected_generation=want.rejected_generation)
         if token is not None:
             return as_token(token)
+        if after.refresh_token is None and stored.grant.refresh_token is not None:
+            return None  # the refresh token has ended, the grant hasn't: decide again
         return Unavailable(Cause.PROVIDER, max(after.failures[want.audience.key].retry_at - now, 0.5))
 
     async def _exchange(

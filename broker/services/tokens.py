@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from broker.core.audience import DEFAULT_AUDIENCE, Audience
 from broker.core.grant import EndReason, Grant, HeldToken, Origin
-from broker.core.oauth import TokenSet
+from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome, TokenSet
 from broker.core.outcome import Cause, LoginNeeded, Token, TokenResult, Unavailable
 from broker.core.refresh import keep_alive_at
 from broker.core.secret import RefreshToken
@@ -25,7 +25,7 @@ from broker.services.health import ProviderHealth
 from broker.services.known import Known, KnownGrants, KnownToken, known
 from broker.services.news import News
 from broker.services.provider import AuthorizationServer, Identity
-from broker.services.refresher import STORE_RETRY_SECONDS, Provider, Refresher, Want
+from broker.services.refresher import STORE_RETRY_SECONDS, Acquire, Provider, Refresher, Want
 from broker.services.rejections import Rejections
 from broker.services.spool import Spool
 from broker.services.tasks import Tasks
@@ -51,6 +51,7 @@ class TokenBroker:
         randomness: Randomness,
         cache_ttl_seconds: float = 5.0,
         max_known: int = 100_000,
+        acquire: Acquire | None = None,
     ) -> None:
         """
         Args:
@@ -62,6 +63,7 @@ class TokenBroker:
             randomness: Ids and jitter.
             cache_ttl_seconds: How long a grant isn't read again while nothing is heard of it.
             max_known: How many grants are remembered.
+            acquire: Gets tokens for a grant that has no refresh token.
         """
         self._store = store
         self._vault = vault
@@ -100,6 +102,7 @@ class TokenBroker:
             learned=self._learn,
             unsaved=self._learn_unsaved,
             identified=self._tell_identified,
+            acquire=acquire or _acquire_nothing,
         )
         self._unsubscribe = store.subscribe(self._heard)
 
@@ -326,3 +329,7 @@ class TokenBroker:
         cancelled = await self._tasks.drain(timeout_seconds)
         if cancelled:
             log.warning("refreshes_cancelled", extra={"count": cancelled})
+
+
+async def _acquire_nothing(_grant: Grant, _audience: Audience) -> TokenOutcome:
+    return TokenFailure(kind=FailureKind.OPERATOR, detail="nothing acquires tokens without a refresh token")
