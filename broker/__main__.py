@@ -32,7 +32,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"token-broker {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add(commands, "run", _run, "serve by a configuration").add_argument("config", metavar="CONFIG", type=Path)
-    _add(commands, "demo", _demo, "a whole installation on this machine: log in, watch tokens rotate")
+    demo = _add(commands, "demo", _demo, "a whole installation on this machine: log in, watch tokens rotate")
+    demo.add_argument("--port", type=int, default=0, help="serve on this port of localhost; by default on a free one")
     check = _add(commands, "check", _check, "check a configuration, without any call over the network")
     check.add_argument("config", metavar="CONFIG", type=Path)
     check.add_argument(
@@ -73,10 +74,10 @@ def _run(options: argparse.Namespace) -> int:
     return run(settings)
 
 
-def _demo(_options: argparse.Namespace) -> int:
-    from broker.demo import main as demo
+def _demo(options: argparse.Namespace) -> int:
+    from broker.demo.installation import run
 
-    return demo()
+    return run(port=options.port)
 
 
 def _check(options: argparse.Namespace) -> int:
