@@ -153,11 +153,18 @@ class ProviderOptions:
         default=tuple(sorted(ID_TOKEN_ALGORITHMS)),
     )
     clock_skew_seconds: float = option("How far the server's clock may be off.", default=30.0)
+    userinfo: bool = option("Ask userinfo at login even where there is an id token.", default=False)
     userinfo_members: Mapping[str, str] = option(
         "Paths of claims in a userinfo answer that has other names.", default_factory=dict, example="{sub: id}"
     )
     email_domains: tuple[str, ...] = option("Only verified addresses of these domains may log in.", default=())
     require_verified_email: bool = option("Refuse logins without a verified email address.", default=False)
+
+    end_session_id_token_hint: bool = option(
+        "Send the id token as id_token_hint when the browser is sent to the server's logout. It is then seen in a URL; "
+        "without it most servers ask the user to confirm.",
+        default=False,
+    )
 
     dialect: Dialect = option("How token requests are written.", default=Dialect.FORM)
     refresh_grant_type: bool = option("Whether a refresh says grant_type.", default=True)
@@ -184,6 +191,12 @@ class ProviderOptions:
     )
     max_rotation_seconds: float | None = option(
         "How long a chain of rotated refresh tokens may live; then the user must log in again.", default=None
+    )
+    max_concurrent_token_requests: int = option(
+        "How many token requests one process makes at once; more wait for their turn.", default=100
+    )
+    keep_alive_per_second: float = option(
+        "How many unused grants one process refreshes in a second, so that their server isn't flooded.", default=5.0
     )
     token_endpoint_timeout_seconds: float = option("Deadline of one token request.", default=10.0)
 

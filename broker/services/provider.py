@@ -1,13 +1,32 @@
 """An authorization server as the broker sees it."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from urllib.parse import urlencode
 
 from broker.core.audience import Audience
 from broker.core.grant import Grant
+from broker.core.id_token import ClaimsRefused, LogoutClaims
+from broker.core.identity import email_refusal
 from broker.core.oauth import TokenOutcome
 from broker.core.provider import ProviderOptions
 from broker.core.secret import AccessToken, IdToken, RefreshToken, Secret
+from broker.errors import BadRequest, LoginFailed, ProviderError
+from broker.services.clock import Clock, Randomness
+from broker.services.id_tokens import IdTokens, Login
+from broker.services.jwks import Jwks
+from broker.services.metadata import Metadata
+from broker.services.outbound import Answer, Outbound
+from broker.services.token_requests import TokenRequests
+from broker.services.userinfo import Userinfo
+
+log = logging.getLogger(__name__)
+
+PROTOCOL_CLAIMS = frozenset(
+    {"iss", "sub", "aud", "exp", "iat", "nbf", "nonce", "at_hash", "c_hash", "s_hash", "azp", "jti", "sid", "typ"}
+)
+"""Claims that are about the token, and say nothing of the user."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,28 +77,64 @@ class AuthorizationServer:
     ``ProviderError`` when it is down and ``LoginFailed`` when what it sent must be refused.
     """
 
-    name: str
-    options: ProviderOptions
+    def __init__(
+        self, name: str, options: ProviderOptions, *, outbound: Outbound, clock: Clock, randomness: Randomness
+    ) -> None:
+        """
+        Args:
+            name: The configured name.
+            options: How it is spoken to.
+            outbound: Requests to it, with its TLS. It is closed with this server.
+            clock: The time.
+            randomness: For assertions.
+
+        Raises:
+            ConfigError: If the client's key can't be used.
+        """
+        self.name = name
+        self.options = options
+        self._outbound = outbound
+        self._metadata = Metadata(options, outbound=outbound, clock=clock)
+        self._jwks = Jwks(self._metadata, outbound=outbound, clock=clock)
+        self._id_tokens = IdTokens(options, metadata=self._metadata, jwks=self._jwks, clock=clock)
+        self._userinfo = Userinfo(options, metadata=self._metadata, outbound=outbound)
+        self._tokens = TokenRequests(
+            name, options, metadata=self._metadata, outbound=outbound, clock=clock, randomness=randomness
+        )
 
     async def authorization_url(self, request: AuthorizationRequest) -> str:
         """Return where the browser is sent to. Raises ``ProviderError`` if the metadata can't be had."""
-        raise NotImplementedError
+        endpoint = await self._metadata.need("authorization_endpoint")
+        return with_query(endpoint, self._authorization_parameters(request))
 
     async def check_issuer(self, iss: str | None) -> None:
-        """Check the ``iss`` of an authorization response (RFC 9207 section 2.4). Raises ``LoginFailed``."""
-        raise NotImplementedError
+        """
+        Check the ``iss`` of an authorization response, before any code in it is sent anywhere.
+
+        Raises:
+            LoginFailed: If it names another server, or is missing although the server promises it.
+            ProviderError: If the metadata can't be had.
+
+        Source: RFC 9207 section 2.4.
+        """
+        server = await self._metadata.server()
+        if iss is None:
+            if server.issuer_in_response:
+                raise LoginFailed("iss is missing from the authorization response, although the server promises it")
+        elif iss != (self.options.issuer or server.issuer):
+            raise LoginFailed("iss: the authorization response is from another server")
 
     async def exchange_code(self, *, code: Secret, code_verifier: Secret, redirect_uri: str) -> TokenOutcome:
         """Exchange an authorization code (RFC 6749 section 4.1.3)."""
-        raise NotImplementedError
+        return await self._tokens.exchange_code(code=code, code_verifier=code_verifier, redirect_uri=redirect_uri)
 
     async def refresh(self, grant: Grant, audience: Audience) -> TokenOutcome:
         """Present the grant's refresh token once (RFC 6749 section 6). Never retries by itself."""
-        raise NotImplementedError
+        return await self._tokens.refresh(grant, audience)
 
     async def exchange_token(self, subject_token: AccessToken, audience: Audience) -> TokenOutcome:
         """Exchange an access token for one of another audience (RFC 8693)."""
-        raise NotImplementedError
+        return await self._tokens.exchange_token(subject_token, audience)
 
     async def identify(
         self,
@@ -94,7 +149,7 @@ class AuthorizationServer:
 
         Args:
             id_token: From the token response.
-            access_token: For userinfo, where there is no id token.
+            access_token: For userinfo, and for the id token's ``at_hash``.
             nonce: The login's nonce.
             parameters: What was asked for; ``max_age`` and ``acr_values`` are checked against the answer.
 
@@ -102,27 +157,127 @@ class AuthorizationServer:
             LoginFailed: If any check fails.
             ProviderError: If keys or userinfo can't be had.
         """
-        raise NotImplementedError
+        claims: dict[str, object] = {}
+        if id_token is not None:
+            login = Login(nonce=nonce, access_token=access_token, parameters=parameters)
+            claims = await self._id_tokens.check_login(id_token, login)
+        elif "openid" in self.options.scope.split():
+            raise LoginFailed("the id token is missing, although the scope asks for openid")
+        if id_token is None or self.options.userinfo:
+            said = await self._userinfo.fetch(access_token)
+            if claims and said.get("sub") != claims["sub"]:
+                raise LoginFailed("userinfo speaks of another subject")  # OpenID Connect Core section 5.3.2
+            claims = {**said, **claims}
+        refusal = email_refusal(
+            claims, domains=self.options.email_domains, verified=self.options.require_verified_email
+        )
+        if refusal is not None:
+            raise LoginFailed(refusal)
+        return self._identity(claims)
 
     async def check_refreshed(self, id_token: IdToken) -> Identity | None:
         """
         Check an id token that came with a refresh (OpenID Connect Core section 12.2), but for its subject.
 
         Returns:
-            Who it names; None if it must be ignored (a bad signature, issuer or audience). Whether the subject is
-            still the same is for the caller to judge.
+            Who it names; None if it must be ignored (a bad signature, issuer or audience, or no keys to check it by).
+            Whether the subject is still the same is for the caller to judge.
         """
-        raise NotImplementedError
+        try:
+            claims = await self._id_tokens.check_refreshed(id_token)
+        except (ClaimsRefused, ProviderError) as refusal:
+            log.warning("refreshed_id_token_ignored", extra={"provider": self.name, "reason": str(refusal)})
+            return None
+        return self._identity(claims)
+
+    async def check_logout_token(self, logout_token: str) -> LogoutClaims:
+        """
+        Check a logout token (OpenID Connect Back-Channel Logout section 2.6), but for its ``jti`` being new.
+
+        Raises:
+            BadRequest: If it must not be believed.
+            ProviderError: If the keys can't be had.
+        """
+        try:
+            return await self._id_tokens.check_logout(logout_token)
+        except ClaimsRefused as refusal:
+            raise BadRequest(f"logout token refused: {refusal}") from None
 
     async def revoke(self, token: RefreshToken) -> None:
-        """Revoke (RFC 7009) where the server can. Raises ``ProviderError``; the caller goes on regardless."""
-        raise NotImplementedError
+        """
+        Revoke a refresh token (RFC 7009 section 2.1) where the server can.
+
+        Raises:
+            ProviderError: If it doesn't. The caller goes on regardless.
+        """
+        endpoint = await self._metadata.find("revocation_endpoint")
+        if endpoint is None:
+            return
+        exchange = await self._tokens.post(endpoint, {"token": token.reveal(), "token_type_hint": "refresh_token"})
+        if not isinstance(exchange, Answer):
+            raise ProviderError(f"not revoked: {exchange.reason}")
+        if not 200 <= exchange.status <= 299:
+            raise ProviderError(f"not revoked: status {exchange.status}")
 
     async def end_session_url(
         self, *, id_token: IdToken | None, post_logout_redirect_uri: str | None, state: str | None
     ) -> str | None:
-        """Return where the browser is sent to end the provider's session (RP-initiated logout), or None."""
-        raise NotImplementedError
+        """
+        Return where the browser is sent to end the provider's session, or None.
+
+        The id token goes along only where the configuration says so: it would be seen in the URL.
+
+        Raises:
+            ProviderError: If the metadata can't be had.
+
+        Source: OpenID Connect RP-Initiated Logout section 2.
+        """
+        endpoint = await self._metadata.find("end_session_endpoint")
+        if endpoint is None:
+            return None
+        parameters = {"client_id": self.options.client_id}
+        if id_token is not None and self.options.end_session_id_token_hint:
+            parameters["id_token_hint"] = id_token.reveal()
+        if post_logout_redirect_uri is not None:
+            parameters["post_logout_redirect_uri"] = post_logout_redirect_uri
+            if state is not None:
+                parameters["state"] = state
+        return with_query(endpoint, parameters)
 
     async def close(self) -> None:
         """Release every resource."""
+        await self._tokens.close()
+        await self._jwks.close()
+        await self._metadata.close()
+        await self._outbound.close()
+
+    def _authorization_parameters(self, request: AuthorizationRequest) -> dict[str, str]:
+        """Return the authorization request. The caller's choices count only where the configuration lists them."""
+        allowed = set(self.options.allowed_parameters)
+        return {
+            **self.options.authorization_parameters,
+            **{name: value for name, value in request.parameters.items() if name in allowed},
+            "response_type": "code",
+            "client_id": self.options.client_id,
+            "redirect_uri": request.redirect_uri,
+            "scope": self.options.scope,
+            "state": request.state,
+            "nonce": request.nonce,
+            "code_challenge": request.code_challenge,
+            "code_challenge_method": "S256",
+        }
+
+    def _identity(self, claims: Mapping[str, object]) -> Identity:
+        issuer, sid = claims.get("iss"), claims.get("sid")
+        return Identity(
+            # Without an id token nobody vouches for an issuer but the configuration, so its name is the user's realm.
+            issuer=issuer if isinstance(issuer, str) else self.options.issuer or self.name,
+            subject=str(claims["sub"]),
+            provider_session=sid if isinstance(sid, str) else None,
+            claims={name: value for name, value in claims.items() if name not in PROTOCOL_CLAIMS},
+        )
+
+
+def with_query(endpoint: str, parameters: Mapping[str, str]) -> str:
+    """Return *endpoint* with *parameters* after whatever query it has (RFC 6749 section 3.1)."""
+    return f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(parameters)}"

@@ -1,0 +1,186 @@
+"""The token requests of one provider: one method per grant (RFC 6749 section 4, 6; RFC 7523; RFC 8693)."""
+
+import logging
+from collections.abc import Mapping
+
+from broker.core.audience import Audience
+from broker.core.client_auth import ClientAuthMethod, ClientTokenOptions
+from broker.core.grant import Grant
+from broker.core.oauth import TokenFailure, TokenOutcome
+from broker.core.provider import Dialect, ProviderOptions
+from broker.core.secret import AccessToken, Secret
+from broker.core.token_response import ResponseRules
+from broker.core.troubleshooting import key_to_look_at
+from broker.errors import ProviderError
+from broker.services.client_auth import ClientAuthentication, Credentials
+from broker.services.client_token import ClientToken
+from broker.services.clock import Clock, Randomness
+from broker.services.metadata import Metadata
+from broker.services.outbound import Exchange, Outbound
+from broker.services.token_endpoint import TokenEndpoint, not_sent, spared
+
+log = logging.getLogger(__name__)
+
+TOKEN_EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
+ACCESS_TOKEN_TYPE = "urn:ietf:params:oauth:token-type:access_token"
+
+
+class TokenRequests:
+    """Asks one provider for tokens. What comes of it is a value; nothing is raised for what the server does."""
+
+    def __init__(
+        self,
+        name: str,
+        options: ProviderOptions,
+        *,
+        metadata: Metadata,
+        outbound: Outbound,
+        clock: Clock,
+        randomness: Randomness,
+    ) -> None:
+        """
+        Raises:
+            ConfigError: If the client's key can't be used.
+        """
+        self._name = name
+        self._options = options
+        self._metadata = metadata
+        self._clock = clock
+        self._randomness = randomness
+        self._endpoint = TokenEndpoint(
+            outbound=outbound,
+            clock=clock,
+            rules=ResponseRules.of(options),
+            timeout_seconds=options.token_endpoint_timeout_seconds,
+        )
+        self._client_token: ClientToken | None = None
+        if options.auth_method is ClientAuthMethod.CLIENT_ACCESS_TOKEN:
+            self._client_token = self._make_client_token(options.client_token or ClientTokenOptions())
+        self._client = self._authentication(options.auth_method, self._client_token)
+
+    async def exchange_code(self, *, code: Secret, code_verifier: Secret, redirect_uri: str) -> TokenOutcome:
+        """Exchange an authorization code (RFC 6749 section 4.1.3, RFC 7636 section 4.5)."""
+        return await self._ask(
+            "authorization_code",
+            {"code": code.reveal(), "code_verifier": code_verifier.reveal(), "redirect_uri": redirect_uri},
+        )
+
+    async def refresh(self, grant: Grant, audience: Audience) -> TokenOutcome:
+        """Present the grant's refresh token once (RFC 6749 section 6)."""
+        if grant.refresh_token is None:
+            raise ValueError(f"grant {grant.id} has no refresh token")
+        parameters = {"refresh_token": grant.refresh_token.reveal(), **_targets(audience)}
+        if audience.scope is None and self._options.refresh_scope:
+            parameters["scope"] = grant.scope or self._options.scope
+        if self._options.refresh_grant_type:
+            return await self._ask("refresh_token", parameters, url=self._options.refresh_endpoint)
+        return await self._ask(None, parameters, url=self._options.refresh_endpoint)
+
+    async def exchange_token(self, subject_token: AccessToken, audience: Audience) -> TokenOutcome:
+        """
+        Exchange an access token for one of another audience (RFC 8693 section 2.1).
+
+        A failure is never about the grant's refresh token: ``invalid_grant`` speaks of the access token.
+        """
+        outcome = await self._ask(
+            TOKEN_EXCHANGE,
+            {
+                "subject_token": subject_token.reveal(),
+                "subject_token_type": ACCESS_TOKEN_TYPE,
+                "requested_token_type": ACCESS_TOKEN_TYPE,
+                **_targets(audience),
+            },
+        )
+        return spared(outcome, "token exchange") if isinstance(outcome, TokenFailure) else outcome
+
+    async def post(self, url: str, parameters: Mapping[str, str]) -> Exchange:
+        """
+        Send an authenticated request to another endpoint: revocation, introspection, pushed authorization.
+
+        Raises:
+            ProviderError: If the client can't authenticate itself.
+        """
+        credentials = await self._client.credentials()
+        if isinstance(credentials, TokenFailure):
+            raise ProviderError(credentials.detail, retry_after_seconds=credentials.retry_after_seconds)
+        return await self._endpoint.post(url, parameters, credentials=credentials)
+
+    async def credentials(self) -> Credentials | TokenFailure:
+        """Return the client's proof for one request that is written elsewhere. Raises ``ProviderError``."""
+        return await self._client.credentials()
+
+    async def close(self) -> None:
+        """Stop what is under way."""
+        if self._client_token is not None:
+            await self._client_token.close()
+
+    async def _ask(
+        self, grant_type: str | None, parameters: Mapping[str, str], *, url: str | None = None
+    ) -> TokenOutcome:
+        try:
+            url = url or await self._metadata.need("token_endpoint")
+        except ProviderError as fault:
+            return self._observed(not_sent(fault), grant_type)
+        named = {} if grant_type is None else {"grant_type": grant_type}
+        outcome = await self._endpoint.request(
+            url,
+            {**named, **parameters, **self._options.token_parameters},
+            client=self._client,
+            dialect=self._options.dialect,
+        )
+        return self._observed(outcome, grant_type)
+
+    def _observed(self, outcome: TokenOutcome, grant_type: str | None) -> TokenOutcome:
+        if isinstance(outcome, TokenFailure):
+            key = key_to_look_at(outcome, self._options)
+            log.warning(
+                "token_request_failed",
+                extra={
+                    "provider": self._name,
+                    "grant_type": grant_type,
+                    "kind": outcome.kind.value,
+                    "status": outcome.status,
+                    "error": outcome.error,
+                    "detail": outcome.detail,
+                    "look_at": None if key is None else f"providers.{self._name}.{key}",
+                },
+            )
+        return outcome
+
+    def _authentication(self, method: ClientAuthMethod, client_token: ClientToken | None) -> ClientAuthentication:
+        return ClientAuthentication(
+            method,
+            self._options,
+            audience=self._assertion_audience,
+            clock=self._clock,
+            randomness=self._randomness,
+            client_token=client_token,
+        )
+
+    async def _assertion_audience(self) -> str:
+        """Return the issuer: the token endpoint as an audience lets one server's assertion serve at another."""
+        issuer = self._options.issuer or (await self._metadata.server()).issuer
+        return issuer or await self._metadata.need("token_endpoint")
+
+    def _make_client_token(self, options: ClientTokenOptions) -> ClientToken:
+        client = self._authentication(options.auth_method, None)
+        wanted = {"scope": options.scope, "resource": options.resource}
+        parameters = {name: value for name, value in wanted.items() if value is not None}
+
+        async def fetch() -> TokenOutcome:
+            try:
+                url = options.token_endpoint or await self._metadata.need("token_endpoint")
+            except ProviderError as fault:
+                return not_sent(fault)
+            outcome = await self._endpoint.request(
+                url, {"grant_type": "client_credentials", **parameters}, client=client, dialect=Dialect.FORM
+            )
+            return self._observed(outcome, "client_credentials")
+
+        return ClientToken(fetch, clock=self._clock, renew_before_expiry_seconds=options.renew_before_expiry_seconds)
+
+
+def _targets(audience: Audience) -> dict[str, str]:
+    """Return the parameters that say for whom a token is meant (RFC 8707 section 2, RFC 8693 section 2.1)."""
+    wanted = {"resource": audience.resource, "audience": audience.audience, "scope": audience.scope}
+    return {name: value for name, value in wanted.items() if value is not None}

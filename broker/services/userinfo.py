@@ -1,0 +1,51 @@
+"""Userinfo (OpenID Connect Core section 5.3), and what plain OAuth 2.0 servers have instead of it."""
+
+from broker.core.json_object import at_path, read_object
+from broker.core.provider import ProviderOptions
+from broker.core.secret import AccessToken
+from broker.errors import LoginFailed, ProviderError
+from broker.services.metadata import Metadata
+from broker.services.outbound import Answer, Outbound
+
+TIMEOUT_SECONDS = 10.0
+
+
+class Userinfo:
+    """Asks one provider who the owner of an access token is."""
+
+    def __init__(self, options: ProviderOptions, *, metadata: Metadata, outbound: Outbound) -> None:
+        self._members = options.userinfo_members
+        self._metadata = metadata
+        self._outbound = outbound
+
+    async def fetch(self, access_token: AccessToken) -> dict[str, object]:
+        """
+        Return the claims, with a ``sub`` among them.
+
+        Raises:
+            ProviderError: If the server can't be reached or fails.
+            LoginFailed: If it refuses the token, or names nobody.
+        """
+        url = await self._metadata.need("userinfo_endpoint")
+        exchange = await self._outbound.get(
+            url, headers={"Authorization": f"Bearer {access_token.reveal()}"}, timeout_seconds=TIMEOUT_SECONDS
+        )
+        if not isinstance(exchange, Answer):
+            raise ProviderError(f"userinfo: {exchange.reason}")
+        if exchange.status >= 500 or exchange.status == 429:
+            raise ProviderError(f"userinfo: status {exchange.status}")
+        claims = read_object(exchange.content or b"") if exchange.status == 200 else None
+        if claims is None:
+            raise LoginFailed(f"userinfo: status {exchange.status} without a JSON object")
+        return self._named(claims)
+
+    def _named(self, claims: dict[str, object]) -> dict[str, object]:
+        renamed = {name: at_path(claims, path) for name, path in self._members.items()}
+        claims = {**claims, **renamed}
+        subject = claims.get("sub")
+        if isinstance(subject, int) and not isinstance(subject, bool):
+            subject = str(subject)  # GitHub's id is a number
+        if not isinstance(subject, str) or not 0 < len(subject) <= 255 or not subject.isprintable():
+            raise LoginFailed("userinfo: sub is missing or no text")
+        # Only an id token may name an issuer: what anybody's API answers must not choose the user's realm.
+        return {name: value for name, value in claims.items() if name != "iss"} | {"sub": subject}
