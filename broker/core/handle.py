@@ -1,0 +1,68 @@
+"""Handles: opaque credentials by which callers without a browser name a grant."""
+
+import re
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+
+PREFIX = b"tbh_"
+"""Lets secret scanners, and the broker itself, tell a handle from a token."""
+
+_HANDLE = re.compile(rb"tbh_[A-Za-z0-9_-]{43}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handle:
+    """
+    What a handle stands for. The handle itself is nowhere kept, only an HMAC of it.
+
+    Attributes:
+        id: Names it to operators and in the log.
+        grant_id: The grant whose tokens its calls carry.
+        label: What it is for, in the operator's words.
+        routes: The paths it may be used for, each with everything below it; empty for all.
+        networks: The networks it may be used from; empty for all.
+        created_at: Unix seconds.
+        ends_at: Unix seconds from which it isn't taken; None for never.
+    """
+
+    id: str
+    grant_id: str
+    label: str = ""
+    routes: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    created_at: float
+    ends_at: float | None = None
+
+
+def is_handle(credential: bytes) -> bool:
+    """Return whether *credential* has the form of a handle: ``tbh_`` and 256 bits in base64url."""
+    return _HANDLE.fullmatch(credential) is not None
+
+
+def permits(handle: Handle, *, path: str, address: str, now: float) -> bool:
+    """
+    Return whether *handle* may be used.
+
+    Args:
+        handle: The handle.
+        path: The path of the matched route, as it is configured.
+        address: The caller's true address.
+        now: Unix seconds.
+    """
+    if handle.ends_at is not None and now >= handle.ends_at:
+        return False
+    if handle.routes and not any(_is_below(path, route) for route in handle.routes):
+        return False
+    return not handle.networks or _is_within(address, handle.networks)
+
+
+def _is_below(path: str, route: str) -> bool:
+    return path == route or path.startswith(route if route.endswith("/") else f"{route}/")
+
+
+def _is_within(address: str, networks: tuple[str, ...]) -> bool:
+    try:
+        caller = ip_address(address)
+    except ValueError:
+        return False
+    return any(caller in ip_network(network) for network in networks)

@@ -1,0 +1,189 @@
+"""Handles in a store: found by an HMAC of what the caller sends, and never shown again once they are issued."""
+
+import base64
+import json
+import logging
+from collections import OrderedDict
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+
+from broker.core.handle import PREFIX, Handle, is_handle
+from broker.core.secret import Secret
+from broker.errors import KeyringError, StoreError
+from broker.services.clock import Clock, Randomness
+from broker.services.keyring import Keyring
+from broker.stores.base import Event, Record, Store, Topic
+
+KIND = "handle"
+_TAG = "handle-tag"
+FOREVER_SECONDS = 50 * 365 * 86400.0
+MAX_CACHED = 10_000
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredHandle:
+    """A handle as it stands in the store: what it stands for, its store key, and the version a write must name."""
+
+    handle: Handle
+    key: str
+    version: int
+
+
+class Handles:
+    """Issues, finds and revokes handles."""
+
+    def __init__(
+        self, store: Store, keyring: Keyring, clock: Clock, randomness: Randomness, *, cache_ttl_seconds: float = 5.0
+    ) -> None:
+        """
+        Args:
+            store: Where they are kept.
+            keyring: Seals them, and makes the names under which they are found.
+            clock: Time.
+            randomness: Makes them.
+            cache_ttl_seconds: How long one isn't read again while nothing is heard of it.
+        """
+        self._store = store
+        self._keyring = keyring
+        self._clock = clock
+        self._randomness = randomness
+        self._cache_ttl_seconds = cache_ttl_seconds
+        # Keyed by a hash, so that a heap dump of the cache holds no usable handle.
+        self._cache: OrderedDict[bytes, tuple[StoredHandle | None, float]] = OrderedDict()
+        store.subscribe(self._heard)
+
+    async def issue(self, handle: Handle) -> Secret:
+        """
+        Store *handle* under a new credential.
+
+        Returns:
+            The credential. This is the only time that anybody sees it.
+
+        Raises:
+            StoreError: If it can't be stored.
+        """
+        random = base64.urlsafe_b64encode(self._randomness.token_bytes(32)).rstrip(b"=")
+        credential = Secret((PREFIX + random).decode())
+        key = self._keyring.lookup_keys(KIND, credential.reveal())[0]
+        tags = [self._tags(word)[0] for word in ("all", f"grant:{handle.grant_id}", f"id:{handle.id}")]
+        await self._store.create(key, self._seal(key, handle), ttl_seconds=self._ttl(handle), tags=tags)
+        log.info("handle_issued", extra={"handle": handle.id, "grant": handle.grant_id})
+        return credential
+
+    def new(self, grant_id: str, **attributes: object) -> Handle:
+        """Return a handle for *grant_id* with a new id; *attributes* are those of :class:`Handle`."""
+        made = Handle(id=self._randomness.token_bytes(6).hex(), grant_id=grant_id, created_at=self._clock.now())
+        return replace(made, **attributes)  # type: ignore[arg-type]  # the admin API checks them
+
+    async def find(self, credential: bytes) -> Handle | None:
+        """
+        Return what *credential* stands for, or None if it isn't a live handle.
+
+        Raises:
+            StoreError: If that can't be known now.
+        """
+        if not is_handle(credential):
+            return None
+        digest = sha256(credential).digest()
+        cached = self._cache.get(digest)
+        if cached is None or self._clock.monotonic() >= cached[1] + self._cache_ttl_seconds:
+            cached = (await self._read(credential.decode()), self._clock.monotonic())
+            self._cache[digest] = cached
+            self._cache.move_to_end(digest)
+            if len(self._cache) > MAX_CACHED:
+                self._cache.popitem(last=False)
+        found = cached[0]
+        if found is None or (found.handle.ends_at is not None and self._clock.now() >= found.handle.ends_at):
+            return None
+        return found.handle
+
+    async def issued(self, grant_id: str | None = None) -> list[Handle]:
+        """Return the live handles, of one grant or all. Raises ``StoreError``."""
+        return [stored.handle for stored in await self._tagged("all" if grant_id is None else f"grant:{grant_id}")]
+
+    async def rotate(self, handle_id: str, *, overlap_seconds: float) -> tuple[Handle, Secret] | None:
+        """
+        Replace a handle by a new one for the same purpose; the old one is taken for *overlap_seconds* more.
+
+        Returns:
+            The new handle and its credential, or None if there is no handle *handle_id*.
+
+        Raises:
+            StoreError: If the store can't be asked.
+        """
+        for stored in await self._tagged(f"id:{handle_id}"):
+            successor = replace(stored.handle, id=self._randomness.token_bytes(6).hex(), created_at=self._clock.now())
+            credential = await self.issue(successor)
+            await self._end(stored, self._clock.now() + overlap_seconds)
+            return successor, credential
+        return None
+
+    async def revoke(self, handle_id: str) -> bool:
+        """End a handle now, in every process. Returns whether there was one. Raises ``StoreError``."""
+        stored = await self._tagged(f"id:{handle_id}")
+        for each in stored:
+            await self._store.delete(each.key)
+            await self._store.publish(Event(Topic.SESSION_ENDED, each.key))
+            log.info("handle_revoked", extra={"handle": handle_id, "grant": each.handle.grant_id})
+        return bool(stored)
+
+    async def revoke_all(self, grant_id: str) -> None:
+        """End every handle of a grant. Raises ``StoreError``."""
+        for handle in await self.issued(grant_id):
+            await self.revoke(handle.id)
+
+    async def _end(self, stored: StoredHandle, ends_at: float) -> None:
+        former = stored.handle.ends_at
+        ending = replace(stored.handle, ends_at=ends_at if former is None else min(former, ends_at))
+        sealed = self._seal(stored.key, ending)
+        await self._store.replace(stored.key, sealed, stored.version, ttl_seconds=self._ttl(ending))
+        await self._store.publish(Event(Topic.SESSION_ENDED, stored.key))
+
+    async def _read(self, credential: str) -> StoredHandle | None:
+        for key in self._keyring.lookup_keys(KIND, credential):
+            record = await self._store.get(key)
+            if record is not None:
+                return self._open(key, record)
+        return None
+
+    async def _tagged(self, word: str) -> list[StoredHandle]:
+        found = []
+        for tag in self._tags(word):
+            for key in await self._store.find(tag):
+                record = await self._store.get(key)
+                stored = None if record is None else self._open(key, record)
+                if stored is not None:
+                    found.append(stored)
+        return found
+
+    def _tags(self, word: str) -> tuple[str, ...]:
+        return self._keyring.lookup_keys(_TAG, word)
+
+    def _seal(self, key: str, handle: Handle) -> bytes:
+        return self._keyring.seal(KIND, key, json.dumps({"v": 1, **asdict(handle)}).encode())
+
+    def _open(self, key: str, record: Record) -> StoredHandle | None:
+        try:
+            document = json.loads(self._keyring.open(KIND, key, record.value))
+        except KeyringError:
+            log.error("handle_record_refused", extra={"record": key})  # noqa: TRY400 - its traceback says nothing more
+            return None
+        if document.pop("v") != 1:
+            raise StoreError("the record of a handle has an unknown format")
+        document["routes"], document["networks"] = tuple(document["routes"]), tuple(document["networks"])
+        return StoredHandle(Handle(**document), key, record.version)
+
+    def _ttl(self, handle: Handle) -> float:
+        return FOREVER_SECONDS if handle.ends_at is None else max(handle.ends_at - self._clock.now(), 1.0)
+
+    def _heard(self, event: Event) -> None:
+        if event.topic is Topic.RESYNC:
+            self._cache.clear()
+        elif event.topic is Topic.SESSION_ENDED and event.key.startswith(f"{KIND}:"):
+            gone = [
+                digest for digest, (found, _) in self._cache.items() if found is not None and found.key == event.key
+            ]
+            for digest in gone:
+                del self._cache[digest]

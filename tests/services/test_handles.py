@@ -1,0 +1,100 @@
+import asyncio
+import logging
+
+import pytest
+
+from broker.services.handles import Handles
+from broker.services.keyring import Keyring, new_key
+from broker.stores.memory import MemoryBackend, MemoryStore
+from tests.support.clock import ManualClock, SeededRandomness
+
+KEYS = [new_key(SeededRandomness())]
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+def replicas(clock: ManualClock) -> tuple[Handles, Handles]:
+    backend = MemoryBackend(clock)
+    first, second = (Handles(MemoryStore(backend), Keyring(KEYS), clock, SeededRandomness(seed)) for seed in (1, 2))
+    return first, second
+
+
+async def test_an_issued_handle_is_found_by_its_credential_alone(clock: ManualClock) -> None:
+    """Every replica finds it; another credential finds nothing."""
+    first, second = replicas(clock)
+    issued = first.new("g1", label="batch", routes=("/api",))
+
+    credential = await first.issue(issued)
+
+    assert issued == await second.find(credential.reveal().encode())
+    assert None is await second.find(b"tbh_" + b"A" * 43)
+    assert None is await second.find(credential.reveal().encode() + b"A")
+
+
+async def test_lk_01_no_credential_is_logged_or_listed(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    """What is kept and shown of a handle doesn't let anybody use it."""
+    caplog.set_level(logging.DEBUG)
+    handles, _ = replicas(clock)
+
+    credential = await handles.issue(handles.new("g1"))
+
+    assert credential.reveal() not in repr(await handles.issued()) + caplog.text + repr(credential)
+
+
+async def test_a_revoked_handle_is_dead_on_every_replica_at_once(clock: ManualClock) -> None:
+    """Replicas that have it in their caches hear of it."""
+    first, second = replicas(clock)
+    issued = first.new("g1")
+    credential = (await first.issue(issued)).reveal().encode()
+    assert await second.find(credential)
+
+    assert await first.revoke(issued.id)
+    await asyncio.sleep(0)  # the event is heard in the next turn of the loop
+
+    assert None is await second.find(credential)
+    assert None is await first.find(credential)
+    assert not await first.revoke(issued.id)
+
+
+async def test_a_rotated_handle_is_taken_for_the_overlap(clock: ManualClock) -> None:
+    """Both work until the overlap is over; then only the new one does."""
+    handles, other = replicas(clock)
+    issued = handles.new("g1", networks=("192.0.2.0/24",))
+    old = (await handles.issue(issued)).reveal().encode()
+
+    rotated = await handles.rotate(issued.id, overlap_seconds=60)
+
+    assert rotated is not None
+    successor, new = rotated
+    assert issued.networks == successor.networks
+    assert await other.find(old)
+    assert await other.find(new.reveal().encode())
+    clock.advance(61)
+    assert None is await other.find(old)
+    assert successor == await other.find(new.reveal().encode())
+
+
+async def test_a_handle_ends_at_its_end_even_in_a_cache(clock: ManualClock) -> None:
+    """The end is judged at each use."""
+    handles, _ = replicas(clock)
+    credential = (await handles.issue(handles.new("g1", ends_at=clock.now() + 2))).reveal().encode()
+    assert await handles.find(credential)
+
+    clock.advance(2)
+
+    assert None is await handles.find(credential)
+
+
+async def test_the_handles_of_a_grant_are_listed_and_revoked_together(clock: ManualClock) -> None:
+    """Another grant's handles stay."""
+    handles, _ = replicas(clock)
+    for grant in ("g1", "g1", "g2"):
+        await handles.issue(handles.new(grant))
+
+    await handles.revoke_all("g1")
+
+    assert [] == await handles.issued("g1")
+    assert ["g2"] == [handle.grant_id for handle in await handles.issued()]
