@@ -16,15 +16,19 @@ def clock() -> ManualClock:
     return ManualClock()
 
 
-def replicas(clock: ManualClock) -> tuple[Handles, Handles]:
+async def replicas(clock: ManualClock) -> tuple[Handles, Handles]:
     backend = MemoryBackend(clock)
-    first, second = (Handles(MemoryStore(backend), Keyring(KEYS), clock, SeededRandomness(seed)) for seed in (1, 2))
-    return first, second
+    made = []
+    for seed in (1, 2):
+        store = MemoryStore(backend)
+        await store.start()
+        made.append(Handles(store, Keyring(KEYS), clock, SeededRandomness(seed)))
+    return made[0], made[1]
 
 
 async def test_an_issued_handle_is_found_by_its_credential_alone(clock: ManualClock) -> None:
     """Every replica finds it; another credential finds nothing."""
-    first, second = replicas(clock)
+    first, second = await replicas(clock)
     issued = first.new("g1", label="batch", routes=("/api",))
 
     credential = await first.issue(issued)
@@ -37,7 +41,7 @@ async def test_an_issued_handle_is_found_by_its_credential_alone(clock: ManualCl
 async def test_lk_01_no_credential_is_logged_or_listed(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
     """What is kept and shown of a handle doesn't let anybody use it."""
     caplog.set_level(logging.DEBUG)
-    handles, _ = replicas(clock)
+    handles, _ = await replicas(clock)
 
     credential = await handles.issue(handles.new("g1"))
 
@@ -46,7 +50,7 @@ async def test_lk_01_no_credential_is_logged_or_listed(clock: ManualClock, caplo
 
 async def test_a_revoked_handle_is_dead_on_every_replica_at_once(clock: ManualClock) -> None:
     """Replicas that have it in their caches hear of it."""
-    first, second = replicas(clock)
+    first, second = await replicas(clock)
     issued = first.new("g1")
     credential = (await first.issue(issued)).reveal().encode()
     assert await second.find(credential)
@@ -61,7 +65,7 @@ async def test_a_revoked_handle_is_dead_on_every_replica_at_once(clock: ManualCl
 
 async def test_a_rotated_handle_is_taken_for_the_overlap(clock: ManualClock) -> None:
     """Both work until the overlap is over; then only the new one does."""
-    handles, other = replicas(clock)
+    handles, other = await replicas(clock)
     issued = handles.new("g1", networks=("192.0.2.0/24",))
     old = (await handles.issue(issued)).reveal().encode()
 
@@ -79,7 +83,7 @@ async def test_a_rotated_handle_is_taken_for_the_overlap(clock: ManualClock) -> 
 
 async def test_a_handle_ends_at_its_end_even_in_a_cache(clock: ManualClock) -> None:
     """The end is judged at each use."""
-    handles, _ = replicas(clock)
+    handles, _ = await replicas(clock)
     credential = (await handles.issue(handles.new("g1", ends_at=clock.now() + 2))).reveal().encode()
     assert await handles.find(credential)
 
@@ -90,7 +94,7 @@ async def test_a_handle_ends_at_its_end_even_in_a_cache(clock: ManualClock) -> N
 
 async def test_the_handles_of_a_grant_are_listed_and_revoked_together(clock: ManualClock) -> None:
     """Another grant's handles stay."""
-    handles, _ = replicas(clock)
+    handles, _ = await replicas(clock)
     for grant in ("g1", "g1", "g2"):
         await handles.issue(handles.new(grant))
 
