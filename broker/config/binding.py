@@ -76,7 +76,12 @@ class Binder:
         self._rewrites = rewrites or {}
 
     def bind(self, node: Node, shape: Shape, path: KeyPath = ()) -> Any:
-        """Return the value of *node*, or REFUSED after reporting why it has none."""
+        """
+        Return the value of *node*, or REFUSED after reporting why it has none.
+
+        A mapping with an unknown key is reported and has a value nevertheless, so that what is wrong with that is
+        told, too. Whoever uses the values must look at the report first.
+        """
         self.places[path] = Place(node, shape, REFUSED)
         value: object = None
         if not isinstance(node, ScalarNode) or node.value is not None:
@@ -130,14 +135,14 @@ class Binder:
             path = path[:-1]
         return self.places[path].node.at
 
-    def _refuse(self, node: Node, shape: Shape, path: KeyPath) -> _Refused:
+    def _refuse(self, node: Node, shape: Shape, path: KeyPath, *, expected: str = "") -> _Refused:
         hint = ""
         if isinstance(shape, Nullable) and isinstance(node, ScalarNode) and node.value is None:
             hint = "leave the key out, or say null"
         if shape == ScalarOf(Text()) and isinstance(node, ScalarNode) and isinstance(node.value, bool | int | float):
             hint = "put it in quotes"
         found = describe(node, conceal=is_secret(shape))
-        self.report.refuse(node.at, show(path), expected=shape.expected, found=found, hint=hint)
+        self.report.refuse(node.at, show(path), expected=expected or shape.expected, found=found, hint=hint)
         return REFUSED
 
     def _scalar(self, node: Node, shape: ScalarOf, path: KeyPath) -> object:
@@ -145,8 +150,8 @@ class Binder:
             return self._refuse(node, shape, path)
         try:
             return shape.kind.read(node.value)
-        except ValueError:
-            return self._refuse(node, shape, path)
+        except ValueError as error:
+            return self._refuse(node, shape, path, expected=str(error))
 
     def _secret(self, node: Node, shape: SecretText, path: KeyPath) -> object:
         entries = node.entries if isinstance(node, MappingNode) else {}
@@ -235,9 +240,10 @@ class Binder:
             self.report.notice(entry.key_at, show(path), field.doc)
 
     def _unknown_key(self, key: str, entry: Entry, fields: Mapping[str, OptionField], path: KeyPath) -> None:
-        similar = difflib.get_close_matches(key, fields, n=1)
+        spellings = {field.name: field.key for field in fields.values()} | {known: known for known in fields}
+        similar = difflib.get_close_matches(key, spellings, n=1)
         if similar:
-            expected, hint = "a known key", f"did you mean {similar[0]}?"
+            expected, hint = "a known key", f"did you mean {spellings[similar[0]]}?"
         else:
             expected, hint = "one of the keys " + ", ".join(sorted(fields)), ""
         self.report.refuse(
@@ -249,7 +255,7 @@ class Binder:
         for arm in shape.arms:
             trial = Binder(self._source, self._rewrites)
             value = trial._value(node, arm, path)
-            if value is not REFUSED:
+            if not trial.report.problems:
                 self._adopt(trial)
                 return value
             if _has_kind(node, arm):

@@ -18,6 +18,10 @@ from broker.services.keyring import decode_key
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
+# A path is compared as it is. Whoever writes one of these has another proxy's patterns in mind, and would get a route
+# that never matches, or a prefix that protects less than it seems to.
+_PATTERN = re.compile(r"[*^$|{}\[\]]")
+
 
 def cross_check(binder: Binder) -> None:
     """
@@ -62,7 +66,7 @@ def _check_keys(binder: Binder) -> None:
         try:
             raw = decode_key(key)
         except ConfigError as error:
-            binder.refuse(path, expected="base64url of 32 random bytes", found=str(error))
+            binder.refuse(path, expected="base64url of 32 random bytes", found="something else", hint=str(error))
             continue
         if raw in seen:
             binder.refuse(path, expected="each key once", found="the same key as before")
@@ -71,6 +75,9 @@ def _check_keys(binder: Binder) -> None:
 
 def _check_references(binder: Binder) -> None:
     providers = _names(binder, "providers")
+    default = binder.places.get(("login", "default_provider"))
+    if default is not None and default.value not in {*providers, REFUSED}:
+        binder.refuse(("login", "default_provider"), expected=_one_of("providers", providers))
     for path, grant in bound_items(binder, "grants"):
         assert isinstance(grant, StandingGrantOptions)
         if grant.provider not in providers:
@@ -90,6 +97,10 @@ def _check_route_references(binder: Binder, path: KeyPath, route: Route) -> None
         return
     if not providers:
         binder.refuse((*path, "token"), expected="none or a grant, since `providers` has nobody to log in with")
+    elif len(providers) > 1 and route.provider is None and ("login", "default_provider") not in binder.places:
+        binder.refuse(
+            (*path, "provider"), expected="a provider, since there are several and no `login.default_provider`"
+        )
 
 
 def _check_routes(binder: Binder) -> None:
@@ -97,13 +108,15 @@ def _check_routes(binder: Binder) -> None:
     base_path = binder.places.get(("base_path",))
     base = str(base_path.value if base_path is not None else fields_of(Settings)["base_path"].default).lower()
     for path, route in routes:
+        if _PATTERN.search(route.path):
+            binder.refuse((*path, "path"), expected="a path, not a pattern: everything below it is meant too")
         if f"{route.path.lower()}/".startswith(f"{base}/"):
             binder.refuse(
                 (*path, "path"), expected=f"a path outside of {base}, which is the broker's own (`base_path`)"
             )
     while True:
         try:
-            RouteTable((route, None) for _, route in routes)
+            RouteTable((route, path) for path, route in routes)
         except OptionError as error:
             # The table names the second of two that match alike; without it, it finds the next pair.
             index, _, key = error.key.removeprefix("[").partition("].")

@@ -134,6 +134,9 @@ class _Composer:
         if isinstance(event, yaml.MappingStartEvent):
             return MappingNode(at, self._entries(depth))
         assert isinstance(event, yaml.ScalarEvent)
+        if _SURROGATE.search(event.value):  # "\\ud800": no encoder takes it
+            self._refuse(event, "a text", "half of a character")
+            return ScalarNode(at, None, "")
         plain = event.style is None
         return ScalarNode(at, resolve(event.value) if plain else event.value, event.value)
 
@@ -164,6 +167,7 @@ class _Composer:
         self.report.refuse(self._at(event), "", expected=expected, found=found)
 
 
+_SURROGATE = re.compile("[\\ud800-\\udfff]")
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _TRUE = frozenset({"true", "True", "TRUE"})
 _FALSE = frozenset({"false", "False", "FALSE"})

@@ -29,7 +29,7 @@ class Scalar(Protocol):
         ...
 
     def read(self, value: Plain) -> object:
-        """Return what *value* stands for. Raises ValueError."""
+        """Return what *value* stands for. Raises ValueError, with what was expected if that is more than usual."""
         ...
 
     def write(self, value: object) -> Plain:
@@ -50,8 +50,12 @@ class Text:
     def read(self, value: Plain) -> object:
         # An empty text is what a template that filled in nothing leaves; a control character in a header, a URL or a
         # log line is an injection.
-        if not isinstance(value, str) or not value or any(ord(one) < 0x20 or ord(one) == 0x7F for one in value):
-            raise ValueError
+        if not isinstance(value, str):
+            raise ValueError  # noqa: TRY004 - one error for all that can't be read
+        if not value:
+            raise ValueError("a text that is not empty")
+        if any(ord(one) < 0x20 or ord(one) == 0x7F for one in value):
+            raise ValueError("a text on one line, without control characters")
         return value
 
     def write(self, value: object) -> Plain:
@@ -194,7 +198,11 @@ class Parsed:
     parse: Callable[[str], object]
 
     def read(self, value: Plain) -> object:
-        return self.parse(str(Text().read(value)))
+        text = str(Text().read(value))
+        try:
+            return self.parse(text)
+        except ValueError:
+            raise ValueError from None
 
     def write(self, value: object) -> Plain:
         return str(value)

@@ -88,6 +88,7 @@ def test_windows_line_ends_are_line_ends() -> None:
         ("a: 1\nb: \u2028\n", "c.yaml:2:4: expected printable text, found the character U+2028"),
         ("a: \u202eb\n", "c.yaml:1:4: expected printable text, found the character U+202E"),
         ("a: b\x85c: d\n", "c.yaml:1:5: expected printable text, found the character U+0085"),
+        ('a: "\\ud800"\n', "c.yaml:1:4: expected a text, found half of a character"),
         (b"a: \xff\n", "c.yaml:1:4: expected text in UTF-8, found bytes that are none"),
         ("a: 1\n".encode("utf-16"), "c.yaml:1:1: expected text in UTF-8, found bytes that are none"),
         (bytes(range(256)), "c.yaml:2:118: expected text in UTF-8, found bytes that are none"),

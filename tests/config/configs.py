@@ -1,0 +1,36 @@
+"""Configurations for tests: a smallest one, and pieces laid over it."""
+
+from collections.abc import Mapping
+
+from broker.config import HostSource, Settings, loads
+from broker.config.document import MappingNode, parse
+
+BASE: Mapping[str, str] = {
+    "public_url": "https://app.example.com",
+    "keys": "[{env: KEY}]",
+    "providers": "{corp: {issuer: 'https://idp.example.com', client_id: spa}}",
+    "grants": "{nightly-report: {provider: corp, type: client_credentials}}",
+}
+"""The smallest configuration that shows each kind of name that others may refer to."""
+
+ENVIRONMENT: Mapping[str, str] = {
+    "KEY": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8",
+    "KEY_2": "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8",
+    "KEY_PADDED": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=",
+    "SHORT_KEY": "AAECAwQFBgcICQoLDA0ODw",
+    "DULL_KEY": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
+    "EMPTY": "",
+    "PASSWORD": "hunter2",
+}
+
+
+def over_base(fragment: str) -> str:
+    """Return the fragment, and after it those lines of the base whose keys it lacks: its own lines keep their numbers."""
+    tree = parse(fragment.encode(), file="fragment") if fragment.strip() else None
+    given = set(tree.entries) if isinstance(tree, MappingNode) else set()
+    return fragment + "".join(f"{key}: {value}\n" for key, value in BASE.items() if key not in given)
+
+
+def settings_of(fragment: str, *, source: HostSource) -> Settings:
+    """Load a fragment over the base."""
+    return loads(over_base(fragment).encode(), file="c.yaml", source=source)
