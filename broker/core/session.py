@@ -1,10 +1,17 @@
 """A browser's session: who logged in, and until when. It holds no token."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 
 from broker.core.options import OptionError, option
+
+FORMAT = 1
+"""Version of the stored form. A record of a later version is left unharmed and not used (rolling upgrades)."""
+
+TOUCHES_PER_IDLE_TIMEOUT = 16
+"""A use is written down at most this often per idle timeout."""
 
 
 class SameSite(StrEnum):
@@ -80,4 +87,61 @@ def is_live(session: Session, *, now: float, idle_timeout_seconds: float) -> boo
 
 def should_touch(session: Session, *, now: float, idle_timeout_seconds: float) -> bool:
     """Return whether the use at *now* is worth writing down: at most sixteen writes per idle timeout."""
-    return now - session.last_seen_at >= idle_timeout_seconds / 16
+    return now - session.last_seen_at >= idle_timeout_seconds / TOUCHES_PER_IDLE_TIMEOUT
+
+
+def lifetime_seconds(session: Session, *, now: float, idle_timeout_seconds: float) -> float:
+    """Return how long *session* lives from *now* (Unix seconds) if it isn't used again; 0 or less if it is over."""
+    return min(session.ends_at, session.last_seen_at + idle_timeout_seconds) - now
+
+
+class Index(StrEnum):
+    """By what sessions are found, other than by their id. Words are hashed before they reach the store."""
+
+    SUBJECT = "session-subject"
+    """``iss`` and ``sub``: all sessions of a user."""
+    PROVIDER_SESSION = "session-sid"
+    """``iss`` and ``sid``: the session that a provider ends by back-channel logout."""
+    GRANT = "session-grant"
+    """The grant: whose claims changed, or whose grant was revoked."""
+    PROVIDER = "session-provider"
+    """The configured provider: every session that it vouched for."""
+
+
+def index_word(*parts: str) -> str:
+    """Return the word that *parts* make in an index. No two different sequences make the same one."""
+    return json.dumps(parts)
+
+
+def index_words(session: Session) -> dict[Index, str]:
+    """Return the words by which *session* is found."""
+    words = {
+        Index.SUBJECT: index_word(session.issuer, session.subject),
+        Index.GRANT: index_word(session.grant_id),
+        Index.PROVIDER: index_word(session.provider),
+    }
+    if session.provider_session is not None:
+        words[Index.PROVIDER_SESSION] = index_word(session.issuer, session.provider_session)
+    return words
+
+
+class UnknownFormat(ValueError):
+    """The record was written by a later release."""
+
+
+def encode(session: Session) -> bytes:
+    """Return the stored form of *session*, in clear: it must be sealed before it leaves the process."""
+    return json.dumps({"v": FORMAT, **asdict(session)}, separators=(",", ":")).encode()
+
+
+def decode(stored: bytes) -> Session:
+    """
+    Return the session that :func:`encode` wrote.
+
+    Raises:
+        UnknownFormat: If a later release wrote it.
+    """
+    document = json.loads(stored)
+    if document.pop("v") != FORMAT:
+        raise UnknownFormat("a session of another release")
+    return Session(**document)

@@ -1,0 +1,115 @@
+"""Browser sessions as sealed records of the store, under names that a dump of the store can't be used with."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from broker.core import session as core
+from broker.core.session import Index, Session
+from broker.errors import KeyringError, StoreError
+from broker.services.keyring import Keyring
+from broker.stores.base import Record, Store
+
+KIND = "session"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSession:
+    """
+    A session as it was read.
+
+    Attributes:
+        key: The store key. It names the session in logs and events, and opens nothing.
+        version: The version of the record.
+        session: Who logged in.
+    """
+
+    key: str
+    version: int
+    session: Session
+
+
+class SessionRecords:
+    """The records of all sessions. Every method raises ``StoreError`` if the store is down."""
+
+    def __init__(self, store: Store, keyring: Keyring) -> None:
+        self._store = store
+        self._keyring = keyring
+
+    async def create(self, session_id: str, session: Session, *, ttl_seconds: float) -> StoredSession:
+        """Keep *session* under an id that was drawn for it."""
+        key = self._keyring.lookup_keys(KIND, session_id)[0]
+        version = await self._store.create(
+            key,
+            self._seal(key, session),
+            ttl_seconds=ttl_seconds,
+            tags=[self._keyring.lookup_keys(index, word)[0] for index, word in core.index_words(session).items()],
+        )
+        if version is None:
+            raise StoreError("two sessions have drawn one id: the source of randomness is broken")
+        return StoredSession(key, version, session)
+
+    async def read(self, session_id: str) -> StoredSession | None:
+        """Return the session of an id, whether or not it is over; None if there is none that can be opened."""
+        for key in self._keyring.lookup_keys(KIND, session_id):
+            record = await self._store.get(key)
+            if record is not None:
+                return self._open(key, record)
+        return None
+
+    async def replace(
+        self, stored: StoredSession, session: Session, *, ttl_seconds: float | None = None
+    ) -> StoredSession | None:
+        """
+        Write *session* in place of what was read.
+
+        Args:
+            stored: What was read.
+            session: What it is now.
+            ttl_seconds: How long it lives from now; None keeps its end.
+
+        Returns:
+            What is now stored; None if it ended or was written by somebody else since.
+        """
+        sealed = self._seal(stored.key, session)
+        version = await self._store.replace(stored.key, sealed, stored.version, ttl_seconds=ttl_seconds)
+        return None if version is None else StoredSession(stored.key, version, session)
+
+    async def delete(self, key: str) -> Session | None:
+        """Delete the session of a store key. Returns it, if it was there, can be opened, and nobody was faster."""
+        record = await self._store.get(key)
+        deleted = await self._store.delete(key)
+        if not deleted or record is None:
+            return None
+        stored = self._open(key, record)
+        return None if stored is None else stored.session
+
+    async def find(self, index: Index, words: Sequence[str]) -> list[StoredSession]:
+        """
+        Return every session that an index names.
+
+        The sealed record decides whether it belongs there, not the index: whoever can write to the store can't have one
+        user's logout end another's session (SECURITY SE-08).
+        """
+        word = core.index_word(*words)
+        found = []
+        for tag in self._keyring.lookup_keys(index, word):
+            for key in await self._store.find(tag):
+                record = await self._store.get(key)
+                stored = self._open(key, record) if record is not None else None
+                if stored is not None and core.index_words(stored.session).get(index) == word:
+                    found.append(stored)
+        return found
+
+    def _seal(self, key: str, session: Session) -> bytes:
+        return self._keyring.seal(KIND, key, core.encode(session))
+
+    def _open(self, key: str, record: Record) -> StoredSession | None:
+        try:
+            session = core.decode(self._keyring.open(KIND, key, record.value))
+        except (KeyringError, core.UnknownFormat) as refusal:
+            log.warning("session_record_refused", extra={"session": key, "reason": type(refusal).__name__})
+            return None
+        return StoredSession(key, record.version, session)

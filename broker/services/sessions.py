@@ -1,0 +1,335 @@
+"""
+Browser sessions: sealed records in the store, found by the hash of the cookie, and a cache of them in the process.
+
+    peek    what this process knows for sure; no I/O, for the hot path
+    load    the same, or from the store
+    start   at a login, under a new id
+    end     at a logout, a revocation, a back-channel logout; every process hears of it at once
+
+A use is written down now and then, in the background and by compare-and-set: a write that comes late finds the record
+deleted or changed, and does nothing (SECURITY SE-07). The absolute end is part of the sealed record, so that nothing
+that happens to the store's own expiry makes a session immortal (SE-05).
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from hashlib import sha256
+
+from broker.core import session as core
+from broker.core.pkce import text_of
+from broker.core.secret import SessionId
+from broker.core.session import Index, Session, SessionOptions
+from broker.errors import StoreError
+from broker.services.clock import Clock, Randomness
+from broker.services.keyring import Keyring
+from broker.services.session_cache import (
+    LIVES_UNTIL,
+    READ_AT,
+    TOUCH_AT,
+    Entry,
+    LiveSession,
+    SessionCache,
+    entry_of,
+)
+from broker.services.session_records import SessionRecords, StoredSession
+from broker.services.tasks import Tasks
+from broker.stores.base import Event, Store, Topic
+
+__all__ = ["LiveSession", "Sessions"]
+
+ID_BYTES = 32
+GRANT_OUTLIVES_SECONDS = 600.0
+"""A grant's record lives this much longer than its session's, so that no session ever finds its grant gone."""
+TOUCH_RETRY_SECONDS = 10.0
+MAX_TOUCHING = 10_000
+STORE_REST_SECONDS = 1.0
+"""After the store failed, what is known is used for this long without asking again."""
+
+_ID = re.compile(rb"[A-Za-z0-9_-]{43}")
+
+log = logging.getLogger(__name__)
+
+
+class Sessions:
+    """All browser sessions, as one process sees them."""
+
+    def __init__(
+        self,
+        store: Store,
+        keyring: Keyring,
+        options: SessionOptions,
+        clock: Clock,
+        randomness: Randomness,
+        *,
+        touch_grant: Callable[[str, float], Awaitable[None]] | None = None,
+    ) -> None:
+        """
+        Args:
+            store: Where the records are.
+            keyring: Seals and names them.
+            options: How long sessions live.
+            clock: Time.
+            randomness: Source of the ids.
+            touch_grant: Is called with a grant's id and the seconds that it should live on, whenever a use of its
+                session is written down (``TokenBroker.touch``).
+        """
+        self._store = store
+        self._records = SessionRecords(store, keyring)
+        self._options = options
+        self._clock = clock
+        self._randomness = randomness
+        self._touch_grant = touch_grant
+        self._cache = SessionCache(options.max_cached)
+        self._tasks = Tasks()
+        self._loading: dict[bytes, asyncio.Task[Entry | StoreError | None]] = {}
+        self._touching: dict[bytes, float] = {}
+        self._resynced_at = -1.0
+        self._changes_heard = 0
+        self._store_rests_until = -1.0
+        self._unsubscribe = store.subscribe(self._heard)
+
+    # --- finding
+
+    def peek(self, session_id: bytes, *, used: bool = True) -> LiveSession | None:
+        """
+        Return the session of a cookie if this process knows it for sure, or None: then ask :meth:`load`.
+
+        Args:
+            session_id: The cookie's value.
+            used: Whether this counts as a use, which moves the idle end.
+        """
+        digest = sha256(session_id).digest()
+        entry = self._cache.get(digest)
+        if entry is None:
+            return None
+        read_at = entry[READ_AT]
+        if read_at <= self._resynced_at or self._clock.monotonic() >= read_at + self._options.cache_ttl_seconds:
+            return None
+        return self._live(digest, entry, used=used)
+
+    async def load(self, session_id: bytes, *, used: bool = True) -> LiveSession | None:
+        """
+        Return the live session of a cookie, or None.
+
+        Args:
+            session_id: The cookie's value.
+            used: Whether this counts as a use, which moves the idle end.
+
+        Raises:
+            StoreError: If the store is down and nothing that may still be used is known.
+        """
+        known = self.peek(session_id, used=used)
+        if known is not None:
+            return known
+        if not _ID.fullmatch(session_id):
+            return None
+        digest = sha256(session_id).digest()
+        if self._cache.is_absent(digest, at=self._clock.monotonic()):
+            return None
+        entry = await self._entry(digest, session_id.decode("ascii"))
+        return None if entry is None else self._live(digest, entry, used=used)
+
+    def _live(self, digest: bytes, entry: Entry, *, used: bool) -> LiveSession | None:
+        now = self._clock.now()
+        if now >= entry[LIVES_UNTIL]:
+            return None
+        if used and now >= entry[TOUCH_AT]:
+            self._touch_soon(digest, entry)
+        return LiveSession(entry)
+
+    async def _entry(self, digest: bytes, session_id: str) -> Entry | None:
+        """Return the session from the store, or what was known of it if the store is down."""
+        kept = self._kept_through_outage(digest)
+        if kept is not None and self._clock.monotonic() < self._store_rests_until:
+            return kept
+        task = self._loading.get(digest)
+        if task is None:
+            task = self._tasks.spawn(self._read(digest, session_id), name="session:load")
+            self._loading[digest] = task
+            task.add_done_callback(lambda _: self._loading.pop(digest, None))
+        # Shielded: others wait for the same read.
+        outcome = await asyncio.shield(task)
+        if not isinstance(outcome, StoreError):
+            return outcome
+        kept = self._kept_through_outage(digest)
+        if kept is None:
+            raise StoreError(str(outcome))
+        return kept
+
+    def _kept_through_outage(self, digest: bytes) -> Entry | None:
+        """Return what was known of a session, if that was not too long ago and it has certainly not ended by itself."""
+        entry = self._cache.get(digest)
+        if entry is None or self._clock.now() >= entry[LIVES_UNTIL]:
+            return None
+        age = self._clock.monotonic() - entry[READ_AT]
+        return entry if age < self._options.outage_grace_seconds else None
+
+    async def _read(self, digest: bytes, session_id: str) -> Entry | StoreError | None:
+        """Read a session and remember what came of it. A fault is returned: several callers may wait for it."""
+        read_at, heard = self._clock.monotonic(), self._changes_heard
+        try:
+            stored = await self._records.read(session_id)
+        except StoreError as fault:
+            self._store_failed()
+            return fault
+        if stored is None:
+            self._cache.put_absent(digest, until=read_at + self._options.cache_ttl_seconds)
+            return None
+        return self._remember(digest, stored, read_at=read_at, heard=heard)
+
+    def _remember(self, digest: bytes, stored: StoredSession, *, read_at: float, heard: int) -> Entry:
+        entry = entry_of(stored, idle_timeout_seconds=self._options.idle_timeout_seconds, read_at=read_at)
+        # Some session ended or changed since the store was asked. It may have been this one: don't keep it.
+        if heard == self._changes_heard:
+            self._cache.put(digest, entry)
+        return entry
+
+    # --- beginning and ending
+
+    def times_of_login(self) -> tuple[float, float]:
+        """Return the ``authenticated_at`` and the ``ends_at`` of a session that begins now, in Unix seconds."""
+        now = self._clock.now()
+        return now, now + self._options.absolute_timeout_seconds
+
+    def grant_ttl_seconds(self, session: Session) -> float:
+        """Return how long the record of the session's grant must live, if the session isn't used again."""
+        return self._lifetime_seconds(session) + GRANT_OUTLIVES_SECONDS
+
+    def _lifetime_seconds(self, session: Session) -> float:
+        return core.lifetime_seconds(
+            session, now=self._clock.now(), idle_timeout_seconds=self._options.idle_timeout_seconds
+        )
+
+    async def start(self, session: Session) -> SessionId:
+        """
+        Keep a session under a new id.
+
+        Returns:
+            What goes into the cookie: 256 random bits in base64url.
+
+        Raises:
+            StoreError: If it can't be stored.
+        """
+        session_id = text_of(self._randomness.token_bytes(ID_BYTES))
+        read_at, heard = self._clock.monotonic(), self._changes_heard
+        stored = await self._records.create(session_id, session, ttl_seconds=self._lifetime_seconds(session))
+        self._remember(sha256(session_id.encode()).digest(), stored, read_at=read_at, heard=heard)
+        log.info("session_started", extra={"session": stored.key, "grant": session.grant_id})
+        return SessionId(session_id)
+
+    async def end(self, key: str) -> Session | None:
+        """
+        End the session of a store key, on every process.
+
+        Returns:
+            The session as it was; None if it had ended before.
+
+        Raises:
+            StoreError: If the store is down; the session may live on.
+        """
+        session = await self._records.delete(key)
+        await self._tell_changed(key)
+        if session is not None:
+            log.info("session_ended", extra={"session": key, "grant": session.grant_id})
+        return session
+
+    async def end_by(self, index: Index, *words: str) -> list[Session]:
+        """
+        End every session that an index names.
+
+        Args:
+            index: What *words* are.
+            words: ``iss`` and ``sub``; ``iss`` and ``sid``; a grant's id; or a provider's name.
+
+        Returns:
+            The sessions as they were.
+
+        Raises:
+            StoreError: If the store is down; some may have ended, and calling again ends the rest.
+        """
+        found = await self._records.find(index, words)
+        return [session for stored in found if (session := await self.end(stored.key)) is not None]
+
+    async def find_by(self, index: Index, *words: str) -> list[StoredSession]:
+        """Return the live sessions that an index names, as :meth:`end_by` takes them. Raises ``StoreError``."""
+        found = await self._records.find(index, words)
+        return [stored for stored in found if self._lifetime_seconds(stored.session) > 0]
+
+    async def renew_claims(self, grant_id: str, claims: Mapping[str, object]) -> None:
+        """
+        Write anew who the user of a grant is, after a refresh said so (SECURITY RT-10).
+
+        A session that changes or ends at the same time is left as it then is: the next refresh says it again.
+
+        Raises:
+            StoreError: If the store is down.
+        """
+        for stored in await self._records.find(Index.GRANT, [grant_id]):
+            if await self._records.replace(stored, replace(stored.session, claims=claims)) is not None:
+                await self._tell_changed(stored.key)
+
+    async def _tell_changed(self, key: str) -> None:
+        self._forget(key)
+        try:
+            await self._store.publish(Event(Topic.SESSION_ENDED, key))
+        except StoreError as fault:
+            # It is written. The others hear of it by the RESYNC that follows, or when their cache_ttl is over.
+            log.warning("session_change_not_published", extra={"session": key, "error": str(fault)})
+
+    # --- using
+
+    def _touch_soon(self, digest: bytes, entry: Entry) -> None:
+        """Write a use down in the background; whoever asked doesn't wait for it."""
+        now = self._clock.monotonic()
+        if now < self._touching.get(digest, now) or now < self._store_rests_until:
+            return
+        if len(self._touching) >= MAX_TOUCHING:
+            self._touching.clear()
+        self._touching[digest] = now + TOUCH_RETRY_SECONDS
+        _ = self._tasks.spawn(self._touch(digest, LiveSession(entry)), name="session:touch")
+
+    async def _touch(self, digest: bytes, live: LiveSession) -> None:
+        read_at, heard = self._clock.monotonic(), self._changes_heard
+        stored = StoredSession(live.key, live.version, live.session)
+        session = replace(stored.session, last_seen_at=self._clock.now())
+        ttl = self._lifetime_seconds(session)
+        if ttl <= 0:
+            return
+        try:
+            written = await self._records.replace(stored, session, ttl_seconds=ttl)
+            if written is None:  # ended, or written by another process: whoever asks next reads it
+                self._cache.drop(stored.key)
+            else:
+                self._remember(digest, written, read_at=read_at, heard=heard)
+                if self._touch_grant is not None:
+                    await self._touch_grant(session.grant_id, ttl + GRANT_OUTLIVES_SECONDS)
+        except StoreError as fault:
+            self._store_failed()
+            log.warning("session_use_not_written", extra={"session": stored.key, "error": str(fault)})
+        else:
+            self._touching.pop(digest, None)
+
+    def _store_failed(self) -> None:
+        self._store_rests_until = self._clock.monotonic() + STORE_REST_SECONDS
+
+    # --- hearing
+
+    def _heard(self, event: Event) -> None:
+        if event.topic is Topic.SESSION_ENDED:
+            self._forget(event.key)
+        elif event.topic is Topic.RESYNC:
+            # Entries aren't trusted any more, but serve on if the store is down: that is what outage_grace is for.
+            self._changes_heard += 1
+            self._resynced_at = self._clock.monotonic()
+
+    def _forget(self, key: str) -> None:
+        self._changes_heard += 1
+        self._cache.drop(key)
+
+    async def close(self, timeout_seconds: float = 5.0) -> None:
+        """Let writes in the background end, then stop."""
+        self._unsubscribe()
+        await self._tasks.drain(timeout_seconds)
