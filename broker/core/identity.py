@@ -3,8 +3,9 @@
 import re
 from collections.abc import Mapping
 
-# One @, and around it what a mailbox can be made of without quotes. Whoever compares domains needs one domain.
-_ADDRESS = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@([A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})+)")
+# One @, and around it nothing that a mailbox can only hold in quotes (RFC 5322 section 3.2.3), no space, no control.
+_PART = r"[^\s@\"(),:;<>\[\\\]\x00-\x20\x7f-\x9f]"
+_ADDRESS = re.compile(rf"{_PART}{{1,64}}@({_PART}{{1,255}})")
 
 
 def email_refusal(claims: Mapping[str, object], *, domains: tuple[str, ...], verified: bool) -> str | None:
