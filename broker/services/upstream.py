@@ -22,8 +22,8 @@ class Receiver(Protocol):
         """A 1xx other than 100 and 101 (RFC 9110 section 15.2)."""
         ...
 
-    def on_head(self, head: ResponseHead, body: bytes) -> None:
-        """The head of the answer, and what of its body came with it, without the framing."""
+    def on_head(self, head: ResponseHead, body: bytes, *, complete: bool) -> None:
+        """The head of the answer, and what of its body came with it, without the framing; perhaps all of it."""
         ...
 
     def on_upgraded(self, head: ResponseHead, body: bytes) -> None:
@@ -36,6 +36,14 @@ class Receiver(Protocol):
 
     def on_end(self) -> None:
         """The answer is complete."""
+        ...
+
+    def on_write_paused(self) -> None:
+        """The upstream takes less than it is sent."""
+        ...
+
+    def on_write_resumed(self) -> None:
+        """The upstream takes more again."""
         ...
 
     def on_failed(self, error: UpstreamError) -> None:

@@ -78,6 +78,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_owner",
         "_parser",
         "_paused",
+        "_reading_paused",
         "_reason",
         "_remaining",
         "_surplus",
@@ -104,6 +105,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._overhead = 0
         self._informational = 0
         self._paused = False
+        self._reading_paused = False
         self._drained: asyncio.Future[None] | None = None
         self._used = False
         self.exchange: Exchange | None = None
@@ -149,10 +151,12 @@ class UpstreamConnection(asyncio.Protocol):
     # --- for the exchange (upstream.Channel)
 
     def write(self, data: bytes) -> None:
-        assert self._transport is not None
         assert self.exchange is not None
-        self.deadline = self._loop.time() + self.exchange.timeouts.idle_seconds
-        self._transport.write(data)
+        if self._transport is not None:
+            # A tunnel may be silent, and while the caller is slow its own timer runs.
+            if not self.exchange.upgrade and not self._reading_paused:
+                self.deadline = self._loop.time() + self.exchange.timeouts.idle_seconds
+            self._transport.write(data)
 
     async def drain(self) -> None:
         if self._paused:
@@ -168,12 +172,15 @@ class UpstreamConnection(asyncio.Protocol):
     def pause(self) -> None:
         # The caller's own timers judge how slow it may be.
         self.deadline = math.inf
+        self._reading_paused = True
         if self._transport is not None:
             self._transport.pause_reading()
 
     def resume(self) -> None:
         if self._transport is not None and self.exchange is not None:
-            self.deadline = self._loop.time() + self.exchange.timeouts.idle_seconds
+            is_tunnel = self._head is not None and self._head.status == 101
+            self.deadline = math.inf if is_tunnel else self._loop.time() + self.exchange.timeouts.idle_seconds
+            self._reading_paused = False
             self._transport.resume_reading()
 
     def abort(self) -> None:
@@ -188,9 +195,13 @@ class UpstreamConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._paused = True
+        if self.exchange is not None:
+            self.exchange.receiver.on_write_paused()
 
     def resume_writing(self) -> None:
         self._paused = False
+        if self.exchange is not None:
+            self.exchange.receiver.on_write_resumed()
         if self._drained is not None:
             self._drained.set_result(None)
             self._drained = None
@@ -229,7 +240,8 @@ class UpstreamConnection(asyncio.Protocol):
         if head is None:
             self._read_head(exchange, self._buffer + data if self._buffer else data)
             return
-        self.deadline = self._loop.time() + exchange.timeouts.idle_seconds
+        if head.status != 101:
+            self.deadline = self._loop.time() + exchange.timeouts.idle_seconds
         if self._parser is not None:
             self._read_chunks(exchange, head, data)
         elif head.body_length is None:
@@ -312,20 +324,20 @@ class UpstreamConnection(asyncio.Protocol):
             body = self._unchunk(data) if data else b""
             if body is None:
                 return
-            exchange.receiver.on_head(head, body)
+            exchange.receiver.on_head(head, body, complete=self._message_complete)
             if self._message_complete:
                 self._end(exchange, head)
             return
         self._parser = None
         length = head.body_length
         if length is None:
-            exchange.receiver.on_head(head, data)
+            exchange.receiver.on_head(head, data, complete=False)
             return
         self._surplus = len(data) > length
         if self._surplus:
             data = data[:length]
         self._remaining = length - len(data)
-        exchange.receiver.on_head(head, data)
+        exchange.receiver.on_head(head, data, complete=not self._remaining)
         if not self._remaining:
             self._end(exchange, head)
 
@@ -401,6 +413,9 @@ class UpstreamConnection(asyncio.Protocol):
         self._used = True
         # After an early answer the rest of the request may still be under way, and would be read as the next one.
         if head.reusable and exchange.complete and not self._surplus:
+            if self._reading_paused and self._transport is not None:
+                self._reading_paused = False
+                self._transport.resume_reading()
             self._owner.released(self)
         else:
             self.close()

@@ -1,0 +1,286 @@
+"""
+An upstream's answer on its way to the caller: one object per answer, no task, no queue.
+
+Once a byte of the answer is written there is no other answer any more: what goes wrong then ends the connection, in a
+way that the caller can't take for the end of the answer.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from broker.core.headers import Field, ResponseFields
+from broker.core.request_head import RequestHead
+from broker.core.response_head import ResponseHead
+from broker.errors import BrokerError, UpstreamError
+from broker.services.upstream import Exchange
+from broker.web.connection import CallerConnection
+
+MAX_HELD_BYTES = 64 << 10
+"""A 401 is held back up to this size, while a newer token is sought."""
+
+_ABOUT_CONNECTION = frozenset({b"close", b"keep-alive", b"upgrade"})
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRules:
+    """
+    What a route does to answers.
+
+    Attributes:
+        fields: Which fields pass.
+        added: Field lines that the broker adds, each with its CRLF.
+    """
+
+    fields: ResponseFields
+    added: bytes
+
+
+class Relay:
+    """
+    Writes one answer to the caller's connection (services.upstream.Receiver).
+
+    Attributes:
+        exchange: Whose answer it is.
+        status: The answer's status; 0 before it is known.
+        started: Whether a byte of the answer is written.
+        rejected: Whether a 401 came and is held back.
+        error: Why there is no answer, or no end of it.
+        keep_alive: Whether the caller's connection can be used again.
+        ended: Whether nothing more comes.
+        sent_bytes: How much of the body was written.
+    """
+
+    __slots__ = (
+        "_chunked",
+        "_connection",
+        "_done",
+        "_held",
+        "_held_bytes",
+        "_hold_401",
+        "_request",
+        "_rules",
+        "_tunnel",
+        "ended",
+        "error",
+        "exchange",
+        "keep_alive",
+        "rejected",
+        "sent_bytes",
+        "started",
+        "status",
+    )
+
+    def __init__(
+        self, *, connection: CallerConnection, request: RequestHead, rules: AnswerRules, hold_401: bool
+    ) -> None:
+        """
+        Args:
+            connection: Where the answer goes.
+            request: What it answers.
+            rules: What the route does to answers.
+            hold_401: Whether a 401 is held back, so that the request can be sent again.
+        """
+        self._connection = connection
+        self._request = request
+        self._rules = rules
+        self._hold_401 = hold_401
+        self._held: ResponseHead | None = None
+        self._held_bytes = b""
+        self._chunked = False
+        self._tunnel = False
+        self._done: asyncio.Future[None] | None = None
+        self.exchange: Exchange | None = None
+        self.status = 0
+        self.started = False
+        self.rejected = False
+        self.error: BrokerError | None = None
+        self.keep_alive = request.keep_alive
+        self.ended = False
+        self.sent_bytes = 0
+        connection.relay = self
+
+    async def wait(self) -> None:
+        """Return when nothing more comes."""
+        if not self.ended:
+            self._done = asyncio.get_running_loop().create_future()
+            await self._done
+
+    def release(self) -> None:
+        """Write the 401 that was held back: no newer token is to be had."""
+        assert self._held is not None
+        self.rejected = False
+        self._hold_401 = False
+        self._begin(self._held, self._held_bytes, complete=True)
+
+    def refuse(self, error: BrokerError) -> None:
+        """End it: the request can't be sent whole."""
+        if not self.ended:
+            self.error = error
+            self.keep_alive = False
+            self._give_up()
+
+    def leave(self) -> None:
+        """Nobody waits any more."""
+        if not self.ended:
+            self.keep_alive = False
+            self._give_up()
+
+    def _give_up(self) -> None:
+        if self.exchange is not None:
+            self.exchange.abort()
+        if self.started:
+            self._connection.reset()
+        self._finish()
+
+    # --- from the caller's connection (connection.Relaying)
+
+    def pause(self) -> None:
+        if self.exchange is not None:
+            self.exchange.pause()
+
+    def resume(self) -> None:
+        if self.exchange is not None:
+            self.exchange.resume()
+
+    def caller_lost(self) -> None:
+        if self.exchange is not None:
+            self.exchange.abort()
+        self.keep_alive = False
+        self._finish()
+
+    # --- from the upstream (services.upstream.Receiver)
+
+    def on_informational(self, head: ResponseHead) -> None:
+        if self._request.is_http11:
+            fields = self._rules.fields.sort(head.fields, head.connection - _ABOUT_CONNECTION)
+            self._write(b"HTTP/1.1 %d %b\r\n%b\r\n" % (head.status, head.reason, _lines(fields)))
+
+    def on_head(self, head: ResponseHead, body: bytes, *, complete: bool) -> None:
+        if head.status == 401 and self._hold_401:
+            self._held = head
+            self._held_bytes = body
+        else:
+            self._begin(head, body, complete=complete)
+
+    def on_upgraded(self, head: ResponseHead, body: bytes) -> None:
+        self.status = 101
+        self.started = True
+        self._tunnel = True
+        self.keep_alive = False
+        fields = self._rules.fields.sort(head.fields, head.connection - _ABOUT_CONNECTION)
+        self._write(
+            b"HTTP/1.1 101 %b\r\n%bConnection: Upgrade\r\nUpgrade: %b\r\n\r\n%b"
+            % (head.reason, _lines(fields), head.upgrade, body)
+        )
+        assert self.exchange is not None
+        self._connection.set_parser(TunnelReader(self.exchange))  # type: ignore[arg-type]  # it has all that is called
+
+    def on_body(self, body: bytes) -> None:
+        if self._held is not None and not self.started:
+            self._held_bytes += body
+            if len(self._held_bytes) > MAX_HELD_BYTES:
+                self._begin(self._held, self._held_bytes, complete=False)
+            return
+        self.sent_bytes += len(body)
+        self._write(b"%x\r\n%b\r\n" % (len(body), body) if self._chunked else body)
+
+    def on_end(self) -> None:
+        if self._held is not None and not self.started:
+            self.rejected = True
+        elif self._chunked:
+            self._write(b"0\r\n\r\n")
+        self._finish()
+
+    def on_failed(self, error: UpstreamError) -> None:
+        self.error = error
+        if self.started:
+            self.keep_alive = False
+            self._connection.reset()
+        self._finish()
+
+    def on_write_paused(self) -> None:
+        if self._tunnel and self._connection.transport is not None:
+            self._connection.transport.pause_reading()
+
+    def on_write_resumed(self) -> None:
+        if self._tunnel and self._connection.transport is not None:
+            self._connection.transport.resume_reading()
+
+    # --- writing
+
+    def _begin(self, head: ResponseHead, body: bytes, *, complete: bool) -> None:
+        self.status = head.status
+        self.started = True
+        fields = self._rules.fields.sort(head.fields, head.connection - _ABOUT_CONNECTION)
+        length = len(body) if complete and not self._has_no_body(head) else head.body_length
+        if self._has_no_body(head):
+            length = None if head.status == 204 else head.declared_length
+        elif length is None and self._request.is_http11:
+            self._chunked = True
+        elif length is None:
+            self.keep_alive = False
+        if self._connection.closes:
+            self.keep_alive = False
+        lines = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason), _lines(fields), self._rules.added]
+        if self._chunked:
+            lines.append(b"Transfer-Encoding: chunked\r\n")
+        elif length is not None:
+            lines.append(b"Content-Length: %d\r\n" % length)
+        if not self.keep_alive:
+            lines.append(b"Connection: close\r\n")
+        elif not self._request.is_http11:
+            lines.append(b"Connection: keep-alive\r\n")
+        lines.append(b"\r\n")
+        if body:
+            self.sent_bytes += len(body)
+            lines.append(b"%x\r\n%b\r\n" % (len(body), body) if self._chunked else body)
+        self._write(b"".join(lines))
+
+    def _has_no_body(self, head: ResponseHead) -> bool:
+        return self._request.method == "HEAD" or head.status in {204, 304}
+
+    def _write(self, data: bytes) -> None:
+        transport = self._connection.transport
+        if transport is not None:
+            transport.write(data)
+
+    def _finish(self) -> None:
+        self.ended = True
+        self.exchange = None
+        if self._connection.relay is self:
+            self._connection.relay = None
+        if self._done is not None and not self._done.done():
+            self._done.set_result(None)
+
+
+def _lines(fields: list[Field]) -> bytes:
+    return b"".join([b"%b: %b\r\n" % field for field in fields])
+
+
+class TunnelReader:
+    """Passes what a caller sends after a 101 on, as it is. aiohttp feeds it in place of a WebSocket parser."""
+
+    __slots__ = ("_exchange",)
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        """Take bytes. Returns whether the connection is over, and what was not taken."""
+        self._exchange.write(data)
+        return self._exchange.ended, b""
+
+    def feed_eof(self) -> None:
+        """The caller is gone; the connection's own end tells the exchange."""
+
+
+class RelayedResponse(web.StreamResponse):
+    """Tells aiohttp that the answer is written already."""
+
+    _eof_sent = True
+
+    def __init__(self, relay: Relay) -> None:
+        super().__init__(status=relay.status or 499)
+        self._keep_alive = relay.keep_alive
