@@ -29,7 +29,8 @@ class Breaker:
         failures: Failures since the last success.
         opened_at: Unix seconds of the failure that opened it; a clock that was set back before it closes it.
         open_until: Unix seconds until which no request is made; 0 while it is closed.
-        recovered_at: Unix seconds of the last success; failures before it say nothing any more.
+        recovered_at: Unix seconds of the success that last ended an outage; failures before it say nothing any more.
+            Other successes don't count: a grant that alone fails backs off all the same.
     """
 
     failures: int = 0
@@ -48,7 +49,8 @@ class Breaker:
 
 def succeeded(breaker: Breaker, *, now: float) -> Breaker:
     """Return the breaker after an answer that shows the server to work: tokens, or a refusal by name."""
-    return replace(breaker, failures=0, open_until=0.0, recovered_at=now)
+    recovered_at = now if breaker.open_until else breaker.recovered_at
+    return replace(breaker, failures=0, open_until=0.0, recovered_at=recovered_at)
 
 
 def failed(breaker: Breaker, *, now: float, retry_after_seconds: float | None, jitter: float) -> Breaker:
@@ -71,9 +73,11 @@ def failed(breaker: Breaker, *, now: float, retry_after_seconds: float | None, j
     return _rest(replace(breaker, failures=failures), now=now, until=now + rest * (0.5 + 0.5 * jitter))
 
 
-def told(breaker: Breaker, *, now: float, open_until: float) -> Breaker:
-    """Return the breaker after another replica said until when it rests (Unix seconds); 0: the server works again."""
-    return _rest(breaker, now=now, until=open_until) if open_until else succeeded(breaker, now=now)
+def told(breaker: Breaker, *, now: float, rest_seconds: float) -> Breaker:
+    """Return the breaker after another replica said for how long it rests from now; 0: the server works again."""
+    if rest_seconds <= 0:
+        return replace(breaker, failures=0, open_until=0.0, recovered_at=now)
+    return _rest(breaker, now=now, until=now + min(rest_seconds, 1.1 * LONGEST_RETRY_AFTER_SECONDS))
 
 
 def _rest(breaker: Breaker, *, now: float, until: float) -> Breaker:

@@ -122,6 +122,8 @@ class Grant:
         scope: What was granted with the refresh token.
         session_id: The provider's own session, where it hands one out.
         chain_started_at: Unix seconds of the first token response; ``max_rotation`` counts from it.
+        chain_length: Counts the answers to its refresh tokens, the first token response included. Token exchanges
+            don't count. An answer to a link of the chain that isn't the last any more came too late.
         keep_until: Unix seconds until which it is worth keeping alive: its session's end. None: without end.
         intent: An open presentation of the refresh token.
         failures: By :attr:`Audience.key`, the last failure where the last token request failed.
@@ -142,6 +144,7 @@ class Grant:
     scope: str | None = None
     session_id: str | None = None
     chain_started_at: float
+    chain_length: int = 1
     keep_until: float | None = None
     intent: Intent | None = None
     failures: Mapping[str, Failure] = field(default_factory=dict)
@@ -184,6 +187,7 @@ def encode(grant: Grant) -> bytes:
         "scope": grant.scope,
         "session_id": grant.session_id,
         "chain_started_at": grant.chain_started_at,
+        "chain_length": grant.chain_length,
         "keep_until": grant.keep_until,
         "intent": asdict(grant.intent) if grant.intent else None,
         "failures": {key: asdict(failure) for key, failure in grant.failures.items()},
@@ -225,6 +229,7 @@ def decode(stored: bytes) -> Grant:
         scope=document["scope"],
         session_id=document["session_id"],
         chain_started_at=document["chain_started_at"],
+        chain_length=document["chain_length"],
         keep_until=document["keep_until"],
         intent=Intent(**intent) if intent else None,
         failures={

@@ -14,22 +14,7 @@ The state of a grant for one audience:
     IN_DOUBT   dead or alive                  was presented, and the answer isn't known
     ENDED      must not be used               is worthless
 
-What is decided (:data:`TABLE` is this table, and the reference prints it):
-
-    state      condition                                          decision
-    ─────────  ─────────────────────────────────────────────────  ─────────────────────────────────
-    ENDED      —                                                  login
-    FRESH      —                                                  use
-    DUE        backing off, or nothing to present                 use
-    DUE        otherwise                                          use, and present behind its back
-    EXPIRED    nothing to present                                 login
-    EXPIRED    backing off                                        unavailable until then
-    EXPIRED    otherwise                                          present
-    IN_DOUBT   somebody may still be at it (no lease held)        use if alive, else ask for the lease
-    IN_DOUBT   the server takes it again (none; grace, in time)   as DUE if alive, else as EXPIRED
-    IN_DOUBT   strict, or the grace is over: alive                use
-    IN_DOUBT   strict, or the grace is over: dead, too young      unavailable until the answer can't come any more
-    IN_DOUBT   strict, or the grace is over: dead                 present: nothing is left to lose (as EXPIRED)
+What is decided is :data:`TABLE`. The reference prints it, and :func:`decide` is tested against it row by row.
 """
 
 from dataclasses import dataclass, replace
@@ -52,6 +37,8 @@ LONGEST_BACKOFF_SECONDS = 4.0
 """The provider's return should be noticed within five seconds; its breaker bounds the load meanwhile."""
 OPERATOR_BACKOFF_SECONDS = 10.0
 LONGEST_OPERATOR_BACKOFF_SECONDS = 30.0
+ANSWER_SHARE = 1.5
+"""An answer comes within this many deadlines of a token request, or never: its owner gives up by then."""
 KEEP_ALIVE_SHARE = 0.5
 """An unused refresh token is presented after this share of its life."""
 
@@ -102,6 +89,40 @@ class LogIn:
 Decision = Use | UseAndRefresh | Refresh | Wait | LogIn
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of :data:`TABLE`: what is decided in *state* under *condition*, in words."""
+
+    state: State
+    condition: str
+    decision: str
+
+
+TABLE = (
+    Row(State.ENDED, "always", "login"),
+    Row(State.FRESH, "always", "use"),
+    Row(State.DUE, "backing off", "use"),
+    Row(State.DUE, "nothing to present", "use"),
+    Row(State.DUE, "otherwise", "use, and present behind its back"),
+    Row(State.EXPIRED, "nothing to present", "login"),
+    Row(State.EXPIRED, "backing off", "unavailable until then"),
+    Row(State.EXPIRED, "otherwise", "present"),
+    Row(State.IN_DOUBT, "no lease held, alive", "use: somebody may still be at it"),
+    Row(State.IN_DOUBT, "no lease held, dead", "ask for the lease"),
+    Row(State.IN_DOUBT, "the server takes it again, alive", "as DUE"),
+    Row(State.IN_DOUBT, "the server takes it again, dead", "as EXPIRED"),
+    Row(State.IN_DOUBT, "strict or past the grace, alive", "use"),
+    Row(State.IN_DOUBT, "strict or past the grace, dead, young", "unavailable until the answer can't come any more"),
+    Row(State.IN_DOUBT, "strict or past the grace, dead, old", "as EXPIRED: nothing is left to lose"),
+)
+"""
+When a refresh token is presented, and what its caller gets meanwhile.
+
+Alive: an access token may be sent. Backing off: the last request failed a moment ago, or the provider is given a rest.
+The server takes it again: ``rotation: none``, ``grace`` in time, or nothing to lose because there's no refresh token.
+"""
+
+
 def held_token(grant: Grant, audience: Audience, *, now: float, rejected_generation: int | None) -> HeldToken | None:
     """Return the token of *audience* if it may be sent at *now* and no upstream has refused it."""
     token = grant.tokens.get(audience.key)
@@ -137,7 +158,7 @@ def can_acquire(grant: Grant, options: ProviderOptions) -> bool:
 
 def takes_again(grant: Grant, options: ProviderOptions, *, now: float) -> bool:
     """Return whether the server answers a refresh token that it may have answered before."""
-    if grant.intent is None or options.rotation is Rotation.NONE:
+    if grant.intent is None or grant.refresh_token is None or options.rotation is Rotation.NONE:
         return True
     in_time = now < grant.intent.started_at + options.rotation_grace_seconds
     return options.rotation is Rotation.GRACE and in_time
@@ -216,11 +237,17 @@ def _last_resort(
     assert grant.intent is not None
     if token is not None:
         return Use(token)
-    # Its owner, cut off from the store, may still be waiting for the answer.
-    answer_until = grant.intent.started_at + 1.5 * options.token_endpoint_timeout_seconds
-    if now < answer_until:
-        return Wait(answer_until)
+    # Its owner, cut off from the store, may still be waiting for the answer. An intent from the near future was written
+    # by a clock that is ahead of ours; one from the far future, before ours was set back.
+    patience = answer_seconds(options)
+    if abs(now - grant.intent.started_at) < patience:
+        return Wait(grant.intent.started_at + patience)
     return _present(grant, audience, options, None, now=now, breaker=breaker)
+
+
+def answer_seconds(options: ProviderOptions) -> float:
+    """Return how long after an intent its owner may still be given the answer, all waiting and repeating included."""
+    return ANSWER_SHARE * options.token_endpoint_timeout_seconds
 
 
 def backing_off_until(grant: Grant, audience: Audience, *, now: float, breaker: Breaker) -> float | None:
@@ -247,6 +274,12 @@ def begin(grant: Grant, *, attempt: str, owner: str, now: float) -> Grant:
     return replace(grant, intent=intent)
 
 
+def doubt(grant: Grant) -> Grant:
+    """Return *grant* after the answer to its open intent was lost: no later refusal settles the intent any more."""
+    assert grant.intent is not None
+    return replace(grant, intent=replace(grant.intent, carried=True))
+
+
 def succeed(grant: Grant, audience: Audience, answer: TokenSet) -> Grant:
     """
     Return *grant* after a token response, one generation later.
@@ -270,6 +303,7 @@ def succeed(grant: Grant, audience: Audience, answer: TokenSet) -> Grant:
         return after
     return replace(
         after,
+        chain_length=grant.chain_length + 1,
         intent=None,
         refreshed_at=answer.requested_at,
         refresh_token=answer.refresh_token or grant.refresh_token,

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -85,7 +86,9 @@ class ProviderHealth:
         self.degraded = degraded
 
     async def _tell(self) -> None:
-        event = Event(Topic.PROVIDER, self.name, round(self.breaker.open_until * 1000))
+        # A duration: the replicas' clocks may differ.
+        rest_seconds = self.breaker.open_until and max(self.breaker.open_until - self._clock.now(), 0.001)
+        event = Event(Topic.PROVIDER, self.name, math.ceil(rest_seconds * 1000))
         try:
             await self._store.publish(event)
         except StoreError as fault:
@@ -94,4 +97,4 @@ class ProviderHealth:
     def heard(self, event: Event) -> None:
         """Take what a replica says of this provider."""
         if event.topic is Topic.PROVIDER and event.key == self.name:
-            self.breaker = told(self.breaker, now=self._clock.now(), open_until=event.number / 1000)
+            self.breaker = told(self.breaker, now=self._clock.now(), rest_seconds=event.number / 1000)

@@ -1,0 +1,108 @@
+"""The stored form of a grant."""
+
+import json
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.core.grant import (
+    FORMAT,
+    Ended,
+    EndReason,
+    Failure,
+    Grant,
+    HeldToken,
+    Intent,
+    Origin,
+    UnknownFormat,
+    decode,
+    encode,
+)
+from broker.core.oauth import FailureKind
+from broker.core.secret import AccessToken, IdToken, RefreshToken
+from tests.support.grants import grant
+
+instants = st.floats(allow_nan=False, allow_infinity=False)
+texts = st.text()
+keys = st.text(max_size=20)
+grants = st.builds(
+    Grant,
+    id=texts,
+    provider=texts,
+    subject=texts,
+    origin=st.sampled_from(Origin),
+    generation=st.integers(1),
+    refresh_token=st.none() | st.builds(RefreshToken, texts),
+    refresh_expires_at=st.none() | instants,
+    refreshed_at=instants,
+    tokens=st.dictionaries(
+        keys,
+        st.builds(
+            HeldToken,
+            access_token=st.builds(AccessToken, texts),
+            token_type=texts,
+            issued_at=instants,
+            expires_at=instants,
+            scope=st.none() | texts,
+            generation=st.integers(1),
+        ),
+        max_size=3,
+    ),
+    id_token=st.none() | st.builds(IdToken, texts),
+    scope=st.none() | texts,
+    session_id=st.none() | texts,
+    chain_started_at=instants,
+    chain_length=st.integers(1),
+    keep_until=st.none() | instants,
+    intent=st.none() | st.builds(Intent, attempt=texts, owner=texts, started_at=instants, carried=st.booleans()),
+    failures=st.dictionaries(
+        keys,
+        st.builds(
+            Failure,
+            kind=st.sampled_from(FailureKind),
+            count=st.integers(1),
+            at=instants,
+            retry_at=instants,
+            error=st.none() | texts,
+        ),
+        max_size=3,
+    ),
+    ended=st.none() | st.builds(Ended, reason=st.sampled_from(EndReason), at=instants),
+    dpop_key=st.none() | st.builds(RefreshToken, texts),
+)
+
+
+@given(grants)
+def test_a_grant_survives_its_stored_form(before: Grant) -> None:
+    """What is read is what was written, each value of the type that it had."""
+    after = decode(encode(before))
+
+    assert before == after
+    assert type(before.origin) is type(after.origin)
+    assert [type(each.kind) for each in before.failures.values()] == [
+        type(each.kind) for each in after.failures.values()
+    ]
+
+
+def test_every_field_is_stored() -> None:
+    """No field is forgotten by the stored form."""
+    assert {field.name for field in fields(Grant)} | {"v"} == set(json.loads(encode(grant())))
+
+
+@pytest.mark.parametrize("version", [FORMAT + 1, 0, None, "1"])
+def test_ft_14_a_later_format_is_refused(version: Any) -> None:
+    """A release that doesn't know a record's format doesn't guess."""
+    document = {**json.loads(encode(grant())), "v": version}
+
+    with pytest.raises(UnknownFormat):
+        decode(json.dumps(document).encode())
+
+
+def test_lk_01_a_grant_shows_no_secret() -> None:
+    """Neither repr nor str shows a token, not of the tokens within either."""
+    shown = repr(grant(id_token=IdToken("id-1"), dpop_key=RefreshToken("key-1")))
+
+    assert not [secret for secret in ("rt-1", "at-1", "id-1", "key-1") if secret in shown]
