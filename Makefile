@@ -41,6 +41,10 @@ format: install
 types: install
 	$(BIN)/mypy
 
+docs: install  ## the reference of the configuration, from the options classes
+	$(BIN)/token-broker schema > docs/reference/config.schema.json
+	$(BIN)/token-broker schema --markdown > docs/reference/configuration.md
+
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
 
