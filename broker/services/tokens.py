@@ -257,6 +257,16 @@ class TokenBroker:
         stored = await self._vault.read(grant_id)
         return None if stored is None else stored.grant
 
+    async def grants(self, provider: str | None = None, subject: str | None = None) -> list[Grant]:
+        """
+        Return the live grants of a provider's subject, or else all that no browser brought.
+
+        Raises:
+            StoreError: If the store can't be asked.
+        """
+        found = await (self._vault.find_unattended() if subject is None else self._vault.find(provider or "", subject))
+        return [stored.grant for stored in found]
+
     async def end(self, grant_id: str, reason: EndReason) -> Grant | None:
         """
         End a grant on every replica.

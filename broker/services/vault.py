@@ -4,12 +4,14 @@ import json
 import logging
 from dataclasses import dataclass
 
-from broker.core.grant import Grant, UnknownFormat, decode, encode
+from broker.core.grant import Grant, Origin, UnknownFormat, decode, encode
 from broker.errors import KeyringError, StoreError
 from broker.services.keyring import Keyring
 from broker.stores.base import Event, LeaseOutcome, Store, Topic
 
 KIND = "grant"
+SUBJECT_TAG = "grant-subject"
+UNATTENDED_TAG = "grant-unattended"
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +83,9 @@ class Vault:
         """
         key = self._keyring.lookup_keys(KIND, grant.id)[0]
         sealed = self._keyring.seal(KIND, key, encode(grant))
-        tags = self._keyring.lookup_keys("grant-subject", subject_name(grant.provider, grant.subject))[:1]
+        tags = list(self._keyring.lookup_keys(SUBJECT_TAG, subject_name(grant.provider, grant.subject))[:1])
+        if grant.origin is not Origin.BROWSER:
+            tags += self._keyring.lookup_keys(UNATTENDED_TAG, "")[:1]
         version = await self._store.create(key, sealed, ttl_seconds=ttl_seconds, tags=tags, due_at=due_at)
         if version is None:
             raise StoreError("a grant with this id exists")
@@ -114,13 +118,16 @@ class Vault:
 
     async def find(self, provider: str, subject: str) -> list[StoredGrant]:
         """Return the live grants of a provider's subject. Raises ``StoreError``."""
-        found = []
-        for tag in self._keyring.lookup_keys("grant-subject", subject_name(provider, subject)):
-            for key in await self._store.find(tag):
-                stored = await self.read_key(key)
-                if stored is not None:
-                    found.append(stored)
-        return found
+        return await self._tagged(SUBJECT_TAG, subject_name(provider, subject))
+
+    async def find_unattended(self) -> list[StoredGrant]:
+        """Return the live grants that no browser brought. Raises ``StoreError``."""
+        return await self._tagged(UNATTENDED_TAG, "")
+
+    async def _tagged(self, kind: str, word: str) -> list[StoredGrant]:
+        keys = [key for tag in self._keyring.lookup_keys(kind, word) for key in await self._store.find(tag)]
+        found = [await self.read_key(key) for key in keys]
+        return [stored for stored in found if stored is not None]
 
     async def due(self, before: float, limit: int) -> list[str]:
         """Return the store keys of up to *limit* grants due at *before* (Unix seconds). Raises ``StoreError``."""
