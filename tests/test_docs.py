@@ -1,0 +1,163 @@
+"""The documents say what is so: links lead somewhere, examples load, and everything public has its heading."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.metrics import MetricWrapperBase
+
+from broker import errors
+from broker.__main__ import _parser
+from broker.config import PretendedSource, loads
+from broker.services import metrics
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+SMALLEST = {
+    "public_url": "https://app.example.com",
+    "keys": "[{file: broker-key}]",
+    "providers": "{corp: {issuer: 'https://idp.example.com', client_id: app}}",
+}
+
+_FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+
+
+def prose(page: Path) -> str:
+    """The page without its code blocks."""
+    return _FENCE.sub("", page.read_text())
+
+
+def headings(page: Path) -> list[str]:
+    return _HEADING.findall(prose(page))
+
+
+def anchor(heading: str) -> str:
+    """The fragment by which a heading is linked to."""
+    words = re.sub(r"[^\w\- ]", "", re.sub(r"[`*]", "", heading).lower())
+    return words.replace(" ", "-")
+
+
+def yaml_blocks() -> Iterator[tuple[str, str]]:
+    """Each YAML block that is meant for the broker, with a name."""
+    for name, page in zip(NAMES, PAGES, strict=True):
+        for match in _FENCE.finditer(page.read_text()):
+            indent, language, block = match.groups()
+            if language == "yaml" and not block.lstrip().startswith("apiVersion:"):
+                line = page.read_text()[: match.start()].count("\n") + 1
+                yield f"{name}:{line}", re.sub(rf"^{indent}", "", block, flags=re.MULTILINE)
+
+
+def public_errors() -> set[str]:
+    """The code of every error."""
+
+    def below(kind: type[errors.BrokerError]) -> Iterator[type[errors.BrokerError]]:
+        yield kind
+        for child in kind.__subclasses__():
+            yield from below(child)
+
+    return {kind.code for kind in below(errors.BrokerError)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every relative link names a file that is there, and every fragment a heading of it."""
+    for target in _LINK.findall(prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, fragment = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name} links to {target}"
+        if fragment:
+            assert fragment in map(anchor, headings(file)), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_a_page_has_one_title(page: Path) -> None:
+    """The first heading is the only one of its rank, so that tables of contents make sense."""
+    assert 1 == len(re.findall(r"^# ", prose(page), re.MULTILINE))
+
+
+def test_every_page_can_be_found() -> None:
+    """Each page of docs/ is linked from another one."""
+    linked = {
+        (page.parent / target.partition("#")[0]).resolve()
+        for page in PAGES
+        for target in _LINK.findall(prose(page))
+        if not re.match(r"[a-z]+:", target)
+    }
+    assert [] == [str(page) for page in PAGES if page.parent != ROOT and page not in linked]
+
+
+@pytest.mark.parametrize(("name", "block"), list(yaml_blocks()), ids=[name for name, _ in yaml_blocks()])
+def test_examples_load(name: str, block: str) -> None:
+    """Every YAML block of the documents is a good configuration, once what it leaves out is added."""
+    missing = [
+        f"{key}: {value}\n" for key, value in SMALLEST.items() if not re.search(rf"^{key}:", block, re.MULTILINE)
+    ]
+    settings = loads((block + "".join(missing)).encode(), file=name, source=PretendedSource())
+    assert settings.keys
+
+
+def test_every_error_has_its_heading() -> None:
+    """The reference explains the codes that there are, and no others."""
+    explained = {heading for heading in headings(ROOT / "docs/reference/errors.md") if heading.islower()}
+    assert public_errors() == explained
+
+
+def test_every_metric_has_its_heading() -> None:
+    """The reference explains the metrics that there are, and no others."""
+    public = {
+        value._name + ("_total" if value._type == "counter" else "")
+        for value in vars(metrics).values()
+        if isinstance(value, MetricWrapperBase)
+    }
+    explained = {heading for heading in headings(ROOT / "docs/reference/metrics.md") if heading.islower()}
+    assert public == explained
+
+
+def test_every_command_has_its_heading() -> None:
+    """The reference explains the commands that there are, and no others."""
+    explained = {
+        re.sub(r" [A-Z]+", "", heading).removeprefix("token-broker ")
+        for heading in headings(ROOT / "docs/reference/cli.md")
+        if heading.startswith("token-broker ")
+    }
+    assert {*commands(), "--version"} == explained
+
+
+def commands() -> set[str]:
+    """The commands of the parser, sub-commands with the word before them."""
+
+    def below(parser: object, prefix: str) -> Iterator[str]:
+        nested = [action.choices for action in parser._actions if action.choices]  # type: ignore[attr-defined]
+        if not nested:
+            yield prefix.strip()
+        for choices in nested:
+            for word, child in choices.items():
+                yield from below(child, f"{prefix} {word}")
+
+    return set(below(_parser(), ""))
+
+
+def test_every_decision_is_in_the_index() -> None:
+    """The index lists each decision by its number, and each fits on one screen."""
+    directory = ROOT / "docs/explanation/decisions"
+    index = (directory / "README.md").read_text()
+    for page in sorted(directory.glob("[0-9]*.md")):
+        assert f"[{page.name[:4]}]({page.name})" in index
+        assert 60 >= page.read_text().count("\n")
+        assert page.read_text().startswith(f"# {page.name[:4]}: ")
+        assert {"Context", "Decision", "Consequences", "What would change it"} <= set(headings(page))
+
+
+def test_the_container_is_locked_down() -> None:
+    """Not root, pinned dependencies, and a health check of the admin listener."""
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    assert re.search(r"^USER [1-9]\d+$", dockerfile, re.MULTILINE)
+    assert "--constraint constraints.txt" in dockerfile
+    assert "http://127.0.0.1:9090/healthz" in dockerfile
