@@ -14,7 +14,7 @@ Source: RFC 9112 sections 6.3, 7.1, 9.3 and 9.5; SECURITY UP-01, UP-03, UP-04, S
 
 import asyncio
 import math
-from typing import Protocol
+from typing import Protocol, cast
 
 import httptools
 
@@ -190,8 +190,8 @@ class UpstreamConnection(asyncio.Protocol):
     # --- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports don't descend from asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
 
     def pause_writing(self) -> None:
         self._paused = True
