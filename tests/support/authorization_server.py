@@ -47,9 +47,9 @@ from tests.support.ledger import Ledger, TokenCall
 
 CLIENT_ID = "broker"
 CLIENT_SECRET = "a client secret: äß+/%"  # with characters that must be form-encoded in Basic (RFC 6749 section 2.3.1)
-CALLBACKS = tuple(
-    f"http://{host}/bff/callback/{name}" for host in ("127.0.0.1", "localhost") for name in ("corp", "idp")
-)
+ORIGINS = ("http://127.0.0.1", "http://localhost", "https://app.example.com")
+"""Where the broker may be; a loopback origin may have any port (RFC 8252 section 7.3)."""
+CALLBACKS = tuple(f"{origin}/bff/callback/{name}" for origin in ORIGINS for name in ("corp", "idp"))
 TOKEN_EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
 ACCESS_TOKEN_TYPE = "urn:ietf:params:oauth:token-type:access_token"
 _BACKCHANNEL_EVENT = "http://schemas.openid.net/event/backchannel-logout"
@@ -142,7 +142,12 @@ class LedgerServer(AuthorizationServer):
         self.ledger = Ledger()
         self.faults = Faults()
         clock, randomness = clock or SystemClock(), randomness or SystemRandomness()
-        broker = Client(client_id=CLIENT_ID, client_secret=Secret(CLIENT_SECRET), redirect_uris=CALLBACKS)
+        broker = Client(
+            client_id=CLIENT_ID,
+            client_secret=Secret(CLIENT_SECRET),
+            redirect_uris=CALLBACKS,
+            post_logout_redirect_uris=tuple(f"{origin}/" for origin in ORIGINS),
+        )
         super().__init__(
             clients=[broker, *clients],
             families=Families(clock=clock, randomness=randomness, observer=self.ledger.record),

@@ -1,0 +1,165 @@
+"""
+The demo in a real Chromium: what a user sees, and what the browser gets to see.
+
+``DEMO_SCREENSHOT=docs/images/demo.png make browser`` makes the picture of the README anew.
+"""
+
+import asyncio
+import os
+import re
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.async_api import Browser, BrowserContext, Page, Request, Response, async_playwright, expect
+
+from tests.support.demo_process import DemoProcess
+
+pytestmark = [pytest.mark.browser, pytest.mark.system, pytest.mark.timeout(300)]
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = (
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+TOKEN_SECONDS = 15
+SECRETS = re.compile(r"eyJ[\w-]{8,}|rt_[0-9a-f]{16,}|access_token|refresh_token|id_token")
+"""What a JWT, a refresh token and a token response look like."""
+
+
+@pytest.fixture
+async def chromium() -> AsyncIterator[Browser]:
+    path = next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
+        pytest.fail(f"this test needs Chromium on PATH, as one of {', '.join(NAMES)}: apt-get install chromium")
+    flags = [*FLAGS, *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=path, args=flags)
+        yield browser
+        await browser.close()
+
+
+@pytest.fixture
+async def demo() -> AsyncIterator[DemoProcess]:
+    async with DemoProcess() as process:
+        yield process
+
+
+class Wire:
+    """Everything that a browser was sent, as text."""
+
+    def __init__(self, context: BrowserContext) -> None:
+        self.requests: list[str] = []
+        self.responses: list[tuple[str, str]] = []
+        self._reading: list[asyncio.Task[None]] = []
+        context.on("request", self._on_request)
+        context.on("response", self._on_response)
+
+    def _on_request(self, request: Request) -> None:
+        self.requests.append(f"{request.method} {request.url}")
+
+    def _on_response(self, response: Response) -> None:
+        self._reading.append(asyncio.get_running_loop().create_task(self._read(response)))
+
+    async def _read(self, response: Response) -> None:
+        headers = "".join(f"{each['name']}: {each['value']}\n" for each in await response.headers_array())
+        body = b"" if 300 <= response.status < 400 else await response.body()
+        self.responses.append((response.url, f"{response.status}\n{headers}\n{body.decode()}"))
+
+    async def settled(self) -> list[tuple[str, str]]:
+        await asyncio.gather(*self._reading)
+        return self.responses
+
+
+async def log_in(page: Page, url: str, name: str = "ada") -> None:
+    await page.goto(url)
+    await page.click("#log-in")
+    await page.fill("#username", name)
+    await page.click("#log-in")
+    await expect(page.locator("#dashboard")).to_be_visible()
+
+
+async def number(page: Page, name: str) -> int:
+    return int((await page.locator(f"#{name}").text_content()) or 0)
+
+
+async def test_one_login_lasts_over_five_token_lifetimes(chromium: Browser, demo: DemoProcess, tmp_path: Path) -> None:
+    """
+    A user logs in once, calls go on over five lifetimes, 50 calls at an expiry cost one refresh, no call fails, no byte
+    that the browser gets holds a token, and a logout ends it.
+    """
+    context = await chromium.new_context(viewport={"width": 1180, "height": 1130}, color_scheme="light")
+    wire = Wire(context)
+    page = await context.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+
+    await log_in(page, demo.url)
+    await asyncio.sleep(5 * TOKEN_SECONDS)  # five lifetimes are what is to be shown
+    assert 5 <= await number(page, "generation")
+    assert 60 <= await number(page, "calls")
+
+    await page.click("#burst")
+    await expect(page.locator("#burst-result")).to_have_text(
+        "50 of 50 calls answered, 1 refresh", timeout=2 * TOKEN_SECONDS * 1000
+    )
+    await asyncio.sleep(3)  # some more calls for the picture
+    picture = Path(os.environ.get("DEMO_SCREENSHOT") or tmp_path / "demo.png")
+    await page.screenshot(path=picture, full_page=True)
+    assert picture.stat().st_size > 10_000
+
+    assert 0 == await number(page, "failed")
+    assert "none" == await page.locator("#cookies").text_content()
+    assert "empty" == await page.locator("#storage").text_content()
+
+    await page.click("#log-out")
+    await expect(page.locator("#welcome")).to_be_visible()
+    await page.goto(demo.url)
+    await expect(page.locator("#welcome")).to_be_visible()
+
+    leaks = [(url, SECRETS.findall(text)) for url, text in await wire.settled() if SECRETS.search(text)]
+    assert [] == [leak for leak in leaks if urlsplit(leak[0]).netloc == urlsplit(demo.url).netloc]
+    assert not [request for request in wire.requests if SECRETS.search(request)]
+    assert 1 == sum("/bff/login" in request for request in wire.requests)
+    # The first question, before the login, and that after the logout are answered 401, which the console calls an error.
+    assert [] == [problem for problem in problems if "401" not in problem]
+    await context.close()
+
+
+async def test_a_strict_cookie_makes_no_login_loop(chromium: Browser, demo: DemoProcess) -> None:
+    """The session cookie is HttpOnly and SameSite=Strict, and the first page after the login has it all the same."""
+    context = await chromium.new_context()
+    wire = Wire(context)
+    page = await context.new_page()
+    await log_in(page, demo.url)
+
+    cookies = {cookie["name"]: cookie for cookie in await context.cookies(demo.url)}
+    session = next(cookie for name, cookie in cookies.items() if "session" in name)
+    assert (True, "Strict", "/") == (session["httpOnly"], session["sameSite"], session["path"])
+    assert "" == await page.evaluate("document.cookie")
+    for path in ("/bff/login", "/authorize", "/bff/callback/demo"):
+        assert 1 == sum(urlsplit(request.split()[1]).path == path for request in wire.requests), path
+
+    await page.reload()
+    await expect(page.locator("#dashboard")).to_be_visible()
+    await context.close()
+
+
+async def test_two_tabs_and_two_users_do_not_mix(chromium: Browser, demo: DemoProcess) -> None:
+    """Two tabs share a session; another browser has another user."""
+    contexts = [await chromium.new_context() for _ in range(2)]
+    pages = [await context.new_page() for context in contexts]
+    await asyncio.gather(*(log_in(page, demo.url, name) for page, name in zip(pages, ("ada", "bob"), strict=True)))
+    second_tab = await contexts[0].new_page()
+    await second_tab.goto(demo.url)
+    await expect(second_tab.locator("#subject")).to_have_text("Ada")
+    await expect(pages[1].locator("#subject")).to_have_text("Bob")
+    for context in contexts:
+        await context.close()
