@@ -105,10 +105,10 @@ def read_keys(content: bytes) -> tuple[VerificationKey, ...]:
 
 
 def _read_key(member: object) -> VerificationKey | None:
-    if not isinstance(member, dict) or member.get("kty") not in {"RSA", "EC", "OKP"}:
+    if not isinstance(member, dict) or member.get("kty") not in ("RSA", "EC", "OKP"):
         return None  # "oct" above all: a published secret is none
     operations = member.get("key_ops")
-    if member.get("use") not in {None, "sig"} or (isinstance(operations, list) and "verify" not in operations):
+    if member.get("use") not in (None, "sig") or (isinstance(operations, list) and "verify" not in operations):
         return None
     if member["kty"] == "RSA" and not MIN_RSA_BITS <= _bits(member.get("n")) <= MAX_RSA_BITS:
         return None

@@ -91,10 +91,8 @@ class LastGood(Generic[T]):
 
     def _current(self) -> T:
         if self._value is None:
-            failure = self._failure
-            raise ProviderError(
-                f"no {self._name}: {failure or 'it was not fetched'}", retry_after_seconds=FAILURE_REST_SECONDS
-            )
+            failure = self._failure or ProviderError("it was not fetched")
+            raise type(failure)(f"no {self._name}: {failure}", retry_after_seconds=FAILURE_REST_SECONDS)
         return self._value
 
     async def _fetch_once(self) -> None:

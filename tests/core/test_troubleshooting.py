@@ -1,0 +1,60 @@
+"""From a refusal to the key of the YAML."""
+
+from typing import Any
+
+import pytest
+
+from broker.core.client_auth import AssertionOptions, ClientAuthMethod, TlsOptions
+from broker.core.oauth import FailureKind, TokenFailure
+from broker.core.provider import ProviderOptions
+from broker.core.secret import Secret
+from broker.core.troubleshooting import key_to_look_at
+
+MEANS: dict[str, Any] = {
+    "client_secret": Secret("s"),
+    "client_assertion": AssertionOptions(private_key=Secret("k")),
+    "tls": TlsOptions(certificate_file="c.pem"),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "key"),
+    [
+        (ClientAuthMethod.NONE, "client_id"),
+        (ClientAuthMethod.CLIENT_SECRET_BASIC, "client_secret"),
+        (ClientAuthMethod.CLIENT_SECRET_POST, "client_secret"),
+        (ClientAuthMethod.CLIENT_SECRET_JWT, "client_secret"),
+        (ClientAuthMethod.PRIVATE_KEY_JWT, "client_assertion"),
+        (ClientAuthMethod.TLS_CLIENT_AUTH, "tls"),
+        (ClientAuthMethod.CLIENT_ACCESS_TOKEN, "client_token"),
+    ],
+)
+def test_a_refused_client_points_to_its_credentials(method: ClientAuthMethod, key: str) -> None:
+    """Each method has its own key to look at."""
+    options = ProviderOptions(
+        client_id="c", token_endpoint="https://as.example/t", token_endpoint_auth_method=method, **MEANS
+    )
+
+    for failure in (
+        TokenFailure(kind=FailureKind.OPERATOR, error="invalid_client", status=401),
+        TokenFailure(kind=FailureKind.TRANSIENT, status=401),
+    ):
+        assert key == key_to_look_at(failure, options)
+
+
+@pytest.mark.parametrize(
+    ("failure", "key"),
+    [
+        (TokenFailure(kind=FailureKind.OPERATOR, error="invalid_scope", status=400), "scope"),
+        (TokenFailure(kind=FailureKind.OPERATOR, error="invalid_target", status=400), "audience"),
+        (TokenFailure(kind=FailureKind.TRANSIENT, status=404), "token_endpoint"),
+        (TokenFailure(kind=FailureKind.OPERATOR, status=200, detail="token_type mac can't be sent"), "token_response"),
+        (TokenFailure(kind=FailureKind.OPERATOR, detail="the metadata speaks for another issuer"), "issuer"),
+        (TokenFailure(kind=FailureKind.PERMANENT, error="invalid_grant", status=400), None),
+        (TokenFailure(kind=FailureKind.TRANSIENT, detail="nothing was sent"), None),
+        (TokenFailure(kind=FailureKind.IN_DOUBT, status=502), None),
+    ],
+)
+def test_other_refusals_point_to_theirs_or_to_nothing(failure: TokenFailure, key: str | None) -> None:
+    """Only what the YAML can mend points into it."""
+    assert key == key_to_look_at(failure, ProviderOptions(client_id="c", token_endpoint="https://as.example/t"))

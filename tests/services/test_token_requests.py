@@ -1,0 +1,306 @@
+"""What a token request says on the wire, and what comes of it."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import parse_qsl
+
+import pytest
+from aiohttp import web
+
+from broker.core.audience import DEFAULT_AUDIENCE, Audience
+from broker.core.client_auth import ClientAuthMethod, ClientTokenOptions
+from broker.core.oauth import FailureKind, TokenFailure, TokenSet
+from broker.core.provider import Dialect
+from broker.core.secret import AccessToken, Secret
+from tests.support.clock import ManualClock
+from tests.support.document_server import DocumentServer, Request
+from tests.support.providers import authorization_server, grant
+
+TOKENS = (200, {"access_token": "at", "token_type": "Bearer", "expires_in": 60, "refresh_token": "rt-2"})
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[DocumentServer]:
+    async with DocumentServer() as server:
+        server.answers["/token"] = TOKENS
+        yield server
+
+
+def form(request: Request) -> dict[str, str]:
+    assert "application/x-www-form-urlencoded" == request.headers["Content-Type"]
+    return dict(parse_qsl(request.content.decode(), keep_blank_values=True, strict_parsing=True))
+
+
+async def test_a_refresh_is_written_as_the_rfc_says(server: DocumentServer) -> None:
+    """RFC 6749 section 6: grant_type and refresh_token in a form; nothing in the URL."""
+    async with authorization_server(token_endpoint=f"{server.url}/token") as provider:
+        outcome = await provider.refresh(grant(), DEFAULT_AUDIENCE)
+
+    assert isinstance(outcome, TokenSet)
+    (request,) = server.requests
+    assert ("POST", "/token", "") == (request.method, request.path, request.query)
+    assert {"grant_type": "refresh_token", "refresh_token": "rt-1", "client_id": "client-1"} == form(request)
+
+
+async def test_tk_06_the_secret_is_never_in_a_url(server: DocumentServer) -> None:
+    """With each method that has a secret, the URL holds no query."""
+    for method in (
+        ClientAuthMethod.CLIENT_SECRET_BASIC,
+        ClientAuthMethod.CLIENT_SECRET_POST,
+        ClientAuthMethod.CLIENT_SECRET_JWT,
+    ):
+        async with authorization_server(
+            token_endpoint=f"{server.url}/token", client_secret=Secret("canary"), token_endpoint_auth_method=method
+        ) as provider:
+            assert isinstance(await provider.refresh(grant(), DEFAULT_AUDIENCE), TokenSet)
+
+    assert [("/token", "")] * 3 == [(request.path, request.query) for request in server.requests]
+
+
+async def test_an_audience_is_named(server: DocumentServer) -> None:
+    """A route's resource, audience and scope go along (RFC 8707, RFC 6749 section 6)."""
+    audience = Audience(resource="https://orders.example", audience="orders", scope="read")
+    async with authorization_server(token_endpoint=f"{server.url}/token", refresh_scope=True) as provider:
+        await provider.refresh(grant(scope="openid read write"), audience)
+        await provider.refresh(grant(scope="openid read write"), DEFAULT_AUDIENCE)
+        await provider.refresh(grant(), DEFAULT_AUDIENCE)
+
+    first, second, third = map(form, server.requests)
+    assert ("https://orders.example", "orders", "read") == (first["resource"], first["audience"], first["scope"])
+    assert "openid read write" == second["scope"]
+    assert "openid" == third["scope"]
+
+
+async def test_a_code_is_exchanged_with_its_verifier(server: DocumentServer) -> None:
+    """RFC 6749 section 4.1.3 and RFC 7636 section 4.5, with what the configuration adds."""
+    async with authorization_server(
+        token_endpoint=f"{server.url}/token", token_parameters={"resource": "urn:api"}
+    ) as provider:
+        await provider.exchange_code(
+            code=Secret("c"), code_verifier=Secret("v"), redirect_uri="https://app.example/cb?x=1&y=2"
+        )
+
+    assert {
+        "grant_type": "authorization_code",
+        "code": "c",
+        "code_verifier": "v",
+        "redirect_uri": "https://app.example/cb?x=1&y=2",
+        "client_id": "client-1",
+        "resource": "urn:api",
+    } == form(server.requests[0])
+
+
+async def test_a_token_is_exchanged(server: DocumentServer) -> None:
+    """RFC 8693 section 2.1."""
+    async with authorization_server(token_endpoint=f"{server.url}/token") as provider:
+        await provider.exchange_token(AccessToken("at-0"), Audience(audience="orders", exchange=True))
+
+    assert {
+        "grant_type": "urn:ietf:params:oauth:grant-type:token-exchange",
+        "subject_token": "at-0",
+        "subject_token_type": "urn:ietf:params:oauth:token-type:access_token",
+        "requested_token_type": "urn:ietf:params:oauth:token-type:access_token",
+        "audience": "orders",
+        "client_id": "client-1",
+    } == form(server.requests[0])
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        ((400, {"error": "invalid_grant"}), FailureKind.OPERATOR),
+        ((500, b""), FailureKind.TRANSIENT),
+        ((400, {"error": "invalid_target"}), FailureKind.OPERATOR),
+    ],
+)
+async def test_a_failed_exchange_spares_the_grant(
+    server: DocumentServer, answer: tuple[int, Any], kind: FailureKind
+) -> None:
+    """invalid_grant at an exchange speaks of the access token, and nothing rotates there."""
+    server.answers["/token"] = answer
+    async with authorization_server(token_endpoint=f"{server.url}/token") as provider:
+        outcome = await provider.exchange_token(AccessToken("at-0"), Audience(audience="orders", exchange=True))
+
+    assert isinstance(outcome, TokenFailure)
+    assert kind is outcome.kind
+
+
+async def test_a_json_dialect_without_grant_type(server: DocumentServer) -> None:
+    """Mosaic's refresh: its own endpoint, a JSON object of the refresh token alone."""
+    server.answers["/refresh"] = TOKENS
+    async with authorization_server(
+        refresh_endpoint=f"{server.url}/refresh",
+        dialect=Dialect.JSON,
+        refresh_grant_type=False,
+        token_endpoint_auth_method=ClientAuthMethod.NONE,
+    ) as provider:
+        await provider.refresh(grant("rt-ä"), DEFAULT_AUDIENCE)
+
+    (request,) = server.requests
+    assert ("application/json", "/refresh") == (request.headers["Content-Type"], request.path)
+    assert {"refresh_token": "rt-ä", "client_id": "client-1"} == json.loads(request.content)
+
+
+async def test_a_client_access_token_is_got_used_and_replaced_after_a_401(server: DocumentServer) -> None:
+    """The token comes by client_credentials in a form, serves many calls, and a 401 brings a new one, once."""
+    issued = 0
+
+    async def token(_request: Request) -> web.Response:
+        nonlocal issued
+        issued += 1
+        return web.json_response({"access_token": f"cat-{issued}", "expires_in": 3600})
+
+    async def refresh(request: Request) -> web.Response:
+        accepted = request.headers.get("Authorization") == "Bearer cat-2"
+        return web.json_response(TOKENS[1] if accepted else {"error": "unauthorized"}, status=200 if accepted else 401)
+
+    server.answers |= {"/token": token, "/refresh": refresh}
+    async with authorization_server(
+        token_endpoint=f"{server.url}/token",
+        refresh_endpoint=f"{server.url}/refresh",
+        dialect=Dialect.JSON,
+        refresh_grant_type=False,
+        client_secret=Secret("s"),
+        token_endpoint_auth_method=ClientAuthMethod.CLIENT_ACCESS_TOKEN,
+        client_token=ClientTokenOptions(scope="backend", resource="urn:r"),
+    ) as provider:
+        first = await provider.refresh(grant(), DEFAULT_AUDIENCE)
+        second = await provider.refresh(grant(), DEFAULT_AUDIENCE)
+
+    assert isinstance(first, TokenSet)
+    assert isinstance(second, TokenSet)
+    assert ["/token", "/refresh", "/token", "/refresh", "/refresh"] == [request.path for request in server.requests]
+    assert {
+        "grant_type": "client_credentials",
+        "scope": "backend",
+        "resource": "urn:r",
+        "client_id": "client-1",
+        "client_secret": "s",
+    } == form(server.requests[0])
+    assert {"refresh_token": "rt-1"} == json.loads(server.requests[1].content)
+
+
+async def test_a_401_that_says_invalid_grant_is_not_asked_again(server: DocumentServer) -> None:
+    """A 401 about the grant is definite: the refresh token isn't presented twice."""
+    server.answers["/refresh"] = (401, {"error": "invalid_grant"})
+    async with authorization_server(
+        token_endpoint=f"{server.url}/token",
+        refresh_endpoint=f"{server.url}/refresh",
+        client_secret=Secret("s"),
+        token_endpoint_auth_method=ClientAuthMethod.CLIENT_ACCESS_TOKEN,
+    ) as provider:
+        outcome = await provider.refresh(grant(), DEFAULT_AUDIENCE)
+
+    assert isinstance(outcome, TokenFailure)
+    assert FailureKind.PERMANENT is outcome.kind
+    assert 1 == server.count("/refresh")
+
+
+async def test_a_client_without_its_token_presents_no_refresh_token(server: DocumentServer) -> None:
+    """When the client's own token can't be had, the grant isn't touched."""
+    server.answers["/token"] = (400, {"error": "invalid_grant"})
+    async with authorization_server(
+        token_endpoint=f"{server.url}/token",
+        refresh_endpoint=f"{server.url}/refresh",
+        client_secret=Secret("s"),
+        token_endpoint_auth_method=ClientAuthMethod.CLIENT_ACCESS_TOKEN,
+    ) as provider:
+        outcome = await provider.refresh(grant(), DEFAULT_AUDIENCE)
+
+    assert isinstance(outcome, TokenFailure)
+    assert FailureKind.OPERATOR is outcome.kind
+    assert 0 == server.count("/refresh")
+
+
+async def test_retry_after_is_read_by_the_clock(server: DocumentServer) -> None:
+    """A date in Retry-After counts from now."""
+
+    async def busy(_request: Request) -> web.Response:
+        return web.Response(status=503, headers={"Retry-After": "Fri, 15 Jan 2027 08:01:00 GMT"})
+
+    server.answers["/token"] = busy
+    async with authorization_server(token_endpoint=f"{server.url}/token", clock=ManualClock(1_800_000_000)) as provider:
+        outcome = await provider.refresh(grant(), DEFAULT_AUDIENCE)
+
+    assert isinstance(outcome, TokenFailure)
+    assert (FailureKind.TRANSIENT, 60.0) == (outcome.kind, outcome.retry_after_seconds)
+
+
+async def test_a_server_that_is_gone_got_nothing() -> None:
+    """Without a connection the failure is transient, and without metadata too."""
+    async with DocumentServer() as server:
+        url = server.url
+    async with authorization_server(token_endpoint=f"{url}/token") as provider:
+        outcome = await provider.refresh(grant(), DEFAULT_AUDIENCE)
+    async with authorization_server(issuer=url) as provider:
+        undiscovered = await provider.refresh(grant(), DEFAULT_AUDIENCE)
+
+    assert isinstance(outcome, TokenFailure)
+    assert isinstance(undiscovered, TokenFailure)
+    assert (FailureKind.TRANSIENT, FailureKind.TRANSIENT) == (outcome.kind, undiscovered.kind)
+
+
+async def test_a_silent_server_leaves_it_in_doubt(server: DocumentServer) -> None:
+    """A deadline after the request was sent is in doubt."""
+
+    async def silent(_request: Request) -> web.Response:
+        await asyncio.sleep(30)
+        raise AssertionError
+
+    server.answers["/token"] = silent
+    async with authorization_server(
+        token_endpoint=f"{server.url}/token", token_endpoint_timeout_seconds=0.2
+    ) as provider:
+        outcome = await provider.refresh(grant(), DEFAULT_AUDIENCE)
+
+    assert isinstance(outcome, TokenFailure)
+    assert FailureKind.IN_DOUBT is outcome.kind
+
+
+async def test_metadata_of_another_issuer_is_the_operators_fault(server: DocumentServer) -> None:
+    """A definite contradiction in the metadata isn't retried in haste, and names the key to look at."""
+    server.answers["/.well-known/openid-configuration"] = (200, {"issuer": "https://other.example"})
+    async with authorization_server(issuer=server.url) as provider:
+        for _ in range(2):
+            outcome = await provider.refresh(grant(), DEFAULT_AUDIENCE)
+            assert isinstance(outcome, TokenFailure)
+            assert FailureKind.OPERATOR is outcome.kind
+
+
+@pytest.mark.parametrize(
+    ("error", "options", "key"),
+    [
+        ("invalid_client", {"client_secret": Secret("s")}, "client_secret"),
+        ("invalid_client", {}, "client_id"),
+        ("unauthorized_client", {}, "client_id"),
+        ("invalid_scope", {}, "scope"),
+        ("invalid_target", {}, "audience"),
+        ("unsupported_grant_type", {}, "token_endpoint"),
+    ],
+)
+async def test_a_refusal_names_the_key_to_look_at(
+    server: DocumentServer,
+    caplog: pytest.LogCaptureFixture,
+    error: str,
+    options: dict[str, Any],
+    key: str,
+) -> None:
+    """The log says which key of the YAML to look at, and shows no secret."""
+    server.answers["/token"] = (400, {"error": error, "error_description": "canary"})
+    with caplog.at_level(logging.WARNING):
+        async with authorization_server(token_endpoint=f"{server.url}/token", **options) as provider:
+            await provider.refresh(grant("canary"), DEFAULT_AUDIENCE)
+
+    (record,) = [record for record in caplog.records if record.message == "token_request_failed"]
+    assert f"providers.corp.{key}" == record.__dict__["look_at"]
+    assert "canary" not in str(record.__dict__)
+
+
+async def test_a_grant_without_refresh_token_is_a_fault(server: DocumentServer) -> None:
+    """Nobody may ask to refresh what can't be refreshed."""
+    async with authorization_server(token_endpoint=f"{server.url}/token") as provider:
+        with pytest.raises(ValueError, match="no refresh token"):
+            await provider.refresh(grant(refresh_token=None), DEFAULT_AUDIENCE)

@@ -1,0 +1,98 @@
+"""Userinfo, and what stands in for it."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from broker.core.provider import ProviderOptions
+from broker.core.secret import AccessToken
+from broker.errors import LoginFailed, ProviderError
+from broker.services.metadata import Metadata
+from broker.services.outbound import Outbound
+from broker.services.userinfo import Userinfo
+from tests.support.clock import ManualClock
+from tests.support.document_server import DocumentServer
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[DocumentServer]:
+    async with DocumentServer() as server:
+        yield server
+
+
+async def fetch(server: DocumentServer, **options: Any) -> dict[str, object]:
+    provider = ProviderOptions(
+        client_id="c", token_endpoint=f"{server.url}/t", userinfo_endpoint=f"{server.url}/me", **options
+    )
+    outbound = Outbound()
+    try:
+        metadata = Metadata(provider, outbound=outbound, clock=ManualClock())
+        return await Userinfo(provider, metadata=metadata, outbound=outbound).fetch(AccessToken("at"))
+    finally:
+        await outbound.close()
+
+
+async def test_claims_come_for_a_bearer(server: DocumentServer) -> None:
+    """The access token goes into the Authorization header, and the claims come back."""
+    server.answers["/me"] = (200, {"sub": "alice", "name": "Alice"})
+
+    assert {"sub": "alice", "name": "Alice"} == await fetch(server)
+    assert "Bearer at" == server.requests[0].headers["Authorization"]
+
+
+async def test_claims_may_have_other_names(server: DocumentServer) -> None:
+    """GitHub's id is a number, and elsewhere the subject lies deeper."""
+    server.answers["/me"] = (200, {"id": 583231, "profile": {"display": "Octocat"}})
+
+    claims = await fetch(server, userinfo_members={"sub": "id", "name": "profile.display"})
+
+    assert ("583231", "Octocat") == (claims["sub"], claims["name"])
+
+
+async def test_rt_12_userinfo_names_no_issuer(server: DocumentServer) -> None:
+    """A server without id tokens can't choose another server's realm for its users."""
+    server.answers["/me"] = (200, {"sub": "alice", "iss": "https://accounts.google.com"})
+
+    assert "iss" not in await fetch(server)
+
+
+@pytest.mark.parametrize(
+    "claims", [{}, {"sub": ""}, {"sub": None}, {"sub": True}, {"sub": ["alice"]}, {"sub": "a\r\nb"}, {"sub": "a" * 300}]
+)
+async def test_rt_11_nobody_is_nobody(server: DocumentServer, claims: dict[str, Any]) -> None:
+    """Without a sensible subject nobody logs in."""
+    server.answers["/me"] = (200, claims)
+
+    with pytest.raises(LoginFailed, match="sub"):
+        await fetch(server)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ((500, b""), ProviderError),
+        ((429, b""), ProviderError),
+        ((401, {"error": "invalid_token"}), LoginFailed),
+        ((302, b""), LoginFailed),
+        ((200, b"<html>"), LoginFailed),
+        ((200, [1]), LoginFailed),
+        ((200, b""), LoginFailed),
+    ],
+)
+async def test_a_failure_is_the_servers_or_the_logins(
+    server: DocumentServer, answer: tuple[int, Any], error: type[Exception]
+) -> None:
+    """A server that is down may be tried again; one that refuses or answers nonsense ends this login."""
+    server.answers["/me"] = answer
+
+    with pytest.raises(error):
+        await fetch(server)
+
+
+async def test_a_server_that_is_gone_is_unavailable() -> None:
+    """Without a connection it is the provider's fault."""
+    async with DocumentServer() as server:
+        pass
+    with pytest.raises(ProviderError):
+        await fetch(server)
