@@ -6,7 +6,31 @@ values of all processes are added up by the admin listener (prometheus_client's 
 On the hot path nothing looks a label up: what is counted there is counted in plain numbers and flushed now and then.
 """
 
-from prometheus_client import Counter, Gauge, Histogram
+import os
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+"""Of :func:`exposition`."""
+
+
+def exposition() -> bytes:
+    """Return every metric in Prometheus' text format, of all processes where there are several."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return generate_latest(REGISTRY)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
+
 
 # --- tokens
 
@@ -32,3 +56,11 @@ UPSTREAM_401_RETRY = Counter(
 GRANTS = Counter("grants_total", "Grants by what happened to them: created, ended.", ["provider", "state"])
 SPOOL_RECORDS = Gauge("spool_records", "Token responses that the store doesn't have yet.", multiprocess_mode="livesum")
 KEEP_ALIVE = Counter("keep_alive_total", "Refreshes of grants that nobody used.", ["provider", "result"])
+
+# --- logins and sessions
+
+LOGINS = Counter(
+    "logins_total", "Logins by their result: success, refused, unanswered, unavailable.", ["provider", "result"]
+)
+SESSIONS = Counter("sessions_total", "Browser sessions by what happened to them: started, ended.", ["event"])
+REQUESTS_REFUSED = Counter("requests_refused_total", "Requests that the broker answered with an error.", ["code"])

@@ -1,12 +1,9 @@
 """The operators' listener: health, readiness and metrics. It is on loopback unless the configuration says otherwise."""
 
-import os
-
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest, multiprocess
-from prometheus_client import REGISTRY as OWN_REGISTRY
 
 from broker.errors import StoreError
+from broker.services import metrics
 from broker.stores.base import Store
 
 
@@ -39,20 +36,11 @@ def admin_app(readiness: Readiness) -> web.Application:
         reason = await readiness.reason_against()
         return web.json_response({"status": reason or "ok"}, status=503 if reason else 200)
 
-    async def metrics(_request: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(_registry()), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    async def exposition(_request: web.Request) -> web.Response:
+        return web.Response(body=metrics.exposition(), headers={"Content-Type": metrics.CONTENT_TYPE})
 
     app = web.Application()
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
-    app.router.add_get("/metrics", metrics)
+    app.router.add_get("/metrics", exposition)
     return app
-
-
-def _registry() -> CollectorRegistry:
-    """The metrics of all processes, where there are several."""
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        return OWN_REGISTRY
-    registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return registry

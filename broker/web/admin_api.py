@@ -1,0 +1,301 @@
+"""
+The operators' API: grants that no browser brought, and the handles by which callers name them.
+
+It is on the admin listener, behind a bearer token of its own. It takes tokens in and never gives one out; a handle is
+shown once, in the answer that issues it.
+"""
+
+import hmac
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from ipaddress import ip_network
+from typing import Any
+
+from aiohttp import web
+
+from broker.core.audience import DEFAULT_AUDIENCE
+from broker.core.grant import EndReason, Grant, Origin
+from broker.core.handle import Handle
+from broker.core.oauth import TokenSet
+from broker.core.refresh import assess, login_needed_at
+from broker.core.secret import AccessToken, IdToken, RefreshToken, Secret
+from broker.errors import BadRequest, BrokerError, NoRoute, NoSession, ProviderError
+from broker.services.clock import Clock
+from broker.services.handles import FOREVER_SECONDS, Handles
+from broker.services.provider import AuthorizationServer
+from broker.services.tokens import TokenBroker
+
+MAX_CONTENT_BYTES = 256 << 10
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class AdminApi:
+    """The endpoints below ``/api``."""
+
+    def __init__(
+        self,
+        *,
+        token: Secret,
+        tokens: TokenBroker,
+        handles: Handles,
+        servers: Mapping[str, AuthorizationServer],
+        clock: Clock,
+    ) -> None:
+        """
+        Args:
+            token: The bearer token that callers must show.
+            tokens: Where grants are.
+            handles: Where handles are.
+            servers: The providers by their configured names.
+            clock: Time.
+        """
+        self._token = token
+        self._tokens = tokens
+        self._handles = handles
+        self._servers = servers
+        self._clock = clock
+
+    def app(self) -> web.Application:
+        """Return the endpoints, each behind the bearer token."""
+        app = web.Application(middlewares=[self._guard], client_max_size=MAX_CONTENT_BYTES)
+        app.router.add_get("/grants", self.list_grants)
+        app.router.add_post("/grants", self.import_grant)
+        app.router.add_get("/grants/{grant}", self.show_grant)
+        app.router.add_delete("/grants/{grant}", self.revoke_grant)
+        app.router.add_post("/grants/{grant}/handles", self.issue_handle)
+        app.router.add_get("/handles", self.list_handles)
+        app.router.add_post("/handles/{handle}/rotate", self.rotate_handle)
+        app.router.add_delete("/handles/{handle}", self.revoke_handle)
+        return app
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            self._authenticate(request)
+            return await handler(request)
+        except BrokerError as error:
+            log.warning("admin_refused", extra={"code": error.code, "error": str(error), "method": request.method})
+            headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+            problem = {"type": f"urn:token-broker:problem:{error.code}", "status": error.status, "title": str(error)}
+            return web.json_response(
+                problem, status=error.status, headers=headers, content_type="application/problem+json"
+            )
+
+    def _authenticate(self, request: web.Request) -> None:
+        shown = request.headers.getall("Authorization", [])
+        expected = f"Bearer {self._token.reveal()}"
+        if len(shown) != 1 or not hmac.compare_digest(shown[0].encode(), expected.encode()):
+            raise NoSession("the admin API wants its bearer token")
+        if "Origin" in request.headers:  # no page of a browser has any business here
+            raise BadRequest("the admin API isn't for browsers")
+
+    # --- grants
+
+    async def list_grants(self, request: web.Request) -> web.Response:
+        """The imported and standing grants, or those of ``?provider=&subject=``, browsers' too."""
+        provider, subject = request.query.get("provider"), request.query.get("subject")
+        if (provider is None) != (subject is None):
+            raise BadRequest("provider and subject go together")
+        grants = await self._tokens.grants(provider, subject)
+        return web.json_response({"grants": [self._describe(grant) for grant in grants]})
+
+    async def show_grant(self, request: web.Request) -> web.Response:
+        """One grant."""
+        return web.json_response(self._describe(await self._grant(request)))
+
+    async def import_grant(self, request: web.Request) -> web.Response:
+        """Take over a grant whose tokens somebody else got, and issue a first handle for it."""
+        content = Content(await _object(request))
+        provider, subject = content.text("provider"), content.text("subject")
+        if provider not in self._servers:
+            raise BadRequest("provider: no such provider is configured")
+        tokens = self._tokens_of(content)
+        handle = _handle_attributes(content)
+        content.refuse_others()
+        grant = await self._tokens.adopt(
+            provider,
+            tokens,
+            subject=subject,
+            origin=Origin.IMPORTED,
+            keep_until=None,
+            ttl_seconds=FOREVER_SECONDS,
+        )
+        return await self._issue(grant.id, handle)
+
+    def _tokens_of(self, content: "Content") -> TokenSet:
+        """The tokens of an import. Without an access token the first use refreshes."""
+        now = self._clock.now()
+        access_token = content.optional_text("access_token")
+        expires_in = content.optional_number("expires_in")
+        refresh_token, id_token = content.optional_text("refresh_token"), content.optional_text("id_token")
+        refresh_expires_in = content.optional_number("refresh_expires_in")
+        session_id = content.optional_text("session_id")
+        if refresh_token is None and session_id is None:
+            raise BadRequest("refresh_token: expected one, or a session_id")
+        return TokenSet(
+            access_token=AccessToken(access_token or ""),
+            expires_at=now + (expires_in or 0.0) if access_token else now,
+            requested_at=now,
+            refresh_token=None if refresh_token is None else RefreshToken(refresh_token),
+            refresh_expires_at=None if not refresh_expires_in else now + refresh_expires_in,
+            id_token=None if id_token is None else IdToken(id_token),
+            scope=content.optional_text("scope"),
+            session_id=session_id,
+        )
+
+    async def revoke_grant(self, request: web.Request) -> web.Response:
+        """End a grant here and at its server, with its handles."""
+        grant = await self._grant(request)
+        ended = await self._tokens.end(grant.id, EndReason.REVOKED)
+        await self._handles.revoke_all(grant.id)
+        revoked = False
+        if ended is not None and ended.refresh_token is not None:
+            try:
+                await self._servers[ended.provider].revoke(ended.refresh_token)
+                revoked = True
+            except (ProviderError, KeyError) as fault:
+                log.warning("revocation_failed", extra={"grant": grant.id, "error": type(fault).__name__})
+        return web.json_response({"grant": grant.id, "revoked_at_provider": revoked})
+
+    async def _grant(self, request: web.Request) -> Grant:
+        grant = await self._tokens.grant(request.match_info["grant"])
+        if grant is None:
+            raise NoRoute("there is no such grant")
+        return grant
+
+    def _describe(self, grant: Grant) -> dict[str, object]:
+        server = self._servers.get(grant.provider)
+        now = self._clock.now()
+        described: dict[str, object] = {
+            "id": grant.id,
+            "provider": grant.provider,
+            "subject": grant.subject,
+            "origin": grant.origin,
+            "generation": grant.generation,
+            "refreshed_at": grant.refreshed_at,
+            "refresh_expires_at": grant.refresh_expires_at,
+            "ended": None if grant.ended is None else grant.ended.reason,
+            "failures": [failure.error or failure.kind for failure in grant.failures.values()],
+        }
+        if server is not None:
+            described["state"] = assess(grant, DEFAULT_AUDIENCE, server.options, now=now)
+            described["login_needed_at"] = login_needed_at(grant, server.options)
+        return described
+
+    # --- handles
+
+    async def list_handles(self, request: web.Request) -> web.Response:
+        """All handles, or those of ``?grant=``."""
+        handles = await self._handles.issued(request.query.get("grant"))
+        return web.json_response({"handles": [_describe_handle(handle) for handle in handles]})
+
+    async def issue_handle(self, request: web.Request) -> web.Response:
+        """Issue a handle for a grant."""
+        grant = await self._grant(request)
+        content = Content(await _object(request))
+        attributes = _handle_attributes(content)
+        content.refuse_others()
+        return await self._issue(grant.id, attributes)
+
+    async def _issue(self, grant_id: str, attributes: Mapping[str, object]) -> web.Response:
+        handle = self._handles.new(grant_id, **attributes)
+        credential = await self._handles.issue(handle)
+        return web.json_response({**_describe_handle(handle), "handle": credential.reveal()}, status=201)
+
+    async def rotate_handle(self, request: web.Request) -> web.Response:
+        """Issue a successor; the handle itself is taken for ``overlap`` seconds more."""
+        content = Content(await _object(request))
+        overlap = content.optional_number("overlap") or 0.0
+        content.refuse_others()
+        rotated = await self._handles.rotate(request.match_info["handle"], overlap_seconds=overlap)
+        if rotated is None:
+            raise NoRoute("there is no such handle")
+        handle, credential = rotated
+        return web.json_response({**_describe_handle(handle), "handle": credential.reveal()}, status=201)
+
+    async def revoke_handle(self, request: web.Request) -> web.Response:
+        """End a handle now."""
+        if not await self._handles.revoke(request.match_info["handle"]):
+            raise NoRoute("there is no such handle")
+        return web.json_response({"revoked": request.match_info["handle"]})
+
+
+class Content:
+    """The members of a JSON object, each taken once; a refusal names the member and never its value."""
+
+    def __init__(self, members: dict[str, Any]) -> None:
+        self._members = dict(members)
+
+    def text(self, name: str) -> str:
+        value = self.optional_text(name)
+        if value is None:
+            raise BadRequest(f"{name}: expected a text")
+        return value
+
+    def optional_text(self, name: str) -> str | None:
+        value = self._members.pop(name, None)
+        if value is not None and not (isinstance(value, str) and 0 < len(value) <= 64 << 10):
+            raise BadRequest(f"{name}: expected a text")
+        return value
+
+    def optional_number(self, name: str) -> float | None:
+        value = self._members.pop(name, None)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e10:
+            raise BadRequest(f"{name}: expected a number of seconds")
+        return float(value)
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        value = self._members.pop(name, [])
+        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+            raise BadRequest(f"{name}: expected a list of texts")
+        return tuple(value)
+
+    def refuse_others(self) -> None:
+        """Refuse members that nobody took: a typo must not pass for a bound that holds."""
+        if self._members:
+            raise BadRequest(f"{min(self._members)[:64]}: no such member")
+
+
+def _handle_attributes(content: Content) -> dict[str, object]:
+    routes, networks = content.texts("routes"), content.texts("networks")
+    if any(not route.startswith("/") for route in routes):
+        raise BadRequest("routes: expected paths")
+    try:
+        for network in networks:
+            ip_network(network)
+    except ValueError:
+        raise BadRequest("networks: expected networks such as 192.0.2.0/24") from None
+    return {
+        "label": content.optional_text("label") or "",
+        "routes": routes,
+        "networks": networks,
+        "ends_at": content.optional_number("ends_at"),
+    }
+
+
+def _describe_handle(handle: Handle) -> dict[str, object]:
+    return {
+        "id": handle.id,
+        "grant": handle.grant_id,
+        "label": handle.label,
+        "routes": handle.routes,
+        "networks": handle.networks,
+        "created_at": handle.created_at,
+        "ends_at": handle.ends_at,
+    }
+
+
+async def _object(request: web.Request) -> dict[str, Any]:
+    try:
+        document = json.loads(await request.read() or b"{}")
+    except ValueError:
+        raise BadRequest("the content isn't JSON") from None
+    if not isinstance(document, dict):
+        raise BadRequest("the content isn't a JSON object")
+    return document

@@ -1,0 +1,208 @@
+"""
+The composition root: the one place where settings become objects.
+
+    settings ─▶ store, keyring ─▶ vault, spool, servers ─▶ token broker ─▶ sessions ─▶ /bff and the proxy
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from aiohttp import web
+
+from broker.config.settings import Settings
+from broker.core.forwarded import TrustedProxies
+from broker.core.grant import Grant
+from broker.errors import StoreError
+from broker.services.clock import Clock, Randomness, SystemClock, SystemRandomness
+from broker.services.handles import Handles
+from broker.services.keepalive import KeepAlive
+from broker.services.keyring import Keyring
+from broker.services.outbound import Outbound
+from broker.services.pool import UpstreamPools
+from broker.services.provider import AuthorizationServer, Identity
+from broker.services.sessions import Sessions
+from broker.services.spool import Spool
+from broker.services.tasks import Tasks
+from broker.services.tokens import TokenBroker
+from broker.services.vault import Vault
+from broker.stores.open import open_store
+from broker.stores.options import StoreKind
+from broker.web.admin import Readiness, admin_app
+from broker.web.admin_api import AdminApi
+from broker.web.auth import auth_app
+from broker.web.connection import ProxyRunner
+from broker.web.middleware import Outermost
+from broker.web.proxy import Proxy
+
+STORE_RETRY_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Installation:
+    """Everything that one process of the broker consists of."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        access_log: Callable[[str], None] | None = None,
+        clock: Clock | None = None,
+        randomness: Randomness | None = None,
+    ) -> None:
+        """
+        Args:
+            settings: The whole configuration.
+            access_log: Takes one line per request.
+            clock: Time.
+            randomness: Ids, keys, jitter.
+
+        Raises:
+            OperatorError: If a setting can't be applied as it is.
+        """
+        clock, randomness = clock or SystemClock(), randomness or SystemRandomness()
+        self.settings = settings
+        self.store = open_store(settings.store, clock, randomness)
+        self.readiness = Readiness(self.store)
+        keyring = Keyring(settings.keys, randomness)
+        self.spool = Spool(spool_directory(settings), keyring, randomness)
+        self.servers = {
+            name: AuthorizationServer(
+                name,
+                options,
+                outbound=Outbound(options.tls, insecure=options.insecure),
+                clock=clock,
+                randomness=randomness,
+            )
+            for name, options in settings.providers.items()
+        }
+        vault = Vault(self.store, keyring)
+        self.tokens = TokenBroker(
+            store=self.store,
+            vault=vault,
+            spool=self.spool,
+            servers=self.servers,
+            clock=clock,
+            randomness=randomness,
+            cache_ttl_seconds=settings.session.cache_ttl_seconds,
+            max_known=settings.session.max_cached,
+        )
+        self.sessions = Sessions(
+            self.store, keyring, settings.session, clock, randomness, touch_grant=self.tokens.touch
+        )
+        self.handles = Handles(
+            self.store, keyring, clock, randomness, cache_ttl_seconds=settings.session.cache_ttl_seconds
+        )
+        self.keep_alive = KeepAlive(vault, self.tokens.refresher, clock, randomness)
+        self.trusted_proxies = TrustedProxies(settings.trusted_proxies)
+        self.upstreams = UpstreamPools(route.upstream_options for route in settings.routes)
+        self.proxy = Proxy(
+            routes=settings.routes,
+            upstreams=self.upstreams,
+            public_url=str(settings.public_url),
+            sessions=self.sessions,
+            tokens=self.tokens,
+            trusted_proxies=self.trusted_proxies,
+        )
+        self.tokens.on_identified(self._renew_claims)
+        self._keyring = keyring
+        self._clock = clock
+        self._randomness = randomness
+        self._access_log = access_log
+        self._tasks = Tasks()
+
+    # --- what listens
+
+    def public_runner(self) -> web.AppRunner:
+        """Return what serves browsers and API clients."""
+        outermost = Outermost(
+            public_url=str(self.settings.public_url),
+            login_url=f"{self.settings.base_path}/login" if self.servers else None,
+            trusted_proxies=self.trusted_proxies,
+            clock=self._clock,
+            randomness=self._randomness,
+            access_log=self._access_log,
+        )
+        app = web.Application(middlewares=[outermost])
+        app.add_subapp(self.settings.base_path, auth_app(self))
+        self.proxy.register(app)
+        return ProxyRunner(app, handle_signals=False, shutdown_timeout_seconds=self.settings.drain_timeout_seconds)
+
+    def admin_runner(self) -> web.AppRunner:
+        """Return what serves operators."""
+        app = admin_app(self.readiness)
+        if self.settings.admin.token is not None:
+            api = AdminApi(
+                token=self.settings.admin.token,
+                tokens=self.tokens,
+                handles=self.handles,
+                servers=self.servers,
+                clock=self._clock,
+            )
+            app.add_subapp("/api", api.app())
+        return web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2.0)
+
+    # --- life
+
+    async def start(self) -> None:
+        """
+        Open the spool and the store. A store that is down doesn't stop the start: it is asked again until it works.
+
+        Raises:
+            OSError: If the spool's directory can't be written.
+        """
+        self.spool.open()
+        try:
+            await self._start_store()
+        except StoreError as fault:
+            log.error("store_unavailable_at_start", extra={"error": str(fault)})  # noqa: TRY400
+            self._tasks.launch(self._start_store_later(), name="store-start")
+        self._tasks.launch(self.keep_alive.run(), name="keep-alive")
+
+    async def _start_store(self) -> None:
+        await self.store.start()
+        # Before the first request: an answer that a killed process had must not be asked for again.
+        await self.tokens.recover()
+
+    async def _start_store_later(self) -> None:
+        while True:
+            await asyncio.sleep(STORE_RETRY_SECONDS)
+            try:
+                await self._start_store()
+            except StoreError:
+                continue
+            log.warning("store_recovered")
+            return
+
+    async def close(self, timeout_seconds: float) -> None:
+        """Let what runs end, save what must be saved, then release everything."""
+        await self._tasks.cancel()
+        await self.proxy.close(timeout_seconds)
+        await self.tokens.close(timeout_seconds)
+        await self.sessions.close()
+        await self.upstreams.close()
+        for server in self.servers.values():
+            await server.close()
+        await self.store.close()
+        self.spool.close()
+
+    def _renew_claims(self, grant: Grant, identity: Identity) -> None:
+        self._tasks.launch(self._write_claims(grant.id, identity), name="claims")
+
+    async def _write_claims(self, grant_id: str, identity: Identity) -> None:
+        try:
+            await self.sessions.renew_claims(grant_id, identity.claims)
+        except StoreError as fault:
+            log.warning("claims_not_renewed", extra={"grant": grant_id, "error": str(fault)})
+
+
+def spool_directory(settings: Settings) -> Path | None:
+    """Return where answers are spooled: as configured, or beside the SQLite file; None keeps them in memory alone."""
+    if settings.spool_dir is not None:
+        return settings.spool_dir
+    location = settings.store.location
+    if location.kind is StoreKind.SQLITE and location.path is not None:
+        return location.path.with_name(f"{location.path.name}-spool")
+    return None

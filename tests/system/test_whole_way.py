@@ -1,0 +1,195 @@
+"""The main job, end to end: a login, calls, expiry, rotation, logout, over processes that nothing here patches."""
+
+import asyncio
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.broker_process import Browser, BrokerProcess, navigation, provider_options
+from tests.support.redis_server import RedisServer
+from tests.support.remote_authorization_server import RemoteLedgerServer
+from tests.support.upstream import Upstream
+
+pytestmark = pytest.mark.system
+
+
+def settings(provider: RemoteLedgerServer, upstream: Upstream, **changes: Any) -> dict[str, Any]:
+    return {
+        "providers": {"corp": provider_options(provider.url)},
+        "routes": [
+            {"path": "/api", "upstream": upstream.url, "strip_prefix": True, "token": "user"},
+            {"path": "/public", "upstream": upstream.url, "token": "none"},
+            {"path": "/pages", "upstream": upstream.url, "token": "user", "navigation": "allow"},
+        ],
+        **changes,
+    }
+
+
+async def test_the_main_job(tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstream) -> None:
+    """A user logs in, calls the API with a token it never sees, and logs out."""
+    async with BrokerProcess(tmp_path, **settings(provider, upstream)) as broker, Browser(broker.url) as browser:
+        anonymous = await browser.get("/api/items")
+        await browser.log_in()
+        call = await browser.get("/api/items?a=%2f")
+        user = await browser.get("/bff/user")
+        logout = await browser.request("POST", "/bff/logout")
+        after = await browser.get("/api/items")
+
+    assert (401, "no_session") == (anonymous.status, anonymous.json()["code"])
+    assert anonymous.json()["login_url"].startswith("/bff/login")
+    assert 200 == call.status
+    assert b"/items?a=%2f" == upstream.received[0].target
+    assert ("Bearer",) == tuple(value.split()[0] for value in upstream.received[0].header("authorization"))
+    assert "alice" == user.json()["claims"]["sub"]
+    assert 200 <= logout.status < 400
+    assert 401 == after.status
+    assert 1 == len(upstream.received)
+
+
+async def test_a_navigation_is_led_to_the_login_and_back(
+    tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstream
+) -> None:
+    """Whoever opens a page without a session ends on that page, logged in."""
+    async with BrokerProcess(tmp_path, **settings(provider, upstream)) as broker, Browser(broker.url) as browser:
+        async with browser.http.get(f"{broker.url}/pages/a?b=c", headers=navigation()) as response:
+            page = await response.text()
+        again = await browser.request("GET", "/pages/a?b=c", headers=navigation())
+
+    assert "/pages/a?b=c" in page  # the return page goes on by itself, so that a Strict cookie is sent
+    assert 200 == again.status
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+async def test_tk_01_two_hundred_calls_over_three_workers_cause_one_refresh(
+    kind: str, tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstream
+) -> None:
+    """All parallel calls on an expired session succeed, and the server sees exactly one refresh."""
+    await provider.configure(access_token_seconds=2)
+    async with RedisServer.started(tmp_path) as redis:
+        store = {"url": redis.url} if kind == "redis" else {"url": f"sqlite://{tmp_path}/broker.db"}
+        installation = settings(provider, upstream, workers=3, store=store)
+        async with BrokerProcess(tmp_path, **installation) as broker, Browser(broker.url) as browser:
+            await browser.log_in()
+            await asyncio.sleep(2.1)  # the token's life, on the server's clock
+            await provider.configure(access_token_seconds=300)
+            answers = await asyncio.gather(*(browser.get(f"/api/{number}") for number in range(200)))
+    ledger = await provider.ledger()
+
+    assert {200} == {answer.status for answer in answers}
+    assert 1 == ledger.count("refresh_token")
+    assert {} == ledger.presented_twice()
+
+
+async def test_calls_go_on_succeeding_over_five_token_lifetimes(
+    tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstream
+) -> None:
+    """No call fails while two-second tokens come and go, and one login is enough."""
+    await provider.configure(access_token_seconds=2)
+    async with (
+        BrokerProcess(tmp_path, **settings(provider, upstream, workers=2)) as broker,
+        Browser(broker.url) as browser,
+    ):
+        await browser.log_in()
+        answers = []
+        end = asyncio.get_running_loop().time() + 10.5
+        while asyncio.get_running_loop().time() < end:
+            answers += await asyncio.gather(*(browser.get("/api/x") for _ in range(5)))
+            await asyncio.sleep(0.05)
+    ledger = await provider.ledger()
+
+    assert {200} == {answer.status for answer in answers}
+    assert 1 == ledger.count("authorization_code")
+    assert ledger.count("refresh_token") >= 5
+    assert [] == ledger.families_revoked()
+    assert {} == ledger.presented_twice()
+
+
+async def test_lk_01_no_secret_is_anywhere_but_where_it_belongs(
+    tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstream
+) -> None:
+    """Tokens, codes, cookies and the client secret are in no log, metric, answer or URL, at debug level."""
+    async with (
+        BrokerProcess(tmp_path, **settings(provider, upstream, log={"level": "debug"})) as broker,
+        Browser(broker.url) as browser,
+    ):
+        await browser.log_in()
+        upstream.refuse()
+        answers = [await browser.get("/api/a"), await browser.get("/bff/user"), await browser.get("/nowhere")]
+        bad = await browser.request("GET", "/api/a", headers={"Cookie": "session=canary-cookie; session=canary-two"})
+        foreign = await browser.request("GET", "/bff/callback/corp?state=canary-state&code=canary-code")
+        cookies = [cookie.value for cookie in browser.http.cookie_jar]
+        answers += [bad, foreign, await browser.request("POST", "/bff/logout")]
+        metrics = json.dumps(await broker.metrics())
+    ledger = await provider.ledger()
+    log = broker.log_path.read_text()
+    shown = b"".join(answer.body + json.dumps(answer.headers).encode() for answer in answers).decode("latin-1")
+    tokens = [token for family in ledger.families.values() for token in (issued.token for issued in family.issued)]
+    access = [value.split()[1] for request in upstream.received for value in request.header("authorization")]
+    key = broker.settings["keys"][0]["value"]
+    secrets = [*tokens, *access, *cookies, key, "canary-cookie", "canary-code", "a client secret"]
+
+    assert tokens
+    assert access
+    assert cookies
+    assert [] == [secret for secret in secrets if secret in log]
+    assert [] == [secret for secret in secrets if secret in metrics]
+    assert [] == [secret for secret in [*tokens, *access, key] if secret in shown]
+    database = b"".join(path.read_bytes() for path in tmp_path.glob("broker.db*"))
+    assert [] == [secret for secret in [*secrets, "alice"] if secret.encode() in database]
+
+
+async def test_ft_12_sigterm_lets_running_requests_end(
+    tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstream
+) -> None:
+    """A request that has begun is answered, and the exit code is 0."""
+    async with BrokerProcess(tmp_path, **settings(provider, upstream)) as broker, Browser(broker.url) as browser:
+        await browser.log_in()
+        running = asyncio.create_task(browser.get("/api/delay/1"))
+        while not any(request.target.startswith(b"/delay") for request in upstream.received) and not running.done():
+            await asyncio.sleep(0.01)
+            if upstream.pending:
+                break
+        code = await broker.stop(signal.SIGTERM)
+        answer = await running
+
+    assert 200 == answer.status
+    assert 0 == code
+
+
+async def test_sessions_survive_a_restart(tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstream) -> None:
+    """What SQLite holds is there after a kill -9."""
+    async with BrokerProcess(tmp_path, **settings(provider, upstream)) as broker, Browser(broker.url) as browser:
+        await browser.log_in()
+        await broker.kill()
+        await broker.start()
+        answer = await browser.get("/api/items")
+
+    assert 200 == answer.status
+    assert 1 == (await provider.ledger()).count("authorization_code")
+
+
+async def test_ft_01_a_dead_redis_is_a_503_and_no_logout(
+    tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstream
+) -> None:
+    """Known sessions go on, unknown ones get 503 with Retry-After and keep their cookie, anonymous routes serve."""
+    async with RedisServer.started(tmp_path) as redis:
+        installation = settings(provider, upstream, store={"url": redis.url, "timeout": "500ms"})
+        async with BrokerProcess(tmp_path, **installation) as broker, Browser(broker.url) as known:
+            await known.log_in()
+            assert 200 == (await known.get("/api/a")).status
+            redis.pause()
+            live = await known.get("/api/a")
+            cold = await known.request("GET", "/api/a", headers={"Cookie": "session=" + "A" * 43})
+            public = await known.get("/public")
+            redis.resume()
+            after = await known.get("/api/a")
+
+    assert 200 == live.status
+    assert (503, "store_unavailable") == (cold.status, cold.json()["code"])
+    assert "Retry-After" in cold.headers
+    assert "Set-Cookie" not in cold.headers
+    assert 200 == public.status
+    assert 200 == after.status
