@@ -56,7 +56,7 @@ class Topic(StrEnum):
     SESSION_ENDED = "session_ended"
     """``key`` is the store key of a session that ended or changed."""
     PROVIDER = "provider"
-    """``key`` is a provider's name, ``number`` the milliseconds of rest that it is given from now; 0: it works again."""
+    """``key`` is a provider's name, ``number`` the milliseconds of rest it is given from now; 0: it works again."""
     RESYNC = "resync"
     """
     Events may have been missed: forget whatever was learned from the store. Made by a store, never published; ``key``

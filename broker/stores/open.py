@@ -11,6 +11,9 @@ def open_store(options: StoreOptions, clock: Clock, randomness: Randomness) -> S
     Return the store that *options* mean. It does nothing before its ``start``.
 
     Only the library that this store needs is imported.
+
+    Raises:
+        ConfigError: If a certificate or a key can't be loaded.
     """
     location = options.location
     match location.kind:
@@ -23,6 +26,8 @@ def open_store(options: StoreOptions, clock: Clock, randomness: Randomness) -> S
 
             return SqliteStore(location.path, clock, randomness, timeout_seconds=options.timeout_seconds)
         case StoreKind.REDIS | StoreKind.SENTINEL | StoreKind.CLUSTER:
-            raise NotImplementedError
+            from broker.stores.redis import RedisStore
+
+            return RedisStore(options, clock, randomness)
         case _:
             assert_never(location.kind)

@@ -64,7 +64,7 @@ class EventFeed:
         return events
 
 
-_KNOWN = frozenset(topic.value for topic in Topic)
+_KNOWN = frozenset(topic.value for topic in Topic if topic is not Topic.RESYNC)
 
 
 def _data_version(db: sqlite3.Connection) -> int:

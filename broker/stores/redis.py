@@ -1,0 +1,346 @@
+"""The store in Redis, or Valkey, for many hosts."""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+from broker.errors import ConfigError, StoreError
+from broker.stores.base import Busy, Clock, Event, Lease, LeaseOutcome, Randomness, Record, StoreDown
+from broker.stores.listeners import Listeners
+from broker.stores.options import StoreKind, StoreOptions
+from broker.stores.redis_client import RedisClient, Script
+from broker.stores.redis_connection import Dialler, Reply, tls_context
+from broker.stores.redis_events import EventChannel
+from broker.stores.redis_indexes import Due, Indexes, Keys
+from broker.stores.redis_topology import Cluster, Sentinels, Standalone, Topology
+
+# A record is a hash:
+#   value    the sealed bytes
+#   version  microseconds of the server's clock at the write, or one more than before where that isn't above it
+#   write    the stamp of the call that wrote it last, by which a call that is repeated knows its own work
+#   id       the stamp of the call that created it; entries in the indexes of its tags carry it
+#   tags     a JSON list
+#   due      a due time and the stamp of the call that set it; entries in the index of due times carry that
+#
+# A version is taken from the clock, and not counted, since a count can repeat: a failover may lose the last writes, and
+# whoever has read one of them must not overwrite what was written in its place.
+_NEXT_VERSION = """
+local function next_version(last)
+  local time = redis.call('TIME')
+  return string.format('%.0f', math.max(time[1] * 1000000 + time[2], (tonumber(last) or 0) + 1))
+end
+"""
+
+# Where a call is repeated whose answer was lost, the record is written once more, without a change, so that WAIT on the
+# new connection has something to wait for.
+CREATE = Script(
+    _NEXT_VERSION
+    + """
+local value, ttl, stamp, tags, due = unpack(ARGV)
+local found = redis.call('HMGET', KEYS[1], 'version', 'write')
+if found[2] == stamp then
+  redis.call('HSET', KEYS[1], 'write', stamp)
+  return found[1]
+elseif found[1] then
+  return false
+end
+local version = next_version()
+redis.call('HSET', KEYS[1], 'value', value, 'version', version, 'write', stamp, 'id', stamp, 'tags', tags, 'due', due)
+redis.call('PEXPIRE', KEYS[1], ttl)
+return version
+"""
+)
+
+REPLACE = Script(
+    _NEXT_VERSION
+    + """
+local value, expected, stamp, ttl, due = unpack(ARGV)
+local found = redis.call('HMGET', KEYS[1], 'version', 'write', 'due')
+if found[2] == stamp then
+  redis.call('HSET', KEYS[1], 'write', stamp)
+  return {found[1], ''}
+elseif found[1] ~= expected then
+  return false
+end
+local version = next_version(found[1])
+redis.call('HSET', KEYS[1], 'value', value, 'version', version, 'write', stamp, 'due', due)
+if ttl ~= '' then
+  redis.call('PEXPIRE', KEYS[1], ttl)
+end
+return {version, found[3]}
+"""
+)
+
+DELETE = Script("""
+local expected, stamp = unpack(ARGV)
+if redis.call('GET', KEYS[2]) == stamp then
+  redis.call('SET', KEYS[2], stamp, 'PX', 60000)
+  return {'', '', ''}
+end
+local found = redis.call('HMGET', KEYS[1], 'version', 'id', 'tags', 'due')
+if not found[1] or (expected ~= '' and found[1] ~= expected) then
+  return false
+end
+redis.call('DEL', KEYS[1])
+redis.call('SET', KEYS[2], stamp, 'PX', 60000)
+return {found[2], found[3], found[4]}
+""")
+
+TOUCH = Script("""
+if redis.call('PEXPIRE', KEYS[1], ARGV[1]) == 0 then
+  return false
+end
+return redis.call('HMGET', KEYS[1], 'id', 'tags', 'due')
+""")
+
+ACQUIRE = Script("""
+local owner, ttl = unpack(ARGV)
+if redis.call('SET', KEYS[1], owner, 'NX', 'PX', ttl) then
+  return 1
+elseif redis.call('GET', KEYS[1]) == owner then
+  redis.call('PEXPIRE', KEYS[1], ttl)
+  return 1
+end
+return 0
+""")
+
+RENEW = Script("""
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+  return 0
+end
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+""")
+
+RELEASE = Script("""
+if redis.call('GET', KEYS[1]) == ARGV[1] then
+  redis.call('DEL', KEYS[1])
+end
+""")
+
+
+PING = Script("""
+redis.call('SET', KEYS[1], '', 'PX', 60000)
+""")
+
+log = logging.getLogger(__name__)
+
+
+class RedisStore:
+    """
+    A store in one Redis server, behind Sentinels, or in a cluster. It implements ``stores.base.Store``.
+
+    Redis promises failover, not that acknowledged writes survive it: with ``wait_replicas`` a write counts only once
+    so many replicas have it. Lifetimes are the server's.
+    """
+
+    def __init__(self, options: StoreOptions, clock: Clock, randomness: Randomness) -> None:
+        """
+        Args:
+            options: Where the servers are.
+            clock: Dates the entries of indexes.
+            randomness: For the owners of leases, and to tell one call from another.
+
+        Raises:
+            ConfigError: If a certificate or a key can't be loaded.
+        """
+        self._client = _client(options)
+        self._keys = Keys(options.prefix)
+        self._indexes = Indexes(self._client, self._keys, clock, randomness)
+        self._listeners = Listeners()
+        self._channel = EventChannel(self._client, self._keys.events(), self._listeners.tell)
+        self._wait_replicas = options.wait_replicas
+        self._watch: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        if self._watch is None:
+            watch = self._client.topology.watch()
+            self._watch = asyncio.get_running_loop().create_task(watch, name="redis-topology-watch")
+        await self._channel.open()
+        await self.ping()
+        await self._warn_of_eviction()
+
+    async def _warn_of_eviction(self) -> None:
+        """Say so if Redis may delete sessions to make room. Whoever may not ask isn't told."""
+        with contextlib.suppress(StoreError):
+            reply = await self._client.call(self._keys.ping(), "INFO", "memory")
+            facts = reply.decode(errors="replace") if isinstance(reply, bytes) else ""
+            policy = next((line for line in facts.splitlines() if line.startswith("maxmemory_policy:")), "")
+            if policy not in {"", "maxmemory_policy:noeviction"}:
+                log.warning("redis_may_evict_sessions", extra={"policy": policy[:100]})
+
+    async def close(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait([self._watch])
+        await self._channel.close()
+        await self._client.close()
+
+    async def ping(self) -> None:
+        await self._client.run(PING, [self._keys.ping()], replicas=self._wait_replicas)
+
+    async def get(self, key: str) -> Record | None:
+        record = self._keys.record(key)
+        match await self._client.call(record, "HMGET", record, "value", "version"):
+            case [None, None]:
+                return None
+            case [bytes() as value, bytes() as version] if version.isdigit():
+                return Record(value, int(version))
+            case reply:
+                raise _nonsense(reply)
+
+    async def create(
+        self,
+        key: str,
+        value: bytes,
+        *,
+        ttl_seconds: float,
+        tags: Sequence[str] = (),
+        due_at: float | None = None,
+    ) -> int | None:
+        stamp = self._indexes.stamp()
+        due = None if due_at is None else Due(due_at, stamp)
+        ttl = _milliseconds(ttl_seconds)
+        await self._indexes.add(key, stamp, tags, due, ttl)
+        written = (value, ttl, stamp, json.dumps(list(tags)), str(due or ""))
+        reply = await self._client.run(CREATE, [self._keys.record(key)], *written, replicas=self._wait_replicas)
+        if reply is None:
+            await self._indexes.remove(key, stamp, tags, due)
+            return None
+        return _version(reply)
+
+    async def replace(
+        self,
+        key: str,
+        value: bytes,
+        version: int,
+        *,
+        ttl_seconds: float | None = None,
+        due_at: float | None = None,
+    ) -> int | None:
+        stamp = self._indexes.stamp()
+        due = None if due_at is None else Due(due_at, stamp)
+        ttl = None if ttl_seconds is None else _milliseconds(ttl_seconds)
+        await self._indexes.add(key, stamp, (), due, ttl or 0)
+        written = (value, version, stamp, ttl or "", str(due or ""))
+        match await self._client.run(REPLACE, [self._keys.record(key)], *written, replicas=self._wait_replicas):
+            case None:
+                await self._indexes.remove(key, stamp, (), due)
+                return None
+            case [reply, bytes() as before]:
+                await self._indexes.remove(key, stamp, (), Due.read(before.decode()))
+                return _version(reply)
+            case reply:
+                raise _nonsense(reply)
+
+    async def delete(self, key: str, version: int | None = None) -> bool:
+        keys = [self._keys.record(key), self._keys.mark(key)]
+        expected = "" if version is None else version
+        reply = await self._client.run(DELETE, keys, expected, self._indexes.stamp(), replicas=self._wait_replicas)
+        if reply is None:
+            return False
+        await self._indexes.remove(key, *_indexed(reply))
+        return True
+
+    async def touch(self, key: str, ttl_seconds: float) -> bool:
+        ttl = _milliseconds(ttl_seconds)
+        reply = await self._client.run(TOUCH, [self._keys.record(key)], ttl)
+        if reply is None:
+            return False
+        await self._indexes.add(key, *_indexed(reply), ttl)
+        return True
+
+    async def find(self, tag: str) -> list[str]:
+        return await self._indexes.find(tag)
+
+    async def due(self, kind: str, before: float, limit: int) -> list[str]:
+        return await self._indexes.due(kind, before, limit)
+
+    async def lease(self, key: str, ttl_seconds: float) -> LeaseOutcome:
+        lease = _RedisLease(self._client, self._keys.lease(key), self._indexes.stamp())
+        try:
+            is_held = await self._client.run(ACQUIRE, [lease.key], lease.owner, _milliseconds(ttl_seconds)) == 1
+        except StoreError as fault:
+            return StoreDown(str(fault))
+        held: Lease = lease
+        return held if is_held else Busy()
+
+    async def publish(self, event: Event) -> None:
+        await self._channel.publish(event)
+
+    def subscribe(self, listener: Callable[[Event], None]) -> Callable[[], None]:
+        return self._listeners.add(listener)
+
+
+@dataclass(frozen=True, slots=True)
+class _RedisLease:
+    """A key that names its owner."""
+
+    client: RedisClient
+    key: str
+    owner: str
+
+    async def renew(self, ttl_seconds: float) -> bool:
+        return await self.client.run(RENEW, [self.key], self.owner, _milliseconds(ttl_seconds)) == 1
+
+    async def release(self) -> None:
+        with contextlib.suppress(StoreError):
+            await self.client.run(RELEASE, [self.key], self.owner)
+
+
+def _client(options: StoreOptions) -> RedisClient:
+    """Build the client for what the URL means."""
+    location = options.location
+    tls = tls_context(options.tls) if location.tls else None
+    dialler = Dialler(
+        username=location.username,
+        password=options.password or location.password,
+        database=location.database,
+        tls=tls,
+    )
+    topology: Topology
+    match location.kind:
+        case StoreKind.REDIS:
+            topology = Standalone(location.addresses[0])
+        case StoreKind.SENTINEL:
+            asker = Dialler(username=options.sentinel_username, password=options.sentinel_password, tls=tls)
+            topology = Sentinels(location.addresses, location.master, asker)
+        case StoreKind.CLUSTER:
+            topology = Cluster(location.addresses, dialler)
+        case StoreKind.MEMORY | StoreKind.SQLITE:
+            raise ConfigError(f"{location} is no URL of a Redis store")
+        case _:
+            assert_never(location.kind)
+    return RedisClient(
+        topology, dialler, timeout_seconds=options.timeout_seconds, max_connections=options.max_connections
+    )
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+def _version(reply: Reply) -> int:
+    if isinstance(reply, bytes) and reply.isdigit():
+        return int(reply)
+    raise _nonsense(reply)
+
+
+def _indexed(reply: Reply) -> tuple[str, list[str], Due | None]:
+    """Read what a record says of its entries in indexes: its creation's stamp, its tags and its due time."""
+    try:
+        match reply:
+            case [bytes() as stamp, bytes() as tags, bytes() as due]:
+                return stamp.decode(), list(map(str, json.loads(tags or b"[]"))), Due.read(due.decode())
+            case _:
+                pass
+    except ValueError:
+        pass
+    raise _nonsense(reply)
+
+
+def _nonsense(reply: Reply) -> StoreError:
+    return StoreError(f"redis holds something under this key that is no record: {type(reply).__name__}")

@@ -1,0 +1,241 @@
+"""Connections to one Redis server: made, shared out, dropped on any doubt."""
+
+import asyncio
+import contextlib
+import math
+import ssl
+from collections.abc import Sequence
+from typing import Any
+
+from redis.asyncio.connection import Connection, SSLConnection
+from redis.exceptions import RedisError, ResponseError
+
+from broker.core.secret import Secret
+from broker.errors import ConfigError, StoreError
+from broker.stores.options import Address, StoreTlsOptions
+
+REST_SECONDS = 0.5
+"""How long a server that failed is left alone. After that one call tries it, and the others go on failing at once."""
+
+Command = tuple[str | bytes | int | float, ...]
+"""The words of one command."""
+Reply = object
+"""What a server answers. An error reply is a value too: a ``ResponseError``."""
+
+
+class Unreachable(StoreError):
+    """
+    The server could not be asked, or its answer did not come. Whether it did what it was told is open.
+
+    Attributes:
+        was_idle: Whether the connection was one that had been idle before, which says little about the server.
+    """
+
+    def __init__(self, detail: str, *, was_idle: bool = False) -> None:
+        super().__init__(detail, retry_after_seconds=REST_SECONDS)
+        self.was_idle = was_idle
+
+
+class Dialler:
+    """Makes connections, all with the same credentials."""
+
+    def __init__(
+        self,
+        *,
+        username: str | None,
+        password: Secret | None,
+        database: int = 0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._username = username
+        self._password = password
+        self._database = database
+        self._tls = tls
+
+    async def dial(self, address: Address) -> Connection:
+        """
+        Return a connection that is ready for commands.
+
+        Raises:
+            Unreachable: If there is none to be had, or the server refuses the credentials.
+        """
+        connection = self._connection(address)
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]
+        except BaseException as fault:
+            await drop(connection)
+            if isinstance(fault, RedisError | OSError):
+                raise Unreachable(f"redis at {address}: {explain(fault)}") from fault
+            raise
+        return connection
+
+    def _connection(self, address: Address) -> Connection:
+        # Deadlines and retries are the caller's. RESP2 has no pushes, so each answer belongs to a command.
+        arguments: dict[str, Any] = {
+            "host": address.host,
+            "port": address.port,
+            "db": self._database,
+            "username": self._username,
+            "password": None if self._password is None else self._password.reveal(),
+            "socket_timeout": None,
+            "socket_connect_timeout": None,
+            "protocol": 2,
+            "driver_info": None,
+            "client_name": "token-broker",
+        }
+        if self._tls is None:
+            return Connection(**arguments)
+        connection = SSLConnection(**arguments)
+        connection.ssl_context.context = self._tls
+        return connection
+
+
+class Pool:
+    """
+    Up to *size* connections to one server, each carrying one exchange at a time.
+
+    A connection whose exchange did not come to its end, for whatever reason, is dropped: an answer that is still on
+    its way could otherwise reach the next caller (CVE-2023-28858, CVE-2023-28859).
+
+    While the server is known to be down, exchanges fail at once instead of piling up.
+    """
+
+    def __init__(self, dialler: Dialler, address: Address, *, size: int) -> None:
+        self._dialler = dialler
+        self._address = address
+        self._slots = asyncio.Semaphore(size)
+        self._idle: list[Connection] = []
+        self._is_closed = False
+        self._succeeded_at = -math.inf
+        self._down_until: float | None = None
+        self._detail = ""
+        self._probe: object | None = None
+
+    async def exchange(self, commands: Sequence[Command], deadline: float) -> list[Reply]:
+        """
+        Send *commands* in one go and return their answers.
+
+        On a connection that was idle, only half of the time is used: it may have gone silently, and what is left is
+        for another attempt, on a new one.
+
+        Args:
+            commands: At least one.
+            deadline: The time of the event loop at which to give up.
+
+        Raises:
+            Unreachable: If not all answers came in time.
+            StoreError: If the server was found down a moment ago.
+        """
+        loop = asyncio.get_running_loop()
+        began_at = loop.time()
+        self._admit(began_at)
+        try:
+            async with asyncio.timeout_at(deadline), self._slots:
+                replies = await self._exchange(commands, deadline)
+        except (Unreachable, RedisError, OSError) as fault:  # TimeoutError is an OSError
+            unreachable = fault if isinstance(fault, Unreachable) else self._unreachable(fault)
+            # Another's success since then shows that the server is up.
+            if not unreachable.was_idle and self._succeeded_at <= began_at:
+                self._detail, self._down_until = str(unreachable), loop.time() + REST_SECONDS
+            raise unreachable from fault
+        finally:
+            if self._probe is asyncio.current_task():
+                self._probe = None
+        self._succeeded_at, self._down_until = loop.time(), None
+        return replies
+
+    def _admit(self, now: float) -> None:
+        """Raise StoreError while the server is known to be down; let one caller through to see if it still is."""
+        if self._down_until is None:
+            return
+        if now < self._down_until or self._probe is not None:
+            raise StoreError(f"{self._detail} (a moment ago)", retry_after_seconds=REST_SECONDS)
+        self._probe = asyncio.current_task()
+
+    async def _exchange(self, commands: Sequence[Command], deadline: float) -> list[Reply]:
+        if (connection := await self._take()) is None:
+            return await self._exchange_on(await self._dialler.dial(self._address), commands)
+        try:
+            async with asyncio.timeout_at((asyncio.get_running_loop().time() + deadline) / 2):
+                return await self._exchange_on(connection, commands)
+        except (RedisError, OSError) as fault:  # TimeoutError is one
+            await self.reset()  # the others have probably gone with it
+            raise self._unreachable(fault, was_idle=True) from fault
+
+    async def _exchange_on(self, connection: Connection, commands: Sequence[Command]) -> list[Reply]:
+        try:
+            replies = await exchange(connection, commands)
+        except BaseException:
+            await drop(connection)
+            raise
+        if self._is_closed:
+            await drop(connection)
+        else:
+            self._idle.append(connection)
+        return replies
+
+    def _unreachable(self, fault: Exception, *, was_idle: bool = False) -> Unreachable:
+        why = "no answer in time" if isinstance(fault, TimeoutError) else explain(fault)
+        return Unreachable(f"redis at {self._address}: {why}", was_idle=was_idle)
+
+    async def _take(self) -> Connection | None:
+        """Return an idle connection that the server has not closed."""
+        while self._idle:
+            connection = self._idle.pop()
+            with contextlib.suppress(RedisError, OSError):
+                if not await connection.can_read():  # nor an answer that nobody asked for
+                    return connection
+            await drop(connection)
+        return None
+
+    async def reset(self) -> None:
+        """Drop the idle connections. Exchanges that are under way go on."""
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            await drop(connection)
+
+    async def close(self) -> None:
+        """Drop the connections, those in use as soon as their exchange ends."""
+        self._is_closed = True
+        await self.reset()
+
+
+async def exchange(connection: Connection, commands: Sequence[Command]) -> list[Reply]:
+    """Send *commands* in one go and return their answers. After any fault *connection* must be dropped."""
+    await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+    return [await _reply(connection) for _ in commands]
+
+
+async def _reply(connection: Connection) -> Reply:
+    try:
+        return await connection.read_response()
+    except ResponseError as refusal:
+        return refusal
+
+
+async def drop(connection: Connection) -> None:
+    """Close *connection* at once, without waiting for its end."""
+    with contextlib.suppress(RedisError, OSError):
+        await connection.disconnect(nowait=True)
+
+
+def explain(fault: BaseException) -> str:
+    """Return what a fault says, bounded: the server may say anything."""
+    return f"{type(fault).__name__}: {fault}"[:200]
+
+
+def tls_context(options: StoreTlsOptions) -> ssl.SSLContext:
+    """
+    Return what checks the server's certificate and shows ours.
+
+    Raises:
+        ConfigError: If a file is not there or not what it should be.
+    """
+    try:
+        context = ssl.create_default_context(cafile=options.ca_file)
+        if options.cert_file is not None:
+            password = None if options.key_password is None else options.key_password.reveal
+            context.load_cert_chain(options.cert_file, options.key_file, password)
+    except OSError as fault:  # ssl.SSLError is one
+        raise ConfigError(f"store.tls: {explain(fault)}") from fault
+    return context
