@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, assert_never
 
-from broker.config.document import Entry, ListNode, MappingNode, Node, ScalarNode
+from broker.config.document import Entry, ListNode, MappingNode, Node, ScalarNode, plain
 from broker.config.problems import Location, Report, quoted
 from broker.config.scalars import Text
 from broker.config.shapes import (
@@ -27,10 +27,8 @@ from broker.config.shapes import (
     is_secret,
 )
 from broker.config.sources import Missing, Obtained, Source
+from broker.config.wording import KeyPath, describe, key_path, show
 from broker.core.options import OptionError
-
-KeyPath = tuple[str | int, ...]
-"""Where a value is: the keys and list positions from the top."""
 
 
 class _Refused:
@@ -188,7 +186,7 @@ class Binder:
             return shape.type.from_option(plain(node))  # type: ignore[attr-defined]  # the shape says it has one
         except OptionError as error:
             found = describe(node, conceal=False)
-            self.report.refuse(node.at, show((*path, *_split(error.key))), expected=error.expected, found=found)
+            self.report.refuse(node.at, show((*path, *key_path(error.key))), expected=error.expected, found=found)
             return REFUSED
 
     def _list(self, node: Node, shape: ListOf, path: KeyPath) -> object:
@@ -232,7 +230,7 @@ class Binder:
         try:
             return options(**values)
         except OptionError as error:
-            self.refuse((*path, *_split(error.key)), expected=error.expected)
+            self.refuse((*path, *key_path(error.key)), expected=error.expected)
             return REFUSED
 
     def _notice_switch(self, field: OptionField, entry: Entry, value: object, path: KeyPath) -> None:
@@ -283,57 +281,5 @@ def _has_kind(node: Node, shape: Definite) -> bool:
             return isinstance(node, MappingNode)
         case OwnForm() | Anything():
             return True
-        case OneOf(arms):
-            return any(_has_kind(node, arm) for arm in arms)
         case _:
             return isinstance(node, ScalarNode)
-
-
-def plain(node: Node) -> Any:
-    """Return the value of *node* in ``str``, ``int``, ``float``, ``bool``, ``None``, ``list`` and ``dict``."""
-    match node:
-        case ScalarNode():
-            return node.value
-        case ListNode():
-            return [plain(item) for item in node.items]
-        case MappingNode():
-            return {key: plain(entry.value) for key, entry in node.entries.items()}
-        case _:
-            assert_never(node)
-
-
-def describe(node: Node, *, conceal: bool) -> str:
-    """Return what *node* is, as a phrase; with *conceal*, without its value."""
-    match node:
-        case ListNode():
-            return "a list" if node.items else "an empty list"
-        case MappingNode():
-            return "a mapping" if node.entries else "an empty mapping"
-        case ScalarNode(value=None):
-            return "null" if node.text else "nothing"
-        case ScalarNode(value=str()):
-            return "a text" if conceal else f"the text {quoted(node.text)}"
-        case ScalarNode(value=bool()):
-            return node.text
-        case ScalarNode():
-            return "a number" if conceal else f"the number {node.text}"
-        case _:
-            assert_never(node)
-
-
-def show(path: KeyPath) -> str:
-    """Return *path* as it is written in messages: ``routes[2].path``."""
-    text = ""
-    for part in path:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        else:
-            shown = quoted(part)
-            text += "." * bool(text) + (part if shown == f'"{part}"' else shown)
-    return text
-
-
-def _split(key: str) -> KeyPath:
-    """Return the path of an ``OptionError``'s key within its class: ``timeout.connect``, ``hosts[1]``."""
-    parts = (part for part in key.replace("[", ".").replace("]", "").split(".") if part)
-    return tuple(int(part) if part.isdecimal() else part for part in parts)

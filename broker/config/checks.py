@@ -4,11 +4,12 @@ import re
 from collections.abc import Iterator
 
 from broker.config.addresses import ListenAddress, PublicUrl
-from broker.config.binding import REFUSED, Binder, KeyPath
+from broker.config.binding import REFUSED, Binder
 from broker.config.document import MappingNode
 from broker.config.problems import quoted
 from broker.config.settings import Settings
-from broker.config.shapes import fields_of
+from broker.config.shapes import Options, fields_of
+from broker.config.wording import KeyPath, show
 from broker.core.options import OptionError
 from broker.core.routing import Route, RouteTable, TokenKind
 from broker.core.secret import Secret
@@ -35,6 +36,7 @@ def cross_check(binder: Binder) -> None:
     _check_references(binder)
     _check_routes(binder)
     _check_networks(binder)
+    _check_listeners(binder)
     _note_exposure(binder)
 
 
@@ -105,8 +107,7 @@ def _check_route_references(binder: Binder, path: KeyPath, route: Route) -> None
 
 def _check_routes(binder: Binder) -> None:
     routes = [(path, route) for path, route in bound_items(binder, "routes") if isinstance(route, Route)]
-    base_path = binder.places.get(("base_path",))
-    base = str(base_path.value if base_path is not None else fields_of(Settings)["base_path"].default).lower()
+    base = str(_in_force(binder, "base_path")).lower()
     for path, route in routes:
         if _PATTERN.search(route.path):
             binder.refuse((*path, "path"), expected="a path, not a pattern: everything below it is meant too")
@@ -127,13 +128,41 @@ def _check_routes(binder: Binder) -> None:
 
 
 def _one_of(section: str, names: tuple[str, ...]) -> str:
-    return f"a name of `{section}`: " + ", ".join(names) if names else f"a name of `{section}`, and there are none"
+    return (
+        f"a name of `{section}`: " + ", ".join(show((name,)) for name in names)
+        if names
+        else f"a name of `{section}`, and there are none"
+    )
 
 
 def _check_networks(binder: Binder) -> None:
     for path, network in bound_items(binder, "trusted_proxies"):
         if getattr(network, "prefixlen", None) == 0:
             binder.refuse(path, expected="the networks of your proxies: with this one, anybody could forge addresses")
+
+
+def _check_listeners(binder: Binder) -> None:
+    """Refuse one address for the public and the operators' listener: the one that is opened second would fail."""
+    public, admin = _in_force(binder, "listen"), _in_force(binder, "admin", "listen")
+    if not isinstance(public, ListenAddress) or not isinstance(admin, ListenAddress):
+        return
+    if not public.port or public.port != admin.port:
+        return
+    if public.host == admin.host or {public.host, admin.host} & {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
+        key: KeyPath = ("admin", "listen") if ("admin", "listen") in binder.places else ("listen",)
+        binder.refuse(key, expected="one address for `listen` and another one for `admin.listen`")
+
+
+def _in_force(binder: Binder, *path: str) -> object:
+    """Return the value of a key, or its default where it is left out."""
+    place = binder.places.get(path)
+    if place is not None:
+        return place.value
+    field = fields_of(Settings)[path[0]]
+    for key in path[1:]:
+        assert isinstance(field.shape, Options)
+        field = fields_of(field.shape.type)[key]
+    return field.default
 
 
 def _note_exposure(binder: Binder) -> None:

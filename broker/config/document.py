@@ -13,6 +13,7 @@ and ``no`` are texts, so are ``12:30`` and ``2026-01-31``; a number never begins
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, assert_never
 
 import yaml
 
@@ -92,6 +93,19 @@ def parse(source: bytes, *, file: str) -> Node:
         raise _refusal(_place(error, file), "YAML", _syntax_error(error.problem or "")) from None
     composer.report.raise_problems()
     return node
+
+
+def plain(node: Node) -> Any:
+    """Return the value of *node* in ``str``, ``int``, ``float``, ``bool``, ``None``, ``list`` and ``dict``."""
+    match node:
+        case ScalarNode():
+            return node.value
+        case ListNode():
+            return [plain(item) for item in node.items]
+        case MappingNode():
+            return {key: plain(entry.value) for key, entry in node.entries.items()}
+        case _:
+            assert_never(node)
 
 
 class _Composer:
@@ -174,7 +188,7 @@ _FALSE = frozenset({"false", "False", "FALSE"})
 # Without the core schema's leading zeros (YAML 1.1 reads 010 as 8, 1.2 as 10), octals and hexadecimals, and without
 # .inf and .nan: as texts, they are refused wherever a number is expected.
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
-_FLOAT = re.compile(r"[-+]?((0|[1-9][0-9]{0,17})(\.[0-9]{0,18}|(?=[eE]))|\.[0-9]{1,18})([eE][-+]?[0-9]{1,2})?")
+_FLOAT = re.compile(r"[-+]?((0|[1-9][0-9]{0,17})(\.[0-9]{0,30}|(?=[eE]))|\.[0-9]{1,30})([eE][-+]?[0-9]{1,2})?")
 
 
 def resolve(text: str) -> Plain:

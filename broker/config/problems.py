@@ -51,7 +51,9 @@ class Problem:
 
     def __str__(self) -> str:
         subject = f"{self.at}: {self.key}: " if self.key else f"{self.at}: "
-        return f"{subject}expected {self.expected}, found {self.found}" + (f" ({self.hint})" if self.hint else "")
+        hint = f" ({self.hint})" if self.hint else ""
+        # An options class may repeat what it read.
+        return _printable(f"{subject}expected {self.expected}, found {self.found}{hint}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +119,9 @@ def quoted(text: str) -> str:
     """
     text = _USER_INFORMATION.sub("//…@", text)
     shown = text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 1] + "…"
-    # JSON escapes the C0 controls only; the others could forge a line in a terminal or a log viewer.
-    return "".join(
-        character if character.isprintable() else f"\\u{ord(character):04x}"
-        for character in json.dumps(shown, ensure_ascii=False)
-    )
+    return _printable(json.dumps(shown, ensure_ascii=False))
+
+
+def _printable(text: str) -> str:
+    """Escape what could forge a line in a terminal or a log viewer; JSON escapes the C0 controls only."""
+    return "".join(one if one.isprintable() else f"\\u{ord(one):04x}" for one in text)

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 
-from broker.config import HostSource, Settings, loads
+from broker.config import Settings, loads
 from broker.config.document import MappingNode, parse
+from broker.config.sources import Source
 
 BASE: Mapping[str, str] = {
     "public_url": "https://app.example.com",
@@ -31,6 +32,6 @@ def over_base(fragment: str) -> str:
     return fragment + "".join(f"{key}: {value}\n" for key, value in BASE.items() if key not in given)
 
 
-def settings_of(fragment: str, *, source: HostSource) -> Settings:
+def settings_of(fragment: str, *, source: Source) -> Settings:
     """Load a fragment over the base."""
     return loads(over_base(fragment).encode(), file="c.yaml", source=source)

@@ -11,17 +11,15 @@ from typing import Any, Literal, NewType
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from broker.config import ConfigErrors, HostSource, PretendedSource, loads
-from broker.config.binding import REFUSED, Binder, plain, show
-from broker.config.document import MappingNode, parse
+from broker.config.binding import REFUSED, Binder
+from broker.config.document import MappingNode, parse, plain
 from broker.config.problems import Problem, Report
-from broker.config.settings import Settings
-from broker.config.shapes import Options, fields_of
+from broker.config.shapes import Options
 from broker.core.options import OptionError, option
 from broker.core.secret import RefreshToken, Secret
-from tests.config.configs import BASE, over_base
+from tests.config.documents import DOCUMENTS, options_documents
 
 Name = NewType("Name", str)
 
@@ -303,32 +301,7 @@ def test_a_mapping_is_rewritten_before_it_is_read() -> None:
     assert Colour.BLUE == options.colour
 
 
-def test_a_path_of_keys_is_shown_as_it_is_written() -> None:
-    """Keys are joined by dots, positions stand in brackets, and no key can forge a line."""
-    assert "routes[2].headers.X-User" == show(("routes", 2, "headers", "X-User"))
-    assert 'a."b\\nc"' == show(("a", "b\nc"))
-    assert "[0]" == show((0,))
-
-
-WORDS = st.sampled_from(
-    sorted(
-        {*fields_of(Outer), "env", "file", "value", "size", "SECRET", "red", "blue", "1s", "1KiB", "zzz", "10.0.0.0/8"}
-    )
-)
-SCALARS = st.one_of(
-    WORDS,
-    st.integers(-(10**17), 10**17),
-    st.floats(-1e4, 1e4, width=16),
-    st.booleans(),
-    st.none(),
-    st.text(st.characters(max_codepoint=0xD7FF), max_size=8),
-)
-VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3), max_leaves=12
-)
-
-
-@given(st.dictionaries(WORDS, VALUES, max_size=5))
+@given(options_documents(Outer))
 def test_any_document_is_bound_or_refused_with_reasons(document: dict[str, Any]) -> None:
     """No document makes the binder raise: it has a value, or there is at least one problem."""
     binder = Binder(SOURCE)
@@ -339,31 +312,12 @@ def test_any_document_is_bound_or_refused_with_reasons(document: dict[str, Any])
     assert all(str(problem).isprintable() for problem in binder.report.problems)
 
 
-SETTINGS_KEYS = st.sampled_from(
-    sorted(
-        {"env", "file", "value", "grant", "urls", "connect", "set", "url", "issuer", "client_id", "path", "token"}
-        | set(fields_of(Settings))
-        | set(BASE)
-    )
-)
-DOCUMENTS = st.dictionaries(
-    SETTINGS_KEYS,
-    st.recursive(
-        SCALARS | st.sampled_from(["none", "user", "/", "https://a.example", "memory:", "corp", "127.0.0.1:0"]),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SETTINGS_KEYS, inner, max_size=4),
-        max_leaves=20,
-    ),
-    max_size=6,
-)
-
-
 @given(DOCUMENTS)
 def test_any_document_is_settings_or_refused(document: dict[str, Any]) -> None:
     """No document makes the whole configuration raise anything but ``ConfigErrors``."""
-    fragment = "".join(f"{json.dumps(key)}: {json.dumps(value)}\n" for key, value in document.items())
     refused: tuple[Problem, ...] = ()
     try:
-        settings = loads(over_base(fragment).encode(), file="c", source=PretendedSource())
+        settings = loads(json.dumps(document).encode(), file="c", source=PretendedSource())
     except ConfigErrors as errors:
         refused = errors.problems
     else:

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.config.binding import plain
-from broker.config.document import MAX_BYTES, MappingNode, ScalarNode, parse, resolve
+from broker.config.document import MAX_BYTES, MappingNode, ScalarNode, parse, plain, resolve
 from broker.config.problems import ConfigErrors, Problem
 
 

@@ -9,11 +9,10 @@ from hypothesis import given
 from jsonschema import Draft202012Validator
 
 from broker.config import ConfigErrors, PretendedSource, loads
-from broker.config.binding import plain
-from broker.config.document import parse
+from broker.config.document import parse, plain
 from broker.config.schema import schema, schema_text
 from tests.config.configs import over_base
-from tests.config.test_binding import DOCUMENTS
+from tests.config.documents import DOCUMENTS
 
 ROOT = Path(__file__).parents[2]
 VALIDATOR = Draft202012Validator(schema())
@@ -60,7 +59,7 @@ def test_an_editor_finds_what_types_can_say(fragment: str) -> None:
 @given(DOCUMENTS)
 def test_editors_accept_what_the_broker_accepts(document: dict[str, Any]) -> None:
     """Whatever loads is valid by the schema."""
-    text = over_base("".join(f"{json.dumps(key)}: {json.dumps(value)}\n" for key, value in document.items())).encode()
+    text = json.dumps(document).encode()
     try:
         loads(text, file="c", source=PretendedSource())
     except ConfigErrors:
