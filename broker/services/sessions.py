@@ -15,7 +15,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 from broker.core import session as core
@@ -23,6 +23,7 @@ from broker.core.pkce import text_of
 from broker.core.secret import SessionId
 from broker.core.session import Index, Session, SessionOptions
 from broker.errors import StoreError
+from broker.services import metrics
 from broker.services.clock import Clock, Randomness
 from broker.services.keyring import Keyring
 from broker.services.session_cache import (
@@ -51,6 +52,22 @@ STORE_REST_SECONDS = 1.0
 _ID = re.compile(rb"[A-Za-z0-9_-]{43}")
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoginTimes:
+    """
+    The instants of a session that begins.
+
+    Attributes:
+        authenticated_at: Unix seconds of its beginning.
+        ends_at: Unix seconds of its absolute end.
+        grant_ttl_seconds: How long the record of its grant must live, if the session isn't used again.
+    """
+
+    authenticated_at: float
+    ends_at: float
+    grant_ttl_seconds: float
 
 
 class Sessions:
@@ -189,14 +206,14 @@ class Sessions:
 
     # --- beginning and ending
 
-    def times_of_login(self) -> tuple[float, float]:
-        """Return the ``authenticated_at`` and the ``ends_at`` of a session that begins now, in Unix seconds."""
+    def times_of_login(self) -> LoginTimes:
+        """Return the instants of a session that begins now."""
         now = self._clock.now()
-        return now, now + self._options.absolute_timeout_seconds
-
-    def grant_ttl_seconds(self, session: Session) -> float:
-        """Return how long the record of the session's grant must live, if the session isn't used again."""
-        return self._lifetime_seconds(session) + GRANT_OUTLIVES_SECONDS
+        return LoginTimes(
+            authenticated_at=now,
+            ends_at=now + self._options.absolute_timeout_seconds,
+            grant_ttl_seconds=self._options.idle_timeout_seconds + GRANT_OUTLIVES_SECONDS,
+        )
 
     def _lifetime_seconds(self, session: Session) -> float:
         return core.lifetime_seconds(
@@ -217,6 +234,7 @@ class Sessions:
         read_at, heard = self._clock.monotonic(), self._changes_heard
         stored = await self._records.create(session_id, session, ttl_seconds=self._lifetime_seconds(session))
         self._remember(sha256(session_id.encode()).digest(), stored, read_at=read_at, heard=heard)
+        metrics.SESSIONS.labels("started").inc()
         log.info("session_started", extra={"session": stored.key, "grant": session.grant_id})
         return SessionId(session_id)
 
@@ -233,6 +251,7 @@ class Sessions:
         session = await self._records.delete(key)
         await self._tell_changed(key)
         if session is not None:
+            metrics.SESSIONS.labels("ended").inc()
             log.info("session_ended", extra={"session": key, "grant": session.grant_id})
         return session
 
@@ -289,7 +308,7 @@ class Sessions:
         if len(self._touching) >= MAX_TOUCHING:
             self._touching.clear()
         self._touching[digest] = now + TOUCH_RETRY_SECONDS
-        _ = self._tasks.spawn(self._touch(digest, LiveSession(entry)), name="session:touch")
+        self._tasks.launch(self._touch(digest, LiveSession(entry)), name="session:touch")
 
     async def _touch(self, digest: bytes, live: LiveSession) -> None:
         read_at, heard = self._clock.monotonic(), self._changes_heard

@@ -1,0 +1,340 @@
+"""
+Logins, without their HTTP: what is asked of the authorization server, and what becomes of its answer.
+
+    begin       a transaction, and where the browser is sent
+    seal/open   the transaction as the cookie of the browser that began it
+    consume     a state is used once, whichever process the answer comes to
+    complete    code ▸ tokens ▸ who is it ▸ a grant; whatever fails leaves no token behind
+"""
+
+import asyncio
+import base64
+import binascii
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import assert_never
+
+from broker.core import login as core
+from broker.core.grant import EndReason, Grant, Origin
+from broker.core.login import LoginOptions, LoginTransaction
+from broker.core.oauth import FailureKind, TokenFailure, TokenSet
+from broker.core.pkce import SECRET_BYTES, code_challenge, text_of
+from broker.core.secret import RefreshToken, Secret
+from broker.core.session import Session
+from broker.errors import BrokerError, KeyringError, LoginFailed, ProviderError, StoreError
+from broker.services.clock import Clock, Randomness
+from broker.services.keyring import Keyring
+from broker.services.provider import AuthorizationRequest, AuthorizationServer
+from broker.services.sessions import Sessions
+from broker.services.tasks import Tasks
+from broker.services.tokens import TokenBroker
+from broker.stores.base import Store
+
+TRANSACTION = "login"
+RETURN = "login-return"
+"""Kinds of sealed cookies: an attempt that is open, and one that succeeded and is on its way back."""
+
+RETURN_SECONDS = 60.0
+USED = b"\x01"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthorizationResponse:
+    """
+    What came back with the browser (RFC 6749 section 4.1.2).
+
+    Attributes:
+        code: The authorization code.
+        error: The ``error`` instead; it is what anybody may write.
+        iss: ``iss`` (RFC 9207).
+    """
+
+    code: Secret | None
+    error: str | None
+    iss: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Identified:
+    """A login that succeeded: the session that is to begin. Its grant is kept already."""
+
+    session: Session
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """The authorization server can't say who it is without asking the user, and was told not to (``prompt=none``)."""
+
+
+class Logins:
+    """Begins and completes logins."""
+
+    def __init__(
+        self,
+        *,
+        servers: Mapping[str, AuthorizationServer],
+        tokens: TokenBroker,
+        sessions: Sessions,
+        store: Store,
+        keyring: Keyring,
+        options: LoginOptions,
+        public_url: str,
+        clock: Clock,
+        randomness: Randomness,
+    ) -> None:
+        """
+        Args:
+            servers: The authorization servers by configured name.
+            tokens: Keeps the grants.
+            sessions: Says how long sessions live.
+            store: Remembers used states.
+            keyring: Seals the cookies.
+            options: How users log in.
+            public_url: The origin of every ``redirect_uri``.
+            clock: Time.
+            randomness: State, nonce and verifier.
+        """
+        self._servers = servers
+        self._tokens = tokens
+        self._sessions = sessions
+        self._store = store
+        self._keyring = keyring
+        self._options = options
+        self._public_url = public_url
+        self._clock = clock
+        self._randomness = randomness
+        self._tasks = Tasks()
+
+    # --- beginning
+
+    async def begin(
+        self, provider: str, *, return_url: str, parameters: Mapping[str, str]
+    ) -> tuple[LoginTransaction, str]:
+        """
+        Return a new attempt and where the browser is sent to. Nothing is kept here.
+
+        Args:
+            provider: A configured name.
+            return_url: Where the user wants to go.
+            parameters: What the login's caller chose among what the configuration allows.
+
+        Raises:
+            ProviderError: If the provider's metadata can't be had.
+        """
+        transaction = core.begin(
+            [self._randomness.token_bytes(SECRET_BYTES) for _ in range(3)],
+            provider=provider,
+            return_url=return_url,
+            now=self._clock.now(),
+            parameters=parameters,
+        )
+        request = AuthorizationRequest(
+            redirect_uri=self._redirect_uri(provider),
+            state=transaction.state,
+            nonce=transaction.nonce,
+            code_challenge=code_challenge(transaction.code_verifier.reveal()),
+            parameters=parameters,
+        )
+        return transaction, await self._servers[provider].authorization_url(request)
+
+    def _redirect_uri(self, provider: str) -> str:
+        """One for each provider, so that no answer is taken for another's (RFC 9700 section 4.4)."""
+        return f"{self._public_url}{self._options.base_path}/callback/{provider}"
+
+    # --- cookies
+
+    def seal(self, transaction: LoginTransaction) -> str:
+        """Return the content of the attempt's cookie."""
+        return self._seal(TRANSACTION, core.attempt_of(transaction.state), core.encode(transaction))
+
+    def open(self, attempt: str, value: bytes) -> LoginTransaction | None:
+        """Return the transaction that was sealed for this attempt; None if it wasn't, or its time is over."""
+        content = self._open(TRANSACTION, attempt, value)
+        if content is None:
+            return None
+        try:
+            transaction = core.decode(content)
+        except core.UnknownTransaction:
+            return None
+        expired = transaction.is_expired(now=self._clock.now(), timeout_seconds=self._options.timeout_seconds)
+        return None if expired else transaction
+
+    def seal_return(self, attempt: str, return_url: str) -> str:
+        """Return what replaces the attempt's cookie once it succeeded: where the browser goes, for a minute."""
+        content = json.dumps([return_url, self._clock.now() + RETURN_SECONDS])
+        return self._seal(RETURN, attempt, content.encode())
+
+    def open_return(self, attempt: str, value: bytes) -> str | None:
+        """Return where the browser of a login that has just succeeded goes."""
+        content = self._open(RETURN, attempt, value)
+        if content is None:
+            return None
+        return_url, until = json.loads(content)
+        return str(return_url) if self._clock.now() < until else None
+
+    def _seal(self, kind: str, attempt: str, content: bytes) -> str:
+        return text_of(self._keyring.seal(kind, attempt, content))
+
+    def _open(self, kind: str, attempt: str, value: bytes) -> bytes | None:
+        try:
+            sealed = base64.b64decode(value + b"=" * (-len(value) % 4), altchars=b"-_", validate=True)
+            return self._keyring.open(kind, attempt, sealed)
+        except (binascii.Error, KeyringError):
+            return None
+
+    # --- completing
+
+    async def consume(self, transaction: LoginTransaction) -> None:
+        """
+        Use the state of an attempt up, for every process and for ever.
+
+        Raises:
+            LoginFailed: If it was used before.
+            StoreError: If that can't be written down; the attempt is still good.
+        """
+        # A name for each key: during a rotation of keys, processes differ in which one is the newest.
+        for key in self._keyring.lookup_keys("state", transaction.state):
+            created = await self._store.create(key, USED, ttl_seconds=self._options.timeout_seconds)
+            if created is None:
+                raise LoginFailed("the state was used before")
+
+    async def complete(self, transaction: LoginTransaction, response: AuthorizationResponse) -> Identified | Unanswered:
+        """
+        Turn an authorization response into a grant.
+
+        Args:
+            transaction: The attempt that it answers. Its state is consumed.
+            response: What came.
+
+        Raises:
+            LoginFailed: If the answer must be refused, or is an error.
+            ProviderError: If the server is down, or refuses the broker itself.
+            StoreError: If the grant can't be kept.
+        """
+        server = self._servers[transaction.provider]
+        await server.check_issuer(response.iss)
+        if response.error is not None:
+            return _judge_error(transaction, response.error)
+        if response.code is None:
+            raise LoginFailed("the authorization response holds no code")
+        # Shielded: from here on there are tokens, which a caller that hangs up must not leave behind.
+        outcome = await asyncio.shield(
+            self._tasks.spawn(self._redeem(server, transaction, response.code), name="login:redeem")
+        )
+        if isinstance(outcome, BrokerError):
+            raise outcome
+        return outcome
+
+    async def _redeem(
+        self, server: AuthorizationServer, transaction: LoginTransaction, code: Secret
+    ) -> Identified | BrokerError:
+        """Exchange the code and keep the grant. Errors are returned: nobody may be left to wait for them."""
+        answer = await server.exchange_code(
+            code=code,
+            code_verifier=transaction.code_verifier,
+            redirect_uri=self._redirect_uri(transaction.provider),
+        )
+        if isinstance(answer, TokenFailure):
+            return _failure(answer)
+        try:
+            return await self._identify(server, transaction, answer)
+        except BrokerError as error:
+            self._revoke_soon(transaction.provider, answer.refresh_token)
+            return error
+
+    async def _identify(
+        self, server: AuthorizationServer, transaction: LoginTransaction, tokens: TokenSet
+    ) -> Identified:
+        identity = await server.identify(
+            id_token=tokens.id_token,
+            access_token=tokens.access_token,
+            nonce=transaction.nonce,
+            parameters=transaction.parameters,
+        )
+        times = self._sessions.times_of_login()
+        grant = await self._tokens.adopt(
+            transaction.provider,
+            tokens,
+            subject=identity.subject,
+            origin=Origin.BROWSER,
+            keep_until=times.ends_at,
+            ttl_seconds=times.grant_ttl_seconds,
+        )
+        return Identified(
+            Session(
+                grant_id=grant.id,
+                provider=transaction.provider,
+                issuer=identity.issuer,
+                subject=identity.subject,
+                claims=identity.claims,
+                authenticated_at=times.authenticated_at,
+                last_seen_at=times.authenticated_at,
+                ends_at=times.ends_at,
+                provider_session=identity.provider_session,
+            )
+        )
+
+    # --- ending
+
+    async def end_grant(self, grant_id: str, *, revoke: bool = True) -> Grant | None:
+        """
+        End the grant of a session that is over, and revoke it at the provider in the background.
+
+        What fails is logged: the session is dead without it, and the grant ends with its record.
+
+        Args:
+            grant_id: The grant.
+            revoke: Whether the provider is told. Some end every grant of the user's session with it.
+
+        Returns:
+            The grant as it was, if it hadn't ended before.
+        """
+        try:
+            grant = await self._tokens.end(grant_id, EndReason.LOGOUT)
+        except StoreError as fault:
+            log.warning("grant_not_ended", extra={"grant": grant_id, "error": str(fault)})
+            return None
+        if grant is not None and revoke:
+            self._revoke_soon(grant.provider, grant.refresh_token)
+        return grant
+
+    def _revoke_soon(self, provider: str, token: RefreshToken | None) -> None:
+        if token is not None and provider in self._servers:
+            self._tasks.launch(self._revoke(provider, token), name="login:revoke")
+
+    async def _revoke(self, provider: str, token: RefreshToken) -> None:
+        try:
+            await self._servers[provider].revoke(token)
+        except ProviderError as fault:
+            log.warning("grant_not_revoked", extra={"provider": provider, "error": str(fault)})
+
+    async def close(self, timeout_seconds: float = 5.0) -> None:
+        """Let logins and revocations under way end."""
+        await self._tasks.drain(timeout_seconds)
+
+
+_SILENT_ERRORS = frozenset({"login_required", "interaction_required", "consent_required", "account_selection_required"})
+"""What ``prompt=none`` is answered where somebody must be asked (OpenID Connect Core section 3.1.2.6)."""
+
+
+def _judge_error(transaction: LoginTransaction, error: str) -> Unanswered:
+    if transaction.parameters.get("prompt") == "none" and error in _SILENT_ERRORS:
+        return Unanswered()
+    shown = error if len(error) <= 64 and error.isascii() and error.isprintable() else "an unprintable error"
+    raise LoginFailed(f"the authorization server answered {shown}")
+
+
+def _failure(failure: TokenFailure) -> BrokerError:
+    """Return what it means for the user that a code brought no tokens."""
+    detail = f"the code brought no tokens: {failure.error or failure.detail or failure.status}"
+    match failure.kind:
+        case FailureKind.PERMANENT:
+            return LoginFailed(detail)
+        case FailureKind.OPERATOR | FailureKind.TRANSIENT | FailureKind.IN_DOUBT:
+            return ProviderError(detail, retry_after_seconds=failure.retry_after_seconds)
+        case _:
+            assert_never(failure.kind)

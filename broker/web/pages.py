@@ -1,0 +1,69 @@
+"""
+The few pages that the broker itself shows: small, escaped, without a script and without anything from elsewhere.
+
+Source: OWASP Cross Site Scripting Prevention (HTML contexts); W3C Content Security Policy Level 3.
+"""
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from html import escape
+
+_STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:36rem;margin:15vh auto;padding:0 1rem;color:#222}"
+    "h1{font-size:1.4rem}small{color:#666}li{margin:.5rem 0}"
+    "@media(prefers-color-scheme:dark){body{color:#ddd;background:#1a1a1a}a{color:#8ab4f8}small{color:#999}}"
+)
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+
+PAGE_POLICY = (
+    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""The Content-Security-Policy of every page here: the one style above, and nothing else at all."""
+
+
+def _page(title: str, body: str, *, head: str = "") -> str:
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="robots" content="noindex">'
+        f"{head}<title>{escape(title)}</title><style>{_STYLE}</style></head><body><h1>{escape(title)}</h1>{body}</body></html>"
+    )
+
+
+def _link(url: str, text: str) -> str:
+    return f'<a href="{escape(url)}">{escape(text)}</a>'
+
+
+def continue_page(url: str) -> str:
+    """
+    Return the page that goes on to *url* by itself.
+
+    It ends a chain of redirects that another site began: what follows is a navigation from our own page, so that
+    browsers send SameSite=Strict cookies with it.
+    """
+    head = f'<meta http-equiv="refresh" content="0;url={escape(url)}">'
+    return _page("You are logged in", f"<p>{_link(url, 'Continue')}</p>", head=head)
+
+
+def error_page(title: str, *, request_id: str, links: Mapping[str, str]) -> str:
+    """
+    Return the page of an error.
+
+    Args:
+        title: What is wrong, as the error class says it. Nothing that came with the request belongs here.
+        request_id: For whoever looks into the log.
+        links: Texts by the URL that they lead to: the ways on.
+    """
+    ways = "".join(f"<p>{_link(url, text)}</p>" for url, text in links.items())
+    return _page(title, f"{ways}<small>Request {escape(request_id)}</small>")
+
+
+def choice_page(choices: Mapping[str, str]) -> str:
+    """Return the page that asks with whom to log in; *choices* are names by the URL that they lead to."""
+    items = "".join(f"<li>{_link(url, name)}</li>" for url, name in choices.items())
+    return _page("Log in with", f"<ul>{items}</ul>")
+
+
+def log_out_page(url: str) -> str:
+    """Return the page that asks whether to log out; *url* carries the proof that this page was asked."""
+    return _page("Log out?", f"<p>{_link(url, 'Log out')}</p>")

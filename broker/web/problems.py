@@ -1,0 +1,166 @@
+"""
+How an error is shown: a problem document to programs, a page or the login to people.
+
+Source: RFC 9457 (problem documents); W3C Fetch Metadata (who asks).
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from aiohttp import web
+
+from broker.core.return_url import is_safe_return_url, with_return_url
+from broker.errors import BrokerError, CsrfFailed, LoginFailed, MethodNotAllowed, ProviderError
+from broker.web.pages import PAGE_POLICY, error_page
+
+PROBLEM_TYPE = "urn:token-broker:problem:"
+"""What an error's ``code`` follows in ``type``. It is a name, not an address."""
+
+DEFAULT_RETRY_AFTER_SECONDS = 5.0
+MAX_RETRY_AFTER_SECONDS = 3600.0
+
+SECURITY_HEADERS: Mapping[str, str] = MappingProxyType(
+    {
+        "Cache-Control": "no-store",
+        "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Referrer-Policy": "no-referrer",
+        "Vary": "Origin, Cookie",
+        "X-Content-Type-Options": "nosniff",
+        "X-Frame-Options": "DENY",
+    }
+)
+"""On every answer that the broker itself makes (SECURITY BR-02, BR-04, BR-05). HSTS is added where there is TLS."""
+
+
+class OwnResponse(web.Response):
+    """An answer that the broker itself makes, in full. The outermost middleware completes it."""
+
+    def __init__(
+        self,
+        *,
+        status: int = 200,
+        text: str = "",
+        content_type: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """
+        Args:
+            status: The HTTP status.
+            text: The content.
+            content_type: Its type, where there is content.
+            headers: Beside the security headers, or in place of some.
+        """
+        super().__init__(
+            status=status,
+            body=text.encode(),
+            content_type=content_type,
+            charset="utf-8" if content_type == "text/html" else None,
+            headers={**SECURITY_HEADERS, **(headers or {})},
+        )
+
+
+def is_navigation(request: web.BaseRequest) -> bool:
+    """Return whether a person is looking: the browser goes to a page, and doesn't run a script's request."""
+    mode = request.headers.get("Sec-Fetch-Mode")
+    if mode is not None:
+        return mode == "navigate"
+    return "X-CSRF" not in request.headers and "text/html" in request.headers.get("Accept", "")
+
+
+def is_speculative(request: web.BaseRequest) -> bool:
+    """Return whether the browser asks ahead of a user who may never come (prefetch, prerender)."""
+    purposes = (request.headers.get(name, "").lower() for name in ("Sec-Purpose", "Purpose", "X-Moz", "X-Purpose"))
+    return any("prefetch" in purpose or "preview" in purpose or "prerender" in purpose for purpose in purposes)
+
+
+def page_response(text: str, *, status: int = 200) -> web.Response:
+    """Return a page of :mod:`broker.web.pages`."""
+    policy = {"Content-Security-Policy": PAGE_POLICY}
+    return OwnResponse(status=status, text=text, content_type="text/html", headers=policy)
+
+
+def json_response(
+    document: Mapping[str, object], *, status: int = 200, content_type: str = "application/json"
+) -> web.Response:
+    """Return a JSON document."""
+    return OwnResponse(status=status, text=json.dumps(document), content_type=content_type)
+
+
+def see_other(location: str) -> web.Response:
+    """Return a redirect that is followed by GET, whatever was asked (RFC 9110 section 15.4.4, SECURITY BR-07)."""
+    return OwnResponse(status=303, headers={"Location": location})
+
+
+def problem_response(
+    request: web.BaseRequest, error: BrokerError, *, request_id: str, login_url: str | None = None
+) -> web.Response:
+    """
+    Return what the caller is told of *error*.
+
+    Programs get ``application/problem+json``. People get a page; and where only a login helps, they are taken there,
+    and afterwards back to where they were.
+
+    Args:
+        request: What was asked.
+        error: What is wrong. Only its class speaks: its text is for the log.
+        request_id: Names the request.
+        login_url: The path of the login; None where there is none.
+    """
+    if not is_navigation(request):
+        response = _document(error, request_id, login_url)
+    elif error.status == 401 and login_url is not None and _may_redirect(request):
+        back = _own_url(request, login_url)
+        response = see_other(login_url if back is None else with_return_url(login_url, back))
+    else:
+        links = _ways_on(request, error, login_url)
+        response = page_response(error_page(error.title, request_id=request_id, links=links), status=error.status)
+    if error.status in (429, 503):
+        seconds = error.retry_after_seconds or DEFAULT_RETRY_AFTER_SECONDS
+        response.headers["Retry-After"] = str(math.ceil(min(seconds, MAX_RETRY_AFTER_SECONDS)))
+    if response.status == 401:
+        # A challenge is due (RFC 9110 section 15.5.2). No browser asks for a password on this one.
+        response.headers["WWW-Authenticate"] = 'Cookie realm="token-broker"'
+    if isinstance(error, MethodNotAllowed):
+        response.headers["Allow"] = ", ".join(error.allow)
+    return response
+
+
+def _document(error: BrokerError, request_id: str, login_url: str | None) -> web.Response:
+    document: dict[str, object] = {
+        "type": f"{PROBLEM_TYPE}{error.code}",
+        "title": error.title,
+        "status": error.status,
+        "code": error.code,
+        "request_id": request_id,
+    }
+    if login_url is not None and error.status == 401:
+        document["login_url"] = login_url
+    return json_response(document, status=error.status, content_type="application/problem+json")
+
+
+def _may_redirect(request: web.BaseRequest) -> bool:
+    """Nobody logs in inside a frame, or ahead of coming; and what was posted can't be taken along."""
+    in_window = request.headers.get("Sec-Fetch-Dest", "document") == "document"
+    return request.method in ("GET", "HEAD") and in_window and not is_speculative(request)
+
+
+def _own_url(request: web.BaseRequest, login_url: str) -> str | None:
+    """Return where the user is, if it is somewhere that a login may end."""
+    url = request.raw_path
+    return url if is_safe_return_url(url, base_path=login_url.rpartition("/")[0]) else None
+
+
+def _ways_on(request: web.BaseRequest, error: BrokerError, login_url: str | None) -> Mapping[str, str]:
+    here = _own_url(request, login_url or "/bff/login") if request.method == "GET" else None
+    if isinstance(error, CsrfFailed) and here is not None:
+        return {here: "Continue"}  # it came from another site; from our own page it may go on, if the user wants to
+    if login_url is not None and (error.status == 401 or isinstance(error, LoginFailed)):
+        return {login_url: "Log in"}
+    if error.status in (429, 503) and here is not None:
+        return {here: "Try again"}
+    if login_url is not None and isinstance(error, ProviderError):
+        return {login_url: "Try again"}
+    return {"/": "Go to the start page"}
