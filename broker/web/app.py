@@ -126,9 +126,24 @@ class Installation:
             access_log=self._access_log,
         )
         app = web.Application(middlewares=[outermost])
-        app.add_subapp(self.settings.base_path, auth_app(self))
+        app.add_subapp(self.settings.base_path, self._auth_app())
         self.proxy.register(app)
         return ProxyRunner(app, handle_signals=False, shutdown_timeout_seconds=self.settings.drain_timeout_seconds)
+
+    def _auth_app(self) -> web.Application:
+        return auth_app(
+            public_url=str(self.settings.public_url),
+            options=self.settings.login,
+            same_site=self.settings.session.same_site,
+            servers=self.servers,
+            tokens=self.tokens,
+            sessions=self.sessions,
+            store=self.store,
+            keyring=self._keyring,
+            trusted_proxies=self.trusted_proxies,
+            clock=self._clock,
+            randomness=self._randomness,
+        )
 
     def admin_runner(self) -> web.AppRunner:
         """Return what serves operators."""

@@ -116,7 +116,7 @@ class BrokerProcess:
         """Return whether it takes requests, with all workers started."""
         started = self.log_path.read_text().count('"event":"started"')
         expected = 1 if self.settings.get("workers", 1) == 1 else self.settings["workers"] + 1
-        return started >= expected and await self._answers("/readyz")
+        return await self._answers("/readyz") and started >= expected
 
     async def _answers(self, path: str) -> bool:
         assert self._process is not None
