@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
+from yarl import URL
 
 from broker.services.clock import SystemRandomness
 from broker.services.keyring import new_key
@@ -179,7 +180,7 @@ class Browser:
             **options.pop("headers", {}),
         }
         async with self.http.request(
-            method, self.origin + path, headers=headers, allow_redirects=False, **options
+            method, URL(self.origin + path, encoded=True), headers=headers, allow_redirects=False, **options
         ) as response:
             return Answer(response.status, dict(response.headers), await response.read())
 

@@ -65,6 +65,7 @@ class Upstream:
         self.statuses: dict[int, int] = {}
         self.misdirected: list[Mapping[str, Any]] = []
         self.refuse_next = 0
+        self.running = 0
         self._check = check
         self._audience = audience
         self._records = records
@@ -114,7 +115,11 @@ class Upstream:
             )
         else:
             request[CLAIMS] = claims
-            response = await handler(request)
+            self.running += 1
+            try:
+                response = await handler(request)
+            finally:
+                self.running -= 1
         self.statuses[response.status] = self.statuses.get(response.status, 0) + 1
         if self._records:
             self.received.append(

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.broker_process import Browser, BrokerProcess, navigation, provider_options
-from tests.support.redis_server import RedisServer
+from tests.support.broker_process import BrokerProcess, Browser, navigation, provider_options
+from tests.support.redis_server import RedisServer, running
 from tests.support.remote_authorization_server import RemoteLedgerServer
 from tests.support.upstream import Upstream
+from tests.support.waiting import until, until_async
 
 pytestmark = pytest.mark.system
 
@@ -64,18 +65,17 @@ async def test_a_navigation_is_led_to_the_login_and_back(
 
 @pytest.mark.parametrize("kind", ["sqlite", "redis"])
 async def test_tk_01_two_hundred_calls_over_three_workers_cause_one_refresh(
-    kind: str, tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstream
+    kind: str, tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstream, redis_server: RedisServer
 ) -> None:
     """All parallel calls on an expired session succeed, and the server sees exactly one refresh."""
     await provider.configure(access_token_seconds=2)
-    async with RedisServer.started(tmp_path) as redis:
-        store = {"url": redis.url} if kind == "redis" else {"url": f"sqlite://{tmp_path}/broker.db"}
-        installation = settings(provider, upstream, workers=3, store=store)
-        async with BrokerProcess(tmp_path, **installation) as broker, Browser(broker.url) as browser:
-            await browser.log_in()
-            await asyncio.sleep(2.1)  # the token's life, on the server's clock
-            await provider.configure(access_token_seconds=300)
-            answers = await asyncio.gather(*(browser.get(f"/api/{number}") for number in range(200)))
+    urls = {"redis": f"redis://127.0.0.1:{redis_server.port}/0", "sqlite": f"sqlite://{tmp_path}/broker.db"}
+    installation = settings(provider, upstream, workers=3, store={"url": urls[kind]})
+    async with BrokerProcess(tmp_path, **installation) as broker, Browser(broker.url) as browser:
+        await browser.log_in()
+        await asyncio.sleep(2.1)  # the token's life, on the server's clock
+        await provider.configure(access_token_seconds=300)
+        answers = await asyncio.gather(*(browser.get(f"/api/{number}") for number in range(200)))
     ledger = await provider.ledger()
 
     assert {200} == {answer.status for answer in answers}
@@ -126,7 +126,7 @@ async def test_lk_01_no_secret_is_anywhere_but_where_it_belongs(
     ledger = await provider.ledger()
     log = broker.log_path.read_text()
     shown = b"".join(answer.body + json.dumps(answer.headers).encode() for answer in answers).decode("latin-1")
-    tokens = [token for family in ledger.families.values() for token in (issued.token for issued in family.issued)]
+    tokens = [issued.token for issued in ledger.issued]
     access = [value.split()[1] for request in upstream.received for value in request.header("authorization")]
     key = broker.settings["keys"][0]["value"]
     secrets = [*tokens, *access, *cookies, key, "canary-cookie", "canary-code", "a client secret"]
@@ -147,13 +147,10 @@ async def test_ft_12_sigterm_lets_running_requests_end(
     """A request that has begun is answered, and the exit code is 0."""
     async with BrokerProcess(tmp_path, **settings(provider, upstream)) as broker, Browser(broker.url) as browser:
         await browser.log_in()
-        running = asyncio.create_task(browser.get("/api/delay/1"))
-        while not any(request.target.startswith(b"/delay") for request in upstream.received) and not running.done():
-            await asyncio.sleep(0.01)
-            if upstream.pending:
-                break
+        call = asyncio.create_task(browser.get("/api/delay/1"))
+        await until(lambda: upstream.running == 1, what="the request at the upstream")
         code = await broker.stop(signal.SIGTERM)
-        answer = await running
+        answer = await call
 
     assert 200 == answer.status
     assert 0 == code
@@ -175,16 +172,19 @@ async def test_ft_01_a_dead_redis_is_a_503_and_no_logout(
     tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstream
 ) -> None:
     """Known sessions go on, unknown ones get 503 with Retry-After and keep their cookie, anonymous routes serve."""
-    async with RedisServer.started(tmp_path) as redis:
-        installation = settings(provider, upstream, store={"url": redis.url, "timeout": "500ms"})
+    redis = RedisServer(tmp_path / "redis")
+    installation = settings(provider, upstream, store={"url": f"redis://127.0.0.1:{redis.port}/0", "timeout": "500ms"})
+    with running(redis):
         async with BrokerProcess(tmp_path, **installation) as broker, Browser(broker.url) as known:
             await known.log_in()
             assert 200 == (await known.get("/api/a")).status
             redis.pause()
             live = await known.get("/api/a")
-            cold = await known.request("GET", "/api/a", headers={"Cookie": "session=" + "A" * 43})
-            public = await known.get("/public")
+            async with Browser(broker.url) as unknown:
+                cold = await unknown.get("/api/a", headers={"Cookie": "session=" + "A" * 43})
+                public = await unknown.get("/public")
             redis.resume()
+            await until_async(broker.is_ready, what="the store's return")
             after = await known.get("/api/a")
 
     assert 200 == live.status
