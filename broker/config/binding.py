@@ -137,7 +137,12 @@ class Binder:
         hint = ""
         if isinstance(shape, Nullable) and isinstance(node, ScalarNode) and node.value is None:
             hint = "leave the key out, or say null"
-        if shape == ScalarOf(Text()) and isinstance(node, ScalarNode) and isinstance(node.value, bool | int | float):
+        if (
+            isinstance(shape, ScalarOf)
+            and isinstance(shape.kind, Text)
+            and isinstance(node, ScalarNode)
+            and isinstance(node.value, bool | int | float)
+        ):
             hint = "put it in quotes"
         found = describe(node, conceal=is_secret(shape))
         self.report.refuse(node.at, show(path), expected=expected or shape.expected, found=found, hint=hint)

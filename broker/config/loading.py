@@ -7,10 +7,13 @@ from pathlib import Path
 from broker.config.binding import Binder
 from broker.config.checks import cross_check
 from broker.config.document import MAX_BYTES, parse
+from broker.config.presets import with_presets
 from broker.config.problems import ConfigErrors, Location, Problem
 from broker.config.settings import Settings
 from broker.config.shapes import Options
 from broker.config.sources import HostSource, Source
+from broker.core.provider import ProviderOptions
+from broker.services.presets import preset_keys
 
 
 def load(path: Path, *, source: Source | None = None) -> Settings:
@@ -51,7 +54,7 @@ def loads(text: bytes, *, file: str, source: Source) -> Settings:
     Raises:
         ConfigErrors: With all that is wrong.
     """
-    binder = Binder(source)
+    binder = Binder(source, {ProviderOptions: with_presets(preset_keys)})
     settings = binder.bind(parse(text, file=file), Options(Settings))
     cross_check(binder)
     binder.report.raise_problems()

@@ -43,8 +43,14 @@ class Scalar(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text on one line."""
+    """
+    A text on one line.
 
+    Attributes:
+        may_be_empty: Whether an empty one means something.
+    """
+
+    may_be_empty: bool = False
     expected: ClassVar[str] = "a text"
 
     def read(self, value: Plain) -> object:
@@ -52,7 +58,7 @@ class Text:
         # log line is an injection.
         if not isinstance(value, str):
             raise ValueError  # noqa: TRY004 - one error for all that can't be read
-        if not value:
+        if not value and not self.may_be_empty:
             raise ValueError("a text that is not empty")
         if any(ord(one) < 0x20 or ord(one) == 0x7F for one in value):
             raise ValueError("a text on one line, without control characters")
@@ -62,7 +68,7 @@ class Text:
         return str(value)
 
     def schema(self) -> Schema:
-        return {"type": "string", "minLength": 1}
+        return {"type": "string"} if self.may_be_empty else {"type": "string", "minLength": 1}
 
 
 @dataclass(frozen=True, slots=True)

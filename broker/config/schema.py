@@ -50,7 +50,11 @@ def _define(options: type, definitions: dict[str, Schema]) -> None:
     fields = fields_of(options).values()
     definition["description"] = first_sentence(options)
     definition["properties"] = {field.key: _property(field, definitions) for field in fields}
-    definition["required"] = [field.key for field in fields if field.required]
+    required = [field.key for field in fields if field.required]
+    if any(field.key == "preset" for field in fields):
+        definition["anyOf"] = [{"required": ["preset"]}, {"required": required}]  # a preset may bring them
+    else:
+        definition["required"] = required
     definition["additionalProperties"] = False
 
 

@@ -13,7 +13,7 @@ from functools import cache
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, ClassVar, Literal, NewType, Union, get_args, get_origin, get_type_hints
 
-from broker.config.scalars import SIMPLE_TYPES, Choice, Duration, Scalar, Schema, Size
+from broker.config.scalars import SIMPLE_TYPES, Choice, Duration, Scalar, Schema, Size, Text
 from broker.core.secret import Secret
 
 
@@ -180,6 +180,8 @@ def _option_field(field: "dataclasses.Field[Any]", hint: Any) -> OptionField:
         key, meant = field.name.removesuffix("_seconds"), {float: ScalarOf(Duration())}
     elif field.name.endswith("_bytes"):
         key, meant = field.name.removesuffix("_bytes"), {int: ScalarOf(Size())}
+    elif field.metadata.get("may_be_empty"):
+        meant = {str: ScalarOf(Text(may_be_empty=True))}
     elif field.name.endswith("_file"):
         meant = {str: FileName()}
     return OptionField(

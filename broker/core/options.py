@@ -42,6 +42,7 @@ def option(
     default_factory: Callable[[], Any] | Any = MISSING,
     key: str | None = None,
     example: str | None = None,
+    may_be_empty: bool = False,
 ) -> Any:
     """
     Declare one option: a dataclass field with its documentation.
@@ -52,12 +53,15 @@ def option(
         default_factory: Makes the default, where it is mutable.
         key: The key in YAML, where it isn't made from the field's name (see the module).
         example: A YAML value for the reference.
+        may_be_empty: Whether an empty text means something. Otherwise it is refused, as what a template left.
     """
     metadata: dict[str, object] = {"doc": doc}
     if key is not None:
         metadata["key"] = key
     if example is not None:
         metadata["example"] = example
+    if may_be_empty:
+        metadata["may_be_empty"] = True
     if default is not MISSING:
         return field(default=default, metadata=metadata)
     if default_factory is not MISSING:

@@ -56,6 +56,7 @@ class Outer:
 
     text: str = option("A text.", default="")
     name: Name | None = option("A name.", default=None)
+    blank: str = option("A text that may be empty.", default="x", may_be_empty=True)
     flag: bool = option("A flag.", default=False)
     whole: int = option("A whole number.", default=0)
     number: float = option("A number.", default=0.0)
@@ -103,7 +104,7 @@ SOURCE = HostSource({"SECRET": "s3cret"}, Path("/nonexistent"))
 
 
 UNKNOWN = (
-    "expected one of the keys ca_file, colour, colours, either, flag, free, inner, inners, maybe, name, networks, number, "
+    "expected one of the keys blank, ca_file, colour, colours, either, flag, free, inner, inners, maybe, name, networks, number, "
     "other-name, point, secret, secrets, text, token, wait, waits, where, whole, word, words, found the unknown key"
 )
 
@@ -124,6 +125,7 @@ def problems_of(text: str, options: type = Outer) -> list[str]:
         ("text: abc", "text", "abc"),
         ("text: 'true'", "text", "true"),
         ("name: abc", "name", "abc"),
+        ("blank: ''", "blank", ""),
         ("flag: true", "flag", True),
         ("whole: -3", "whole", -3),
         ("number: 3", "number", 3.0),

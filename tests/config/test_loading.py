@@ -57,7 +57,8 @@ def test_ft_18_a_file_that_can_not_be_read(tmp_path: Path, name: str, reason: st
     path = tmp_path / name
     with pytest.raises(ConfigErrors) as caught:
         load(path)
-    assert f"{path}:1:1: expected a readable file, found the error: {reason}" == str(caught.value)
+    shown = str(path).replace("\0", "\\u0000")
+    assert f"{shown}:1:1: expected a readable file, found the error: {reason}" == str(caught.value)
 
 
 def test_ft_18_a_half_written_file_is_refused_or_whole(tmp_path: Path) -> None:
