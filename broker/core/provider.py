@@ -137,7 +137,7 @@ class ProviderOptions:
     client_assertion: AssertionOptions | None = option("For private_key_jwt and client_secret_jwt.", default=None)
     client_token: ClientTokenOptions | None = option("For client_access_token.", default=None)
 
-    scope: str = option("What is asked for at login.", default="openid")
+    scope: str = option("What is asked for at login; empty asks for nothing.", default="openid", may_be_empty=True)
     authorization_parameters: Mapping[str, str] = option(
         "Sent with every login.", default_factory=dict, example="{prompt: consent}"
     )
@@ -164,6 +164,10 @@ class ProviderOptions:
         "Send the id token as id_token_hint when the browser is sent to the server's logout. It is then seen in a URL; "
         "without it most servers ask the user to confirm.",
         default=False,
+    )
+    post_logout_parameter: str = option(
+        "The parameter that tells the server's logout where to send the browser back to.",
+        default="post_logout_redirect_uri",
     )
 
     dialect: Dialect = option("How token requests are written.", default=Dialect.FORM)

@@ -13,7 +13,6 @@ doubt. And no cookie is kept.
 import ipaddress
 import logging
 import socket
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -25,12 +24,15 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from broker.core.client_auth import TlsOptions
-from broker.errors import ConfigError
+from broker.services.tls import client_context
 
 log = logging.getLogger(__name__)
 
 MAX_CONTENT_BYTES = 512 * 1024
 """Larger answers are cut off: no metadata, key set or token response comes near."""
+
+HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "token-broker"}
+"""Sent with each request. GitHub answers form-encoded without the first, and not at all without the last."""
 
 METADATA_SERVICES = frozenset({"fd00:ec2::254", "100.100.100.200"})
 """Clouds' metadata services (AWS, Alibaba) whose addresses are not link-local ones."""
@@ -117,7 +119,7 @@ class Outbound:
         Raises:
             ConfigError: If a certificate or key can't be loaded. The start must be refused (CVE-2026-22750).
         """
-        self._ssl = _ssl_context(tls or TlsOptions())
+        self._ssl = client_context(tls or TlsOptions())
         self._insecure = insecure
         self._session: aiohttp.ClientSession | None = None
 
@@ -145,7 +147,7 @@ class Outbound:
                 method,
                 URL(url, encoded=True),
                 data=content,
-                headers={"Accept": "application/json", "Accept-Encoding": "identity", **headers},
+                headers={**HEADERS, **headers},
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=timeout_seconds),
                 trace_request_ctx=progress,
@@ -173,7 +175,6 @@ class Outbound:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trace_configs=[_trace()],
                 requote_redirect_url=False,
-                skip_auto_headers={"User-Agent"},
                 max_line_size=16 * 1024,
                 max_field_size=16 * 1024,
             )
@@ -237,19 +238,3 @@ def _is_forbidden(host: str) -> bool:
     if address is None:
         return False
     return address.is_link_local or address.is_multicast or address.is_unspecified or str(address) in METADATA_SERVICES
-
-
-def _ssl_context(tls: TlsOptions) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=tls.ca_file)
-    except (OSError, ValueError) as fault:
-        raise ConfigError(f"tls.ca_file: {fault}") from fault
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if tls.certificate_file is not None:
-        try:
-            # An encrypted key without a password must be refused, not asked for on the terminal.
-            password = "" if tls.key_password is None else tls.key_password.reveal()
-            context.load_cert_chain(tls.certificate_file, tls.key_file, lambda: password)
-        except (OSError, ValueError) as fault:
-            raise ConfigError(f"tls.certificate_file: {fault}") from fault
-    return context

@@ -239,7 +239,7 @@ class AuthorizationServer:
         if id_token is not None and self.options.end_session_id_token_hint:
             parameters["id_token_hint"] = id_token.reveal()
         if post_logout_redirect_uri is not None:
-            parameters["post_logout_redirect_uri"] = post_logout_redirect_uri
+            parameters[self.options.post_logout_parameter] = post_logout_redirect_uri
             if state is not None:
                 parameters["state"] = state
         return with_query(endpoint, parameters)
@@ -254,13 +254,14 @@ class AuthorizationServer:
     def _authorization_parameters(self, request: AuthorizationRequest) -> dict[str, str]:
         """Return the authorization request. The caller's choices count only where the configuration lists them."""
         allowed = set(self.options.allowed_parameters)
+        scope = {"scope": self.options.scope} if self.options.scope else {}
         return {
             **self.options.authorization_parameters,
             **{name: value for name, value in request.parameters.items() if name in allowed},
             "response_type": "code",
             "client_id": self.options.client_id,
             "redirect_uri": request.redirect_uri,
-            "scope": self.options.scope,
+            **scope,
             "state": request.state,
             "nonce": request.nonce,
             "code_challenge": request.code_challenge,
