@@ -53,10 +53,11 @@ def run(*, port: int = 0) -> int:
         world.start(not_its_own=[public, admin])
         _announce(_port(public), _port(admin), config)
         try:
-            return serve(load(config), public=public, admin=admin)
+            code = serve(load(config), public=public, admin=admin)
         finally:
             world.stop()
-            print("stopped; nothing is left behind", flush=True)
+    print("stopped; nothing is left behind" if code == 0 else "stopped at once", flush=True)
+    return code
 
 
 def _listen(port: int = 0) -> socket:

@@ -1,6 +1,5 @@
 """What the demo authorization server issues: access tokens (RFC 9068), id tokens, and the responses that carry them."""
 
-import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -179,8 +178,8 @@ class Issuer:
             "client_id": record.client_id,
             "scope": record.scope,
             "jti": record.jti,
-            "iat": int(record.issued_at),
-            "exp": math.ceil(record.expires_at),
+            "iat": round(record.issued_at, 3),  # NumericDate may have a fraction (RFC 7519 section 2)
+            "exp": round(record.expires_at, 3),
             "sid": record.sid,
             "generation": record.generation,
         }

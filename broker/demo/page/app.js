@@ -88,6 +88,7 @@ function shape(name, attributes, text = "") {
   return element;
 }
 
+const time = (seconds) => new Date(seconds * 1000).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
 const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
 async function burst() {
@@ -113,10 +114,6 @@ async function burst() {
   $("burst").disabled = paused = false;
 }
 
-async function logOut() {
-  // LOGOUT
-}
-
 function loggedOut() {
   token = null;
   $("dashboard").hidden = $("log-out").hidden = true;
@@ -126,10 +123,12 @@ function loggedOut() {
 function loggedIn(user) {
   $("welcome").hidden = true;
   $("dashboard").hidden = $("log-out").hidden = false;
-  $("subject").value = user.name ?? user.sub;
+  $("subject").value = user.claims.name ?? user.claims.sub;
   $("cookies").textContent = document.cookie || "none";
   $("storage").textContent = localStorage.length + sessionStorage.length ? "something" : "empty";
-  $("session").textContent = "who you are, from /bff/user";
+  $("session").textContent = `who you are, from /bff/user; until ${time(user.session.ends_at)}`;
+  // A navigation, since it goes on to the authorization server. The URL is good for this session only.
+  $("log-out").addEventListener("click", () => location.assign(user.logout_url));
 }
 
 async function main() {
@@ -137,7 +136,6 @@ async function main() {
   if (!response.ok) return loggedOut();
   loggedIn(await response.json());
   $("burst").addEventListener("click", burst);
-  $("log-out").addEventListener("click", logOut);
   setInterval(draw, 100);
   for (;;) {
     if (!paused && !$("dashboard").hidden) await call();
