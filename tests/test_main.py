@@ -79,12 +79,12 @@ def test_ad_03_check_shows_warnings(config: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize("command", ["check", "run"])
 def test_ad_02_a_bad_configuration_is_1(config: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
     """Neither ``check`` nor ``run`` takes a bad configuration: each problem is a line on standard error."""
-    config.write_text(over_base("wrkers: 2\nlog: {access: yes}\n"))
+    config.write_text(over_base("workerz: 2\nlog: {access: yes}\n"))
     assert 1 == main([command, str(config)])
     out, err = capsys.readouterr()
     assert not out
     assert [
-        f'{config}:1:1: wrkers: expected a known key, found the unknown key "wrkers" (did you mean workers?)',
+        f'{config}:1:1: workerz: expected a known key, found the unknown key "workerz" (did you mean workers?)',
         f'{config}:2:15: log.access: expected true or false, found the text "yes"',
     ] == err.splitlines()
 

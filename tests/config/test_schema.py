@@ -37,7 +37,7 @@ def test_the_example_is_valid() -> None:
 @pytest.mark.parametrize(
     "fragment",
     [
-        "wrkers: 2",
+        "workerz: 2",
         "session: {idle_timeout: 30}",
         "keys: []",
         "keys: [hunter2]",
