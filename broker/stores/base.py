@@ -170,7 +170,7 @@ class Store(Protocol):
             key: Its key.
             value: Its sealed bytes.
             ttl_seconds: How long it lives, above 0.
-            tags: Hashed words by which :meth:`find` finds it. They stay with the record for its life.
+            tags: Hashed words, without spaces, by which :meth:`find` finds it. They stay with the record for its life.
             due_at: Unix seconds at which :meth:`due` reports it; None for never.
 
         Returns:

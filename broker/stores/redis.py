@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from broker.stores.redis_topology import Cluster, Sentinels, Standalone, Topolog
 #   version  microseconds of the server's clock at the write, or one more than before where that isn't above it
 #   write    the stamp of the call that wrote it last, by which a call that is repeated knows its own work
 #   id       the stamp of the call that created it; entries in the indexes of its tags carry it
-#   tags     a JSON list
+#   tags     words with spaces between them
 #   due      a due time and the stamp of the call that set it; entries in the index of due times carry that
 #
 # A version is taken from the clock, and not counted, since a count can repeat: a failover may lose the last writes, and
@@ -187,8 +186,8 @@ class RedisStore:
         match await self._client.call(record, "HMGET", record, "value", "version"):
             case [None, None]:
                 return None
-            case [bytes() as value, bytes() as version] if version.isdigit():
-                return Record(value, int(version))
+            case [bytes() as value, version]:
+                return Record(value, _version(version))
             case reply:
                 raise _nonsense(reply)
 
@@ -205,7 +204,7 @@ class RedisStore:
         due = None if due_at is None else Due(due_at, stamp)
         ttl = _milliseconds(ttl_seconds)
         await self._indexes.add(key, stamp, tags, due, ttl)
-        written = (value, ttl, stamp, json.dumps(list(tags)), str(due or ""))
+        written = (value, ttl, stamp, " ".join(tags), str(due or ""))
         reply = await self._client.run(CREATE, [self._keys.record(key)], *written, replicas=self._wait_replicas)
         if reply is None:
             await self._indexes.remove(key, stamp, tags, due)
@@ -231,7 +230,7 @@ class RedisStore:
                 await self._indexes.remove(key, stamp, (), due)
                 return None
             case [reply, bytes() as before]:
-                await self._indexes.remove(key, stamp, (), Due.read(before.decode()))
+                await self._indexes.remove(key, stamp, (), Due.read(_text(before)))
                 return _version(reply)
             case reply:
                 raise _nonsense(reply)
@@ -242,7 +241,8 @@ class RedisStore:
         reply = await self._client.run(DELETE, keys, expected, self._indexes.stamp(), replicas=self._wait_replicas)
         if reply is None:
             return False
-        await self._indexes.remove(key, *_indexed(reply))
+        with contextlib.suppress(StoreError):  # a record that makes no sense is gone all the same
+            await self._indexes.remove(key, *_indexed(reply))
         return True
 
     async def touch(self, key: str, ttl_seconds: float) -> bool:
@@ -324,22 +324,22 @@ def _milliseconds(seconds: float) -> int:
 
 
 def _version(reply: Reply) -> int:
-    if isinstance(reply, bytes) and reply.isdigit():
+    if isinstance(reply, bytes) and reply.isdigit() and len(reply) < 20:
         return int(reply)
     raise _nonsense(reply)
 
 
 def _indexed(reply: Reply) -> tuple[str, list[str], Due | None]:
     """Read what a record says of its entries in indexes: its creation's stamp, its tags and its due time."""
-    try:
-        match reply:
-            case [bytes() as stamp, bytes() as tags, bytes() as due]:
-                return stamp.decode(), list(map(str, json.loads(tags or b"[]"))), Due.read(due.decode())
-            case _:
-                pass
-    except ValueError:
-        pass
-    raise _nonsense(reply)
+    match reply:
+        case [bytes() as stamp, bytes() as tags, bytes() as due]:
+            return _text(stamp), _text(tags).split(), Due.read(_text(due))
+        case _:
+            raise _nonsense(reply)
+
+
+def _text(reply: bytes) -> str:
+    return reply.decode(errors="replace")
 
 
 def _nonsense(reply: Reply) -> StoreError:

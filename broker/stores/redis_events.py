@@ -7,8 +7,8 @@ cluster's bus; while they disagree on which one that is, the bus carries it.
 
 import asyncio
 import contextlib
-import json
 import logging
+import re
 from collections.abc import Callable
 
 from redis.asyncio.connection import Connection
@@ -69,19 +69,24 @@ class EventChannel:
 
     async def publish(self, event: Event) -> None:
         """Publish *event*. Raises StoreError."""
-        text = json.dumps([event.topic.value, event.key, event.number], separators=(",", ":"))
-        await self._client.call(self._channel, "PUBLISH", self._channel, text)
+        await self._client.call(self._channel, "PUBLISH", self._channel, _write(event))
 
     async def _run(self) -> None:
         while True:
             try:
                 await self._hear()
-            except (StoreError, RedisError, OSError, TimeoutError) as fault:
-                self._fault = explain(fault)
-                if self._is_heard.is_set():
-                    log.warning("events_interrupted", extra={"error": self._fault})
+            except (StoreError, RedisError, OSError) as fault:
+                self._interrupted(explain(fault))
+            except Exception as fault:  # a fault of ours must not leave the process deaf
+                log.exception("events_failed")
+                self._interrupted(explain(fault))
             self._is_heard.clear()
             await asyncio.sleep(PAUSE_SECONDS)
+
+    def _interrupted(self, why: str) -> None:
+        self._fault = why
+        if self._is_heard.is_set():
+            log.warning("events_interrupted", extra={"error": why})
 
     async def _hear(self) -> None:
         """Hear the channel until its connection ends, or until it should be heard elsewhere."""
@@ -120,20 +125,22 @@ class EventChannel:
             is_silent = reply is None
 
 
+def _write(event: Event) -> str:
+    return f"{event.topic.value} {event.number} {event.key}"
+
+
 def _read(reply: Reply) -> Event | None:
     """Read a message. What isn't ours is left out: a newer release may know more topics."""
     match reply:
         case [b"message", bytes(), bytes() as text]:
-            pass
+            fields = _MESSAGE.fullmatch(text)
+            if fields is not None and (topic := fields[1].decode()) in _KNOWN:
+                return Event(Topic(topic), fields[3].decode(), int(fields[2]))
+            log.warning("event_not_understood", extra={"text": repr(text[:100])})
         case _:
-            return None
-    try:
-        match json.loads(text):
-            case [str(topic), str(key), int(number)] if topic in _KNOWN:
-                return Event(Topic(topic), key, number)
-    except ValueError:
-        log.warning("event_unreadable")
+            pass
     return None
 
 
 _KNOWN = frozenset(topic.value for topic in Topic if topic is not Topic.RESYNC)
+_MESSAGE = re.compile(rb"([a-z_]+) (-?[0-9]{1,19}) ([!-~]{1,512})")

@@ -54,9 +54,12 @@ class Due:
 
     @classmethod
     def read(cls, text: str) -> "Due | None":
-        """Read what ``str`` wrote; None if it is empty. Raises ValueError."""
+        """Read what ``str`` wrote; None if it is empty, or not ours."""
         at, _, stamp = text.partition("@")
-        return cls(float(at), stamp) if text else None
+        try:
+            return cls(float(at), stamp)
+        except ValueError:
+            return None
 
 
 class Keys:

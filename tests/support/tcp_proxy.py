@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ssl
 from types import TracebackType
 from typing import Self
 
@@ -9,21 +10,32 @@ from typing import Self
 class TcpProxy:
     """Forwards bytes to ``127.0.0.1:<target>``, as long as the test lets it."""
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, *, tls: ssl.SSLContext | None = None) -> None:
+        """
+        Args:
+            target: The port of the server.
+            tls: Makes it speak TLS to its clients; the server is spoken to in plain text.
+        """
         self.target = target
+        self._tls = tls
         self.port = 0
         self.delay_seconds = 0.0
         """How late answers arrive."""
         self.accepted = 0
+        self._lose_requests = 0
+        self._lose_answers = 0
+        self._about = b""
         self._open = asyncio.Event()
         self._open.set()
         self._refuses = False
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._forgotten: set[asyncio.StreamWriter] = set()
+        self._doomed: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -49,6 +61,18 @@ class TcpProxy:
     def heal(self) -> None:
         self._open.set()
         self._refuses = False
+
+    def forget(self) -> None:
+        """Go silent on the connections that are open now; new ones work."""
+        self._forgotten |= self._writers
+
+    def lose_requests(self, count: int, about: bytes = b"") -> None:
+        """Break the connection in place of forwarding each of the next *count* requests that hold *about*."""
+        self._lose_requests, self._about = count, about
+
+    def lose_answers(self, count: int, about: bytes = b"") -> None:
+        """Forward the next *count* requests that hold *about*, and break the connection in place of their answer."""
+        self._lose_answers, self._about = count, about
 
     def refuse(self) -> None:
         """Break all connections, and every new one at once."""
@@ -79,7 +103,7 @@ class TcpProxy:
         pair = {writer, there_writer}
         self._writers |= pair
         try:
-            ways = (self._pump(reader, there_writer, answers=False), self._pump(there_reader, writer, answers=True))
+            ways = (self._carry_requests(reader, there_writer), self._carry_answers(there_reader, writer, there_writer))
             tasks = [asyncio.get_running_loop().create_task(way) for way in ways]
             try:
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -89,13 +113,36 @@ class TcpProxy:
                 await asyncio.gather(*tasks, return_exceptions=True)
         finally:
             self._writers -= pair
+            self._forgotten -= pair
+            self._doomed -= pair
             there_writer.transport.abort()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool) -> None:
+    async def _carry_requests(self, reader: asyncio.StreamReader, server: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while block := await reader.read(65536):
-                if answers and self.delay_seconds:
+                await self._open.wait()
+                if server in self._forgotten:
+                    continue
+                if self._about in block:
+                    if self._lose_requests:
+                        self._lose_requests -= 1
+                        return
+                    if self._lose_answers:
+                        self._lose_answers -= 1
+                        self._doomed.add(server)
+                server.write(block)
+                await server.drain()
+
+    async def _carry_answers(
+        self, reader: asyncio.StreamReader, client: asyncio.StreamWriter, server: asyncio.StreamWriter
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while block := await reader.read(65536):
+                if self.delay_seconds:
                     await asyncio.sleep(self.delay_seconds)
                 await self._open.wait()
-                writer.write(block)
-                await writer.drain()
+                if server in self._doomed:
+                    return
+                if client not in self._forgotten:
+                    client.write(block)
+                    await client.drain()

@@ -1,0 +1,218 @@
+"""How the Redis store shows who it is, and sees whom it talks to: TLS, ACL users, passwords."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from broker.core.secret import Secret
+from broker.errors import ConfigError, StoreError
+from broker.stores.base import Event, Topic
+from broker.stores.options import StoreOptions, StoreTlsOptions, StoreUrl
+from broker.stores.redis import RedisStore
+from tests.stores.store_contract import KEY, LONG, held, listening
+from tests.stores.test_redis import RedisBacking
+from tests.support.certificates import Authority
+from tests.support.clock import ManualClock, SeededRandomness
+from tests.support.redis_server import RedisServer, free_port, running, speaks_tls
+from tests.support.tcp_proxy import TcpProxy
+
+PASSWORD = "canary-password"
+
+ACL = (
+    "user broker on >canary-password resetchannels -@all ~token-broker:* &token-broker:*"
+    " +ping +select +client|setname +info +wait +eval +evalsha"
+    " +set +get +del +hget +hmget +hset +pexpire +pttl +time"
+    " +zadd +zrange +zrangebyscore +zrem +zremrangebyscore +publish +subscribe"
+)
+"""What the store needs, and no more. The documentation says the same."""
+
+
+class TlsServer:
+    """A server that speaks TLS, and wants a client certificate. Where it can't, a proxy does it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.authority = Authority(directory)
+        self._leaf = self.authority.issue("server")
+        self._directory = directory
+        self.client = self.authority.issue("client", password=b"of the key")
+        self.port = 0
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator["TlsServer"]:
+        if speaks_tls():
+            self.port = free_port()
+            lines = (
+                f"tls-port {self.port}",
+                f'tls-cert-file "{self._leaf.certificate_file}"',
+                f'tls-key-file "{self._leaf.key_file}"',
+                f'tls-ca-cert-file "{self.authority.ca_file}"',
+                "tls-auth-clients yes",
+            )
+            with running(RedisServer(self._directory / "redis", *lines)):
+                yield self
+        else:
+            context = self.authority.server_context(self._leaf, client_certificates=True)
+            server = RedisServer(self._directory / "redis")
+            with running(server):
+                async with TcpProxy(server.port, tls=context) as proxy:
+                    self.port = proxy.port
+                    yield self
+
+    def options(self, **changes: str | None) -> StoreTlsOptions:
+        files: dict[str, str | None] = {
+            "ca_file": self.authority.ca_file,
+            "cert_file": self.client.certificate_file,
+            "key_file": self.client.key_file,
+        }
+        return StoreTlsOptions(**{**files, **changes}, key_password=Secret("of the key"))
+
+
+@pytest.fixture
+async def tls_server(tmp_path: Path) -> AsyncIterator[TlsServer]:
+    directory = tmp_path / "tls server"
+    directory.mkdir()
+    async with TlsServer(directory).run() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def acl_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("acl"), ACL, "user default off")
+    with running(server):
+        yield server
+
+
+@pytest.fixture
+async def backings() -> AsyncIterator[list[RedisBacking]]:
+    """Whatever a test puts in is closed."""
+    backings: list[RedisBacking] = []
+    yield backings
+    for backing in backings:
+        await backing.close()
+
+
+async def test_tls_with_a_client_certificate(tls_server: TlsServer, backings: list[RedisBacking]) -> None:
+    """Records and events pass over TLS with both sides' certificates checked."""
+    url = StoreUrl.parse(f"rediss://127.0.0.1:{tls_server.port}/0")
+    backings.append(RedisBacking(StoreOptions(url=url, tls=tls_server.options())))
+    store = await backings[0].open()
+    heard = await listening(store)
+    assert None is not await store.create(KEY, b"1", ttl_seconds=LONG)
+    await store.publish(Event(Topic.GRANT_ENDED, KEY))
+    await heard.gets(Event(Topic.GRANT_ENDED, KEY))
+
+
+async def test_a_server_of_another_authority_is_refused(
+    tls_server: TlsServer, backings: list[RedisBacking], tmp_path: Path
+) -> None:
+    """Neither the system's authorities nor a foreign one vouch for the server: no command is sent to it."""
+    url = StoreUrl.parse(f"rediss://127.0.0.1:{tls_server.port}/0")
+    for ca_file in (None, Authority(tmp_path, "Other CA").ca_file):
+        options = StoreOptions(url=url, tls=tls_server.options(ca_file=ca_file), timeout_seconds=1)
+        backings.append(RedisBacking(options))
+        with pytest.raises(StoreError, match="certificate verify failed"):
+            await backings[-1].open()
+
+
+async def test_a_server_under_another_name_is_refused(tls_server: TlsServer, backings: list[RedisBacking]) -> None:
+    """The certificate must be for the host that the URL names."""
+    url = StoreUrl.parse(f"rediss://localhost:{tls_server.port}/0")
+    backings.append(RedisBacking(StoreOptions(url=url, tls=tls_server.options(), timeout_seconds=1)))
+    with pytest.raises(StoreError, match="certificate verify failed"):
+        await backings[0].open()
+
+
+async def test_a_client_without_certificate_is_told(tls_server: TlsServer, backings: list[RedisBacking]) -> None:
+    """A server that wants a client certificate refuses us without one, and we say so."""
+    url = StoreUrl.parse(f"rediss://127.0.0.1:{tls_server.port}/0")
+    tls = StoreTlsOptions(ca_file=tls_server.authority.ca_file)
+    backings.append(RedisBacking(StoreOptions(url=url, tls=tls, timeout_seconds=1)))
+    with pytest.raises(StoreError):
+        await backings[0].open()
+
+
+async def test_plain_text_to_a_tls_port_is_told(tls_server: TlsServer, backings: list[RedisBacking]) -> None:
+    """A forgotten s in rediss fails within the deadline."""
+    url = StoreUrl.parse(f"redis://127.0.0.1:{tls_server.port}/0")
+    backings.append(RedisBacking(StoreOptions(url=url, timeout_seconds=1)))
+    with pytest.raises(StoreError):
+        await backings[0].open()
+
+
+@pytest.mark.parametrize("name", ["ca_file", "cert_file", "key_file"])
+async def test_a_missing_file_stops_the_start(tls_server: TlsServer, tmp_path: Path, name: str) -> None:
+    """A certificate or a key that can't be loaded is an error of the configuration."""
+    empty = tmp_path / "empty.pem"
+    empty.write_bytes(b"")
+    for path in (empty, tmp_path / "missing.pem"):
+        options = StoreOptions(url=StoreUrl.parse("rediss://127.0.0.1/0"), tls=tls_server.options(**{name: str(path)}))
+        with pytest.raises(ConfigError, match="tls"):
+            RedisStore(options, ManualClock(), SeededRandomness())
+
+
+async def test_a_wrong_key_password_stops_the_start(tls_server: TlsServer) -> None:
+    """The wrong password for the private key is an error of the configuration, and isn't shown."""
+    tls = StoreTlsOptions(
+        cert_file=tls_server.client.certificate_file,
+        key_file=tls_server.client.key_file,
+        key_password=Secret("canary-wrong"),
+    )
+    options = StoreOptions(url=StoreUrl.parse("rediss://127.0.0.1/0"), tls=tls)
+    with pytest.raises(ConfigError) as caught:
+        RedisStore(options, ManualClock(), SeededRandomness())
+    assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize("in_url", [True, False])
+async def test_an_acl_user_with_least_rights_can_do_everything(
+    acl_server: RedisServer, backings: list[RedisBacking], in_url: bool
+) -> None:
+    """The documented rights are enough for every call; the password comes from the URL or from its own option."""
+    host = f"127.0.0.1:{acl_server.port}/0"
+    if in_url:
+        options = StoreOptions(url=Secret(f"redis://broker:{PASSWORD}@{host}"))
+    else:
+        options = StoreOptions(url=StoreUrl.parse(f"redis://broker@{host}"), password=Secret(PASSWORD))
+    backings.append(RedisBacking(options))
+    store = await backings[0].open()
+    heard = await listening(store)
+    version = await store.create(KEY, b"1", ttl_seconds=LONG, tags=["user"], due_at=1)
+    assert version is not None
+    assert True is await store.touch(KEY, LONG)
+    assert [KEY] == await store.find("user")
+    assert [KEY] == await store.due("grant", 1, 10)
+    assert None is not await store.replace(KEY, b"2", version, ttl_seconds=LONG, due_at=2)
+    assert True is await store.delete(KEY)
+    lease = held(await store.lease(KEY, LONG))
+    assert True is await lease.renew(LONG)
+    await lease.release()
+    await store.publish(Event(Topic.GRANT_ENDED, KEY))
+    await heard.gets(Event(Topic.GRANT_ENDED, KEY))
+
+
+@pytest.mark.parametrize("userinfo", ["broker:canary-wrong@", "nobody:canary-password@", ""])
+async def test_wrong_credentials_are_told_without_showing_them(
+    acl_server: RedisServer, backings: list[RedisBacking], userinfo: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who may not enter learns that, from an error and a log that hold no password."""
+    url = Secret(f"redis://{userinfo}127.0.0.1:{acl_server.port}/0")
+    backings.append(RedisBacking(StoreOptions(url=url, timeout_seconds=1)))
+    with pytest.raises(StoreError, match="Authentication") as caught:
+        await backings[0].open()
+    shown = [str(caught.value), repr(backings[0].options), caplog.text]
+    shown += [str(record.__dict__) for record in caplog.records]
+    assert not any("canary" in text for text in shown)
+
+
+async def test_a_server_that_evicts_is_warned_of(
+    acl_server: RedisServer, backings: list[RedisBacking], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """A policy by which Redis may delete sessions to make room is logged at the start."""
+    server = RedisServer(tmp_path, "maxmemory-policy allkeys-lru")
+    with running(server):
+        backings.append(RedisBacking(StoreOptions(url=StoreUrl.parse(f"redis://127.0.0.1:{server.port}"))))
+        await backings[0].open()
+        await backings[0].close()
+    assert ["redis_may_evict_sessions"] == [record.message for record in caplog.records]
