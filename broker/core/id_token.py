@@ -1,5 +1,6 @@
 """
-What the claims of an id token or a logout token must be, decided without I/O. The signature is judged elsewhere.
+What the claims of an id token, a logout token or a caller's token must be, decided without I/O. The signature is judged
+elsewhere.
 
 Each rule is one function or one line, in the order of OpenID Connect Core section 3.1.3.7 and of Back-Channel Logout
 section 2.6.
@@ -18,6 +19,7 @@ MAX_INSTANT = 1e11
 
 ID_TOKEN_TYPES = frozenset({"jwt", "id_token+jwt"})
 LOGOUT_TOKEN_TYPES = frozenset({"jwt", "logout+jwt"})
+CALLER_TOKEN_TYPES = frozenset({"jwt", "at+jwt"})
 
 FOREIGN_KINDS = frozenset({"bearer", "refresh", "offline", "logout", "access"})
 """What Keycloak writes into the claim ``typ`` of tokens that are no id tokens."""
@@ -182,6 +184,38 @@ def check_logout_token(claims: Mapping[str, object], expected: Expected) -> Logo
     if subject is None and sid is None:
         raise ClaimsRefused("sub, sid: the token names nobody")
     return LogoutClaims(issuer=expected.issuer, subject=subject, sid=sid, jti=_text(claims, "jti"), exp=exp)
+
+
+def check_caller_token(claims: Mapping[str, object], expected: Expected, *, subject_claim: str) -> tuple[str, float]:
+    """
+    Check a token by which an API client says who it is.
+
+    Args:
+        claims: The token's.
+        expected: Its issuer, and as ``client_id`` the audience that the broker has there.
+        subject_claim: The claim that names the caller.
+
+    Returns:
+        The caller's name, and the Unix seconds at which the token ends.
+
+    Raises:
+        ClaimsRefused: If any rule is broken.
+
+    Source: RFC 7519 section 4.1, RFC 9068 section 4.
+    """
+    if claims.get("iss") != expected.issuer:
+        raise ClaimsRefused("iss: the token is from another issuer")
+    aud = claims.get("aud")
+    if expected.client_id not in (aud if isinstance(aud, list) else [aud]):
+        raise ClaimsRefused("aud: the token is meant for somebody else")
+    exp = _instant(claims, "exp")
+    if exp <= expected.now - expected.skew_seconds:
+        raise ClaimsRefused("exp: the token has expired")
+    if "nbf" in claims and _instant(claims, "nbf") > expected.now + expected.skew_seconds:
+        raise ClaimsRefused("nbf: the token isn't good yet")
+    if "nonce" in claims or "events" in claims:
+        raise ClaimsRefused("nonce, events: an id token or a security event is no access token")
+    return _text(claims, subject_claim), exp
 
 
 def _check_party(claims: Mapping[str, object], expected: Expected) -> None:

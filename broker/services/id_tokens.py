@@ -1,4 +1,4 @@
-"""Id tokens and logout tokens of one provider: the signature here, the claims by ``core.id_token``."""
+"""Signed tokens of one issuer that say who somebody is: the signature here, the claims by ``core.id_token``."""
 
 import hmac
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from joserfc.jws import JWSRegistry
 
 from broker.core.compact_jws import CompactJws, MalformedToken, read_compact
 from broker.core.id_token import (
+    CALLER_TOKEN_TYPES,
     ID_TOKEN_TYPES,
     LOGOUT_TOKEN_TYPES,
     ClaimsRefused,
@@ -17,6 +18,7 @@ from broker.core.id_token import (
     LogoutClaims,
     check_access_token_hash,
     check_authentication,
+    check_caller_token,
     check_id_token,
     check_logout_token,
     check_nonce,
@@ -97,6 +99,17 @@ class IdTokens:
         """
         _jws, claims, expected = await self._verified(logout_token, LOGOUT_TOKEN_TYPES)
         return check_logout_token(claims, expected)
+
+    async def check_caller(self, token: str, *, subject_claim: str) -> tuple[str, float]:
+        """
+        Return whom an API client's token names, and the Unix seconds at which it ends.
+
+        Raises:
+            ClaimsRefused: If it must not be believed.
+            ProviderError: If the keys can't be had.
+        """
+        _jws, claims, expected = await self._verified(token, CALLER_TOKEN_TYPES)
+        return check_caller_token(claims, expected, subject_claim=subject_claim)
 
     async def _verified(self, token: str, types: frozenset[str]) -> tuple[CompactJws, dict[str, object], Expected]:
         try:
