@@ -99,7 +99,7 @@ class Callers:
 
     def names_handle(self, authorization: Sequence[bytes]) -> bool:
         """Return whether the caller shows a handle, which goes before any cookie."""
-        return len(authorization) == 1 and authorization[0][:7].lower() == b"bearer " and PREFIX in authorization[0][:16]
+        return len(authorization) == 1 and authorization[0][:16].lower().startswith(b"bearer " + PREFIX)
 
     async def grant_of(self, shown: Shown) -> str | None:
         """

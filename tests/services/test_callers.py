@@ -1,0 +1,197 @@
+from base64 import b64encode
+from collections.abc import AsyncIterator, Sequence
+from hashlib import sha256
+from typing import Any
+
+import pytest
+
+from broker.core.callers import CallerCertificateOptions, CallerIssuerOptions, CallersOptions
+from broker.core.grant import Ended, EndReason, Grant, Origin
+from broker.core.options import OptionError
+from broker.errors import BadRequest, Forbidden, NoSession
+from broker.services.callers import Callers, Shown
+from broker.services.handles import Handles
+from broker.services.keyring import Keyring, new_key
+from broker.stores.memory import MemoryBackend, MemoryStore
+from tests.support.clock import ManualClock, SeededRandomness
+from tests.support.document_server import DocumentServer
+from tests.support.forge import base64url, ec_key, join, public_jwk, sign
+from tests.support.grants import NOW, grant
+
+CERTIFICATE = b"a certificate in DER"
+
+
+class Grants:
+    """The one thing that callers ask of the token broker."""
+
+    def __init__(self) -> None:
+        self.held: list[Grant] = []
+
+    async def grants(self, provider: str | None = None, subject: str | None = None) -> list[Grant]:
+        return [each for each in self.held if (each.provider, each.subject) == (provider, subject)]
+
+
+@pytest.fixture
+async def issuer() -> AsyncIterator[DocumentServer]:
+    async with DocumentServer() as server:
+        metadata = {"issuer": server.url, "jwks_uri": f"{server.url}/jwks"}
+        server.answers["/.well-known/openid-configuration"] = (200, metadata)
+        server.answers["/jwks"] = (200, {"keys": [public_jwk(ec_key(), "ec-1")]})
+        yield server
+
+
+@pytest.fixture
+def grants() -> Grants:
+    return Grants()
+
+
+@pytest.fixture
+def handles() -> Handles:
+    clock = ManualClock(NOW)
+    return Handles(MemoryStore(MemoryBackend(clock)), Keyring([new_key(SeededRandomness())]), clock, SeededRandomness())
+
+
+@pytest.fixture
+async def callers(issuer: DocumentServer, grants: Grants, handles: Handles) -> AsyncIterator[Callers]:
+    options = CallersOptions(
+        jwt=(CallerIssuerOptions(issuer=issuer.url, audience="token-broker", provider="corp"),),
+        certificates={
+            sha256(CERTIFICATE).hexdigest(): CallerCertificateOptions(provider="corp", subject="batch"),
+        },
+    )
+    made = Callers(options, handles=handles, tokens=grants, clock=ManualClock(NOW))  # type: ignore[arg-type]
+    yield made
+    await made.close()
+
+
+def shown(*authorization: bytes, certificate: Sequence[bytes] = (), address: str = "192.0.2.1") -> Shown:
+    return Shown(authorization=authorization, client_certificate=certificate, address=address, route_path="/api/orders")
+
+
+def token(issuer: DocumentServer, header: dict[str, Any] | None = None, **claims: Any) -> bytes:
+    all_claims = {"iss": issuer.url, "aud": "token-broker", "sub": "batch", "exp": NOW + 300, **claims}
+    return b"Bearer " + sign({"alg": "ES256", "kid": "ec-1", **(header or {})}, all_claims, ec_key()).encode()
+
+
+async def test_a_caller_that_shows_nothing_has_no_grant(callers: Callers) -> None:
+    """Whether that is allowed is for the route to say."""
+    assert None is await callers.grant_of(shown())
+
+
+async def test_a_handle_names_its_grant(callers: Callers, handles: Handles) -> None:
+    """Where it may be used; elsewhere it is refused."""
+    credential = await handles.issue(handles.new("g1", routes=("/api",), networks=("192.0.2.0/24",)))
+    line = b"Bearer " + credential.reveal().encode()
+
+    assert "g1" == await callers.grant_of(shown(line))
+    with pytest.raises(Forbidden):
+        await callers.grant_of(shown(line, address="198.51.100.1"))
+    with pytest.raises(NoSession):
+        await callers.grant_of(shown(b"Bearer tbh_" + b"A" * 43))
+
+
+async def test_a_signed_token_names_the_grant_of_its_subject(
+    callers: Callers, grants: Grants, issuer: DocumentServer
+) -> None:
+    """The newest live grant that was imported; its signature is checked once."""
+    grants.held = [
+        grant(id="old", subject="batch", origin=Origin.IMPORTED, chain_started_at=NOW - 10),
+        grant(id="new", subject="batch", origin=Origin.IMPORTED),
+        grant(id="ended", subject="batch", origin=Origin.IMPORTED, ended=Ended(reason=EndReason.REVOKED, at=NOW)),
+    ]
+    line = token(issuer)
+
+    assert ["new", "new"] == [await callers.grant_of(shown(line)) for _ in range(2)]
+    assert 1 == sum(request.path == "/jwks" for request in issuer.requests)
+
+
+async def test_a_browsers_grant_is_its_browsers_alone(callers: Callers, grants: Grants, issuer: DocumentServer) -> None:
+    """A signed token of the same user doesn't ride on the browser's login."""
+    grants.held = [grant(subject="batch", origin=Origin.BROWSER)]
+
+    with pytest.raises(NoSession, match="no grant"):
+        await callers.grant_of(shown(token(issuer)))
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"aud": "somebody-else"},
+        {"aud": None},
+        {"iss": "https://evil.test"},
+        {"exp": NOW - 300},
+        {"exp": "never"},
+        {"exp": None},
+        {"nbf": NOW + 300},
+        {"sub": ""},
+        {"sub": 7},
+        {"nonce": "an id token has one"},
+    ],
+)
+async def test_jw_02_a_token_with_wrong_claims_is_refused(
+    callers: Callers, grants: Grants, issuer: DocumentServer, claims: dict[str, Any]
+) -> None:
+    """Issuer, audience, times, subject and kind must all be right."""
+    grants.held = [grant(subject="batch", origin=Origin.IMPORTED)]
+
+    with pytest.raises(NoSession):
+        await callers.grant_of(shown(token(issuer, **claims)))
+
+
+async def test_jw_01_a_forged_token_is_refused(callers: Callers, grants: Grants, issuer: DocumentServer) -> None:
+    """None, another key, another algorithm, another type, and what isn't a token at all."""
+    grants.held = [grant(subject="batch", origin=Origin.IMPORTED)]
+    claims = {"iss": issuer.url, "aud": "token-broker", "sub": "batch", "exp": NOW + 300}
+    forged = [
+        join({"alg": "none"}, claims).encode(),
+        sign({"alg": "ES256", "kid": "ec-1"}, claims, ec_key(name="another")).encode(),
+        token(issuer, {"typ": "logout+jwt"})[7:],
+        token(issuer, {"crit": ["x"]})[7:],
+        base64url(b"{}").encode(),
+        b"\xff\xfe",
+    ]
+
+    for credential in forged:
+        with pytest.raises(NoSession):
+            await callers.grant_of(shown(b"Bearer " + credential))
+
+
+@pytest.mark.parametrize("lines", [(b"Basic YTpi",), (b"Bearer",), (b"Bearer a b",), (b"",)])
+async def test_only_a_bearer_credential_is_taken(callers: Callers, lines: tuple[bytes, ...]) -> None:
+    """Another scheme, or none, is refused."""
+    with pytest.raises(NoSession):
+        await callers.grant_of(shown(*lines))
+
+
+async def test_hd_09_two_credentials_are_refused(callers: Callers) -> None:
+    """Which of them counts must not be guessed."""
+    with pytest.raises(BadRequest):
+        await callers.grant_of(shown(b"Bearer a", b"Bearer b"))
+
+
+async def test_a_client_certificate_names_its_grant(callers: Callers, grants: Grants) -> None:
+    """By its SHA-256, in the form of RFC 9440; anything else is refused."""
+    grants.held = [grant(id="g1", subject="batch", origin=Origin.STANDING)]
+    field = b":" + b64encode(CERTIFICATE) + b":"
+
+    assert "g1" == await callers.grant_of(shown(certificate=[field]))
+    for bad in ([field, field], [b"no sequence"], [b"::"], [b":!:"]):
+        with pytest.raises(BadRequest):
+            await callers.grant_of(shown(certificate=bad))
+    with pytest.raises(NoSession):
+        await callers.grant_of(shown(certificate=[b":AAAA:"]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        lambda: CallerIssuerOptions(issuer="https://a", audience="", provider="corp"),
+        lambda: CallerIssuerOptions(issuer="https://a", audience="b", provider="corp", algorithms=("HS256",)),
+        lambda: CallersOptions(certificates={"AB": CallerCertificateOptions(provider="corp", subject="x")}),
+        lambda: CallersOptions(jwt=(CallerIssuerOptions(issuer="https://a", audience="b", provider="c"),) * 2),
+    ],
+)
+def test_ad_02_unsafe_options_are_refused(options: Any) -> None:
+    """An empty audience, a shared key, a fingerprint that can't match, an issuer that is named twice."""
+    with pytest.raises(OptionError):
+        options()
