@@ -14,13 +14,15 @@ The state of a grant for one audience:
     IN_DOUBT   dead or alive                  was presented, and the answer isn't known
     ENDED      must not be used               is worthless
 
+For an audience whose tokens come by exchange (RFC 8693), a grant isn't in doubt while it has a token to exchange.
+
 What is decided is :data:`TABLE`. The reference prints it, and :func:`decide` is tested against it row by row.
 """
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from broker.core.audience import Audience
+from broker.core.audience import DEFAULT_AUDIENCE, Audience
 from broker.core.breaker import LONGEST_RETRY_AFTER_SECONDS, Breaker
 from broker.core.grant import Ended, EndReason, Failure, Grant, HeldToken, Intent, Origin
 from broker.core.oauth import FailureKind, TokenFailure, TokenSet
@@ -39,6 +41,8 @@ OPERATOR_BACKOFF_SECONDS = 10.0
 LONGEST_OPERATOR_BACKOFF_SECONDS = 30.0
 ANSWER_SHARE = 1.5
 """An answer comes within this many deadlines of a token request, or never: its owner gives up by then."""
+SETTLE_SECONDS = 5.0
+"""An open intent is looked at again after this: its owner's lease has ended by then, if nobody renews it."""
 KEEP_ALIVE_SHARE = 0.5
 """An unused refresh token is presented after this share of its life."""
 
@@ -156,6 +160,11 @@ def can_acquire(grant: Grant, options: ProviderOptions) -> bool:
     return grant.origin is Origin.STANDING or (grant.session_id is not None and options.session_endpoint is not None)
 
 
+def can_exchange(grant: Grant, audience: Audience, *, now: float) -> bool:
+    """Return whether a token of *audience* can be had for the grant's own one. It spends no refresh token."""
+    return audience.exchange and held_token(grant, DEFAULT_AUDIENCE, now=now, rejected_generation=None) is not None
+
+
 def takes_again(grant: Grant, options: ProviderOptions, *, now: float) -> bool:
     """Return whether the server answers a refresh token that it may have answered before."""
     if grant.intent is None or grant.refresh_token is None or options.rotation is Rotation.NONE:
@@ -170,7 +179,7 @@ def assess(
     """Return the state of *grant* for *audience* at *now* (Unix seconds)."""
     if grant.ended is not None:
         return State.ENDED
-    if grant.intent is not None:
+    if grant.intent is not None and not can_exchange(grant, audience, now=now):
         return State.IN_DOUBT
     token = held_token(grant, audience, now=now, rejected_generation=rejected_generation)
     if token is None:
@@ -223,9 +232,10 @@ def _present(
 ) -> Decision:
     """The rows DUE and EXPIRED of the table."""
     retry_at = backing_off_until(grant, audience, now=now, breaker=breaker)
+    can_ask = can_present(grant, options) or can_exchange(grant, audience, now=now)
     if token is not None:
-        return Use(token) if retry_at is not None or not can_present(grant, options) else UseAndRefresh(token)
-    if not can_present(grant, options):
+        return UseAndRefresh(token) if can_ask and retry_at is None else Use(token)
+    if not can_ask:
         return LogIn("no_refresh_token")
     return Refresh() if retry_at is None else Wait(retry_at)
 
@@ -272,6 +282,11 @@ def begin(grant: Grant, *, attempt: str, owner: str, now: float) -> Grant:
         carried=first is not None,
     )
     return replace(grant, intent=intent)
+
+
+def withdraw(grant: Grant) -> Grant:
+    """Return *grant* after nothing was sent under its open intent. An earlier doubt stays."""
+    return replace(grant, intent=grant.intent if grant.intent is not None and grant.intent.carried else None)
 
 
 def doubt(grant: Grant) -> Grant:
@@ -409,3 +424,20 @@ def keep_alive_at(grant: Grant, options: ProviderOptions, *, jitter: float) -> f
     due = grant.refreshed_at + min(known) * KEEP_ALIVE_SHARE * (0.8 + 0.2 * jitter)
     ends = [grant.keep_until, login_needed_at(grant, options)]
     return None if any(limit is not None and due >= limit for limit in ends) else due
+
+
+def due_at(grant: Grant, options: ProviderOptions, *, now: float, jitter: float) -> float | None:
+    """
+    Return the Unix seconds at which the keep-alive should look at a grant, unless it is used before; None for never.
+
+    Args:
+        grant: As it is written.
+        options: Of its provider.
+        now: Unix seconds.
+        jitter: Between 0 and 1.
+    """
+    rests = [failure.retry_at for failure in grant.failures.values()]
+    if grant.intent is not None:
+        return max(now + SETTLE_SECONDS, *rests) if rests else now + SETTLE_SECONDS
+    ages = keep_alive_at(grant, options, jitter=jitter)
+    return ages if ages is None or not rests else max(ages, *rests)

@@ -5,11 +5,13 @@ import logging
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from broker.core.breaker import Breaker, failed, succeeded, told
 from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome
 from broker.errors import StoreError
 from broker.services.clock import Clock, Randomness
+from broker.services.provider import AuthorizationServer
 from broker.stores.base import Event, Store, Topic
 
 log = logging.getLogger(__name__)
@@ -98,3 +100,11 @@ class ProviderHealth:
         """Take what a replica says of this provider."""
         if event.topic is Topic.PROVIDER and event.key == self.name:
             self.breaker = told(self.breaker, now=self._clock.now(), rest_seconds=event.number / 1000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provider:
+    """An authorization server and what is known of its health."""
+
+    server: AuthorizationServer
+    health: ProviderHealth

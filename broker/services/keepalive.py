@@ -6,6 +6,8 @@ The store keeps when each grant is due. Whoever moves the due time on by compare
 
 import asyncio
 import logging
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import assert_never
 
 from broker.core.audience import DEFAULT_AUDIENCE
@@ -15,12 +17,16 @@ from broker.errors import StoreError
 from broker.services import metrics
 from broker.services.clock import Clock, Randomness
 from broker.services.refresher import Refresher, Want
-from broker.services.vault import StoredGrant, Vault
+from broker.services.vault import ForeignRecord, StoredGrant, Vault
 
 SCAN_SECONDS = 1.0
 CLAIM_SECONDS = 30.0
 """A grant that was claimed and not settled is looked at again after this."""
-BATCH = 50
+UNREADABLE_SECONDS = 600.0
+"""A record that can't be opened is looked at again after this: else such records would hide the others for ever."""
+PROVIDER_SECONDS = 10.0
+"""How long one scan spends on one provider. A slow one must not keep the others' grants waiting."""
+BATCH = 200
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +41,7 @@ class KeepAlive:
         self._randomness = randomness
 
     async def run(self) -> None:
-        """Scan until cancelled."""
+        """Scan until cancelled. A refresh that is under way then goes on to its end."""
         while True:
             await asyncio.sleep(SCAN_SECONDS * self._randomness.uniform(0.5, 1.5))
             try:
@@ -45,7 +51,7 @@ class KeepAlive:
 
     async def scan(self) -> int:
         """
-        Refresh what is due now.
+        Refresh what is due now, the providers side by side.
 
         Returns:
             How many grants this process claimed.
@@ -53,10 +59,30 @@ class KeepAlive:
         Raises:
             StoreError: If the store can't be asked.
         """
-        claimed = 0
+        by_provider: dict[str, list[StoredGrant]] = defaultdict(list)
         for key in await self._vault.due(self._clock.now(), BATCH):
+            stored = await self._read(key)
+            if stored is not None:
+                by_provider[stored.grant.provider].append(stored)
+        return sum(await asyncio.gather(*(self._keep_alive(grants) for grants in by_provider.values())))
+
+    async def _read(self, key: str) -> StoredGrant | None:
+        try:
             stored = await self._vault.read_key(key)
-            if stored is not None and await self._claim(stored):
+        except ForeignRecord:
+            stored = None
+        if stored is None:
+            await self._vault.postpone(key, self._clock.now() + UNREADABLE_SECONDS * self._randomness.uniform(0.8, 1.2))
+        return stored
+
+    async def _keep_alive(self, grants: Sequence[StoredGrant]) -> int:
+        """Refresh the due grants of one provider one after the other, as fast as its budget allows."""
+        claimed = 0
+        until = self._clock.monotonic() + PROVIDER_SECONDS
+        for stored in grants:
+            if self._clock.monotonic() >= until:
+                break
+            if await self._claim(stored):
                 claimed += 1
                 await self._refresh(stored.grant)
         return claimed
@@ -70,11 +96,14 @@ class KeepAlive:
         provider = self._refresher.providers.get(grant.provider)
         if provider is None:
             return
-        result = await self._refresher.refresh(Want(grant_id=grant.id, rejected_generation=_to_be_replaced(grant)))
+        want = Want(grant_id=grant.id, rejected_generation=_to_be_replaced(grant))
+        # Shielded: the end of this process must not cut off a rotation. It is drained as all others are.
+        result = await asyncio.shield(self._refresher.start(want))
         outcome = _word(result)
         metrics.KEEP_ALIVE.labels(grant.provider, outcome).inc()
         log.info("kept_alive", extra={"grant": grant.id, "provider": grant.provider, "result": outcome})
-        await asyncio.sleep(1 / provider.server.options.keep_alive_per_second)
+        if not provider.health.breaker.is_open(self._clock.now()):  # else nothing was asked
+            await asyncio.sleep(1 / provider.server.options.keep_alive_per_second)
 
 
 def _to_be_replaced(grant: Grant) -> int | None:

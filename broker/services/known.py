@@ -1,13 +1,18 @@
 """What this process knows of grants: enough to serve a live token without asking anybody."""
 
+import math
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from broker.core.audience import Audience
-from broker.core.grant import Grant
+from broker.core.grant import Grant, HeldToken
 from broker.core.outcome import Token
 from broker.core.provider import ProviderOptions
 from broker.core.refresh import due_from, usable_until
+from broker.services.clock import Clock
+
+UNSAVED = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +40,15 @@ class Known:
 
     Attributes:
         generation: The generation that was seen.
-        provider: Whose grant it is.
         tokens: By :attr:`Audience.key`.
         ended: Why it ended; None while it lives.
-        read_at: Monotonic seconds at which the store said so; infinity if the store doesn't know it yet.
+        stale_at: Monotonic seconds from which the store must be asked again; infinity if it doesn't know this yet.
     """
 
     generation: int
-    provider: str
-    tokens: dict[str, KnownToken]
+    tokens: Mapping[str, KnownToken]
     ended: str | None
-    read_at: float
+    stale_at: float
 
     def token(self, audience: Audience, now: float) -> KnownToken | None:
         """Return the token of *audience* that may be sent at *now* (Unix seconds)."""
@@ -53,30 +56,22 @@ class Known:
         return known if known is not None and now < known.usable_until else None
 
 
-def known(grant: Grant, options: ProviderOptions, *, read_at: float) -> Known:
-    """Return what is worth remembering of *grant*."""
-    tokens = {
-        key: KnownToken(
-            Token(held.access_token, held.token_type, held.generation, held.expires_at),
-            held.issued_at,
-            due_from(held, options),
-            usable_until(held),
-        )
-        for key, held in grant.tokens.items()
-    }
-    return Known(
-        generation=grant.generation,
-        provider=grant.provider,
-        tokens=tokens,
-        ended=None if grant.ended is None else grant.ended.reason,
-        read_at=read_at,
-    )
-
-
 class KnownGrants:
-    """The last seen grants, bounded; the one that was used longest ago goes first."""
+    """The last seen grants, bounded: the one that was seen longest ago goes first."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(
+        self, providers: Mapping[str, ProviderOptions], clock: Clock, *, ttl_seconds: float, limit: int
+    ) -> None:
+        """
+        Args:
+            providers: By configured name.
+            clock: Time.
+            ttl_seconds: How long what was seen isn't asked for again, while nothing else is heard.
+            limit: How many grants are remembered.
+        """
+        self._providers = providers
+        self._clock = clock
+        self._ttl_seconds = ttl_seconds
         self._limit = limit
         self._grants: OrderedDict[str, Known] = OrderedDict()
 
@@ -84,27 +79,75 @@ class KnownGrants:
         return len(self._grants)
 
     def get(self, grant_id: str) -> Known | None:
+        """Return what was last seen of a grant, stale or not."""
         return self._grants.get(grant_id)
 
-    def put(self, grant_id: str, seen: Known) -> None:
-        """Remember *seen*, unless something newer is known."""
-        former = self._grants.get(grant_id)
-        if former is not None and former.generation > seen.generation and seen.ended is None:
+    def is_stale(self, seen: Known) -> bool:
+        """Return whether the store must be asked again."""
+        return self._clock.monotonic() >= seen.stale_at
+
+    def learn(self, grant: Grant) -> None:
+        """Remember a grant as it stands in the store."""
+        self._remember(grant, stale_at=self._clock.monotonic() + self._ttl_seconds)
+
+    def learn_unsaved(self, grant: Grant) -> None:
+        """Remember a grant as it will stand in the store, which doesn't have it yet."""
+        self._remember(grant, stale_at=UNSAVED)
+
+    def end(self, grant_id: str, reason: str) -> None:
+        """
+        Remember that a grant has ended.
+
+        A read that began before may yet bring it alive: what it brings is not believed until this is stale.
+        """
+        stale_at = self._clock.monotonic() + self._ttl_seconds
+        self._put(grant_id, Known(generation=0, tokens={}, ended=reason, stale_at=stale_at))
+
+    def outdate(self, grant_id: str, generation: int) -> None:
+        """A newer generation is in the store: ask for it. What is older serves on while the store is down."""
+        seen = self._grants.get(grant_id)
+        if seen is not None and seen.generation < generation:
+            self._grants[grant_id] = replace(seen, stale_at=-math.inf)
+
+    def outdate_all(self) -> None:
+        """Events may have been lost: ask the store again for each grant, unless it doesn't have ours yet."""
+        for grant_id, seen in self._grants.items():
+            if seen.stale_at != UNSAVED:
+                self._grants[grant_id] = replace(seen, stale_at=-math.inf)
+
+    def _remember(self, grant: Grant, *, stale_at: float) -> None:
+        options = self._providers.get(grant.provider)
+        former = self._grants.get(grant.id)
+        if options is None or (former is not None and grant.ended is None and self._outranks(former, grant)):
             return
+        self._put(
+            grant.id,
+            Known(
+                generation=grant.generation,
+                tokens={key: _known_token(grant, key, held, options) for key, held in grant.tokens.items()},
+                ended=None if grant.ended is None else grant.ended.reason,
+                stale_at=stale_at,
+            ),
+        )
+
+    def _outranks(self, former: Known, grant: Grant) -> bool:
+        """Return whether what is known is newer than *grant*, or an end that was heard of while it was read."""
+        return former.generation > grant.generation or (former.ended is not None and not self.is_stale(former))
+
+    def _put(self, grant_id: str, seen: Known) -> None:
         self._grants[grant_id] = seen
         self._grants.move_to_end(grant_id)
         if len(self._grants) > self._limit:
             self._grants.popitem(last=False)
 
-    def outdate(self, grant_id: str, generation: int) -> None:
-        """A newer generation is in the store: forget what is older, unless the store doesn't have ours yet."""
-        former = self._grants.get(grant_id)
-        if former is not None and former.generation < generation:
-            del self._grants[grant_id]
 
-    def forget(self, grant_id: str) -> None:
-        self._grants.pop(grant_id, None)
-
-    def ids(self) -> list[str]:
-        """Return the ids of the remembered grants."""
-        return list(self._grants)
+def _known_token(grant: Grant, key: str, held: HeldToken, options: ProviderOptions) -> KnownToken:
+    failure = grant.failures.get(key)
+    due_at = due_from(held, options)
+    return KnownToken(
+        Token(held.access_token, held.token_type, held.generation, held.expires_at),
+        held.issued_at,
+        # While a grant backs off, there is no use in looking whether it may be refreshed.
+        due_at if failure is None else max(due_at, failure.retry_at),
+        usable_until(held),
+    )

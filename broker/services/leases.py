@@ -9,10 +9,11 @@ from broker.errors import StoreError
 from broker.services.tasks import Tasks
 from broker.stores.base import Lease
 
-LEASE_SECONDS = 6.0
+LEASE_SECONDS = 4.0
 """
-How long others wait for a process that died. It may be shorter than a token request, because the lease is renewed, and
-because it isn't what protects the grant: the committed intent and the versions are.
+How long others wait for a process that died, and for nobody at all where the store gave the lease and couldn't say so.
+It may be shorter than a token request, because the lease is renewed, and because it isn't what protects the grant: the
+committed intent and the versions are.
 """
 
 log = logging.getLogger(__name__)

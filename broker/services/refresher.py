@@ -1,10 +1,10 @@
 """
-One refresh, from the lease to the last acknowledgement.
+One refresh, from the lease to the answer.
 
-    lease ─▶ read ─▶ decide ─▶ intent ─▶ token request ─▶ spool ─▶ save ─▶ check ─▶ announce ─▶ done
-                                  │            │             │       │
-    what a crash here leaves:   nothing     in doubt      on disk   saved
-    spent
+    lease ─▶ read ─▶ decide ─▶ intent ─▶ token request ─▶ answer (services.answers)
+                                  │            │
+    what a crash here leaves:   nothing     in doubt
+                                spent
 
 The rules are core.refresh; this module carries them out in the order that loses nothing, and knows no others.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from broker.core.audience import DEFAULT_AUDIENCE, Audience
-from broker.core.grant import EndReason, Grant, HeldToken
+from broker.core.grant import Grant, HeldToken
 from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome, TokenSet
 from broker.core.outcome import Cause, LoginNeeded, Token, TokenResult, Unavailable
 from broker.core.refresh import (
@@ -25,25 +25,30 @@ from broker.core.refresh import (
     Use,
     UseAndRefresh,
     Wait,
+    answer_seconds,
     begin,
     decide,
-    end,
+    doubt,
+    due_at,
     fail,
     held_token,
-    keep_alive_at,
     succeed,
     takes_again,
+    withdraw,
 )
-from broker.errors import ProviderError, StoreError
+from broker.errors import StoreError
 from broker.services import metrics
+from broker.services.answers import Answers, as_token
 from broker.services.clock import Clock, Randomness
-from broker.services.health import ProviderHealth
+from broker.services.health import Provider
+from broker.services.known import KnownGrants
 from broker.services.leases import LEASE_SECONDS, renewed
 from broker.services.news import News
-from broker.services.provider import AuthorizationServer, Identity
-from broker.services.spool import Entry, Spool
+from broker.services.register import Register, about
+from broker.services.spool import Entry
 from broker.services.tasks import Tasks
 from broker.services.turns import Turns
+from broker.services.unwritten import Unwritten
 from broker.services.vault import StoredGrant, Vault
 from broker.stores.base import Busy, StoreDown
 
@@ -55,23 +60,14 @@ PATIENCE_SECONDS = 30.0
 """How long a caller's refresh may take, all waiting included."""
 QUICK_RETRY_SECONDS = (0.1, 0.4)
 """A request that failed in passing is sent again after these, before anybody is told."""
-SAVE_RETRY_SECONDS = (0.05, 0.2, 0.5)
-IDENTITY_CHECK_SECONDS = 5.0
-"""The id token of a refresh is checked within this, or its claims are left out."""
+LEAST_WAIT_SECONDS = 0.5
+"""What a caller is told to wait at least after a failure."""
 
 log = logging.getLogger(__name__)
 
 
 Acquire = Callable[[Grant, Audience], Awaitable[TokenOutcome]]
 """Gets tokens for a grant that has no refresh token: a standing grant, or one with a session at its server."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Provider:
-    """An authorization server and what is known of its health."""
-
-    server: AuthorizationServer
-    health: ProviderHealth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +86,20 @@ class Want:
     rejected_generation: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """
+    What came of a presentation that brought no tokens.
+
+    Attributes:
+        failure: The last answer.
+        doubted: Whether an earlier answer to the same presentation was lost.
+    """
+
+    failure: TokenFailure
+    doubted: bool
+
+
 class Refresher:
     """Carries refreshes out. At most one runs for a grant in this process, and one under the grant's lease anywhere."""
 
@@ -97,46 +107,48 @@ class Refresher:
         self,
         *,
         vault: Vault,
-        spool: Spool,
+        answers: Answers,
+        register: Register,
+        known: KnownGrants,
         providers: Mapping[str, Provider],
         clock: Clock,
         randomness: Randomness,
         news: News,
         tasks: Tasks,
         owner: str,
-        learned: Callable[[Grant], None],
-        unsaved: Callable[[Grant], None],
-        identified: Callable[[Grant, Identity], None],
         acquire: Acquire,
     ) -> None:
         """
         Args:
             vault: Where grants are kept.
-            spool: Where answers are kept until the vault has them. It is open.
+            answers: Brings what comes into the vault.
+            register: Tells what became of grants.
+            known: What this process serves from memory.
             providers: By configured name.
             clock: Time.
             randomness: Jitter, and the names of attempts.
             news: Wakes waiters.
             tasks: Owns what runs on behind a caller's back.
             owner: Names this process in intents.
-            learned: Is told what a grant is now, each time that is known better.
-            unsaved: Is told what a grant is now, which the store doesn't have yet.
-            identified: Is told who a refreshed id token names, once that is checked.
             acquire: Gets tokens for a grant that has no refresh token.
         """
         self._vault = vault
-        self._spool = spool
+        self._answers = answers
+        self._register = register
+        self._known = known
         self.providers = providers
         self._clock = clock
         self._randomness = randomness
         self._news = news
         self._tasks = tasks
         self._owner = owner
-        self._learned = learned
-        self._unsaved = unsaved
-        self._identified = identified
         self._acquire = acquire
         self._turns = Turns()
+        self._unwritten = Unwritten()
+
+    def start(self, want: Want) -> "asyncio.Task[TokenResult]":
+        """Begin :meth:`refresh` as a task of its own: whoever waits for it must shield it from its own end."""
+        return self._tasks.spawn(self.refresh(want), name=f"refresh:{want.grant_id}")
 
     async def refresh(self, want: Want) -> TokenResult:
         """Return a token as *want* says, refreshing if it must be."""
@@ -147,6 +159,8 @@ class Refresher:
             except StoreError as fault:
                 log.warning("refresh_without_store", extra={"grant": want.grant_id, "error": str(fault)})
                 return Unavailable(Cause.STORE, STORE_RETRY_SECONDS)
+
+    # --- under the lease, or waiting for it
 
     async def _patiently(self, want: Want) -> TokenResult:
         started = self._clock.monotonic()
@@ -177,14 +191,22 @@ class Refresher:
         # the server revoke the newest too (RFC 9700 section 4.14.2).
         stored = await self._vault.read(want.grant_id)
         if stored is not None and stored.grant.intent is not None:
-            stored = await self._recover(stored)
+            stored = await self._settle(stored, stored.grant.intent.attempt)
         return await self._decide(stored, want, under_lease=True)
+
+    async def _settle(self, stored: StoredGrant, attempt: str) -> StoredGrant | None:
+        """An intent is open: write down whatever is known here of what came of it."""
+        result = self._unwritten.take(attempt)
+        if result is not None and (provider := self.providers.get(stored.grant.provider)) is not None:
+            _ = await self._write(provider, stored, result)
+            return await self._vault.read(stored.grant.id)
+        return await self._answers.recover_grant(stored)
 
     async def _decide(self, stored: StoredGrant | None, want: Want, *, under_lease: bool) -> TokenResult | None:
         if stored is None:
             return LoginNeeded("unknown_grant")
         grant, now = stored.grant, self._clock.now()
-        self._learned(grant)
+        self._known.learn(grant)
         provider = self.providers.get(grant.provider)
         if provider is None:
             return LoginNeeded("unknown_provider")
@@ -198,10 +220,10 @@ class Refresher:
             rejected_generation=want.rejected_generation,
         )
         match decision:
-            case Use(token):
-                return as_token(token)
-            case UseAndRefresh(token) if not under_lease:
-                return as_token(token)
+            case Use():
+                return as_token(grant, want.audience)
+            case UseAndRefresh() if not under_lease:
+                return as_token(grant, want.audience)
             case UseAndRefresh() | Refresh():
                 return await self._ask(provider, stored, want) if under_lease else None
             case Wait(retry_at):
@@ -213,65 +235,182 @@ class Refresher:
 
     async def _ask(self, provider: Provider, stored: StoredGrant, want: Want) -> TokenResult | None:
         """Ask the token endpoint, under the lease."""
+        if want.audience.exchange:
+            return await self._exchange(provider, stored, want)
         async with provider.health.permit() as permitted:
-            if not permitted:
-                return None  # the breaker opened meanwhile: decide again
-            if not want.audience.exchange:
-                return await self._present(provider, stored, want)
-            subject = held_token(stored.grant, DEFAULT_AUDIENCE, now=self._clock.now(), rejected_generation=None)
-            if subject is not None:
-                return await self._exchange(provider, stored, subject, want)
-            result = await self._present(provider, stored, Want(grant_id=want.grant_id))
-        return None if isinstance(result, Token) else result
+            # If the breaker has opened meanwhile: decide again.
+            return await self._present(provider, stored, want) if permitted else None
+
+    # --- presenting the refresh token
 
     async def _present(self, provider: Provider, stored: StoredGrant, want: Want) -> TokenResult | None:
         """Present the refresh token: write the intent, send, keep what comes."""
-        now = self._clock.now()
-        attempt = self._randomness.token_bytes(8).hex()
-        intended = begin(stored.grant, attempt=attempt, owner=self._owner, now=now)
-        # If this process dies now, the keep-alive of another finds the open intent soon after the lease has ended.
-        written = await self._vault.replace(stored, intended, due_at=now + LEASE_SECONDS + 1)
+        began = self._clock.monotonic()
+        written = await self._intend(provider, stored)
         if written is None:
             return None
-        outcome = await self._send(provider, written.grant, want.audience, attempt)
-        match outcome:
-            case TokenSet():
-                entry = _entry(written.grant, want.audience, outcome, attempt)
-                return await self._keep(provider, written, entry)
-            case TokenFailure():
-                return await self._note(provider, written, want, outcome)
+        if self._is_late(provider, began):
+            # This process stood still. Another may take its intent for a dead one's by now.
+            _ = await self._write(provider, written, withdraw)
+            return None
+        sent = await self._send(provider, written.grant, want.audience, began)
+        match sent:
+            case Entry():
+                return await self._answers.keep(provider, written, sent)
+            case Refusal():
+                return await self._note(provider, written, want, sent)
             case _ as never:
                 assert_never(never)
 
-    async def _send(self, provider: Provider, grant: Grant, audience: Audience, attempt: str) -> TokenOutcome:
+    async def _intend(self, provider: Provider, stored: StoredGrant) -> StoredGrant | None:
+        attempt, now = self._randomness.token_bytes(8).hex(), self._clock.now()
+        intended = begin(stored.grant, attempt=attempt, owner=self._owner, now=now)
+        try:
+            return await self._vault.replace(stored, intended, due_at=self._due_at(provider, intended))
+        except StoreError:
+            # It may have been written all the same, and only this process knows that nothing was sent under it.
+            self._unwritten.note(attempt, withdraw)
+            raise
+
+    async def _send(self, provider: Provider, grant: Grant, audience: Audience, began: float) -> Entry | Refusal:
         """Send the token request, again where that can only help."""
+        doubted = False
         delays = iter(QUICK_RETRY_SECONDS)
         while True:
             started = self._clock.monotonic()
-            outcome = await self._request(provider, grant, audience)
+            outcome = await self._request(provider, grant, audience, began)
             if isinstance(outcome, TokenSet):
-                # Before anything is awaited: from here on a crash loses nothing.
-                self._spool.append(_entry(grant, audience, outcome, attempt))
+                # Before anything else is awaited: from here on a crash loses nothing.
+                entry = self._answers.receive(grant, audience, outcome)
+                await self._observe(provider, grant, outcome, self._clock.monotonic() - started)
+                return entry
             await self._observe(provider, grant, outcome, self._clock.monotonic() - started)
-            if isinstance(outcome, TokenSet) or not self._worth_repeating(provider, grant, outcome):
-                return outcome
             delay = next(delays, None)
-            if delay is None:
-                return outcome
+            if delay is None or not self._worth_repeating(provider, grant, outcome, began):
+                return Refusal(outcome, doubted)
+            doubted = doubted or outcome.kind is FailureKind.IN_DOUBT
             await asyncio.sleep(delay * self._randomness.uniform(0.5, 1.5))
 
-    async def _request(self, provider: Provider, grant: Grant, audience: Audience) -> TokenOutcome:
-        if grant.refresh_token is not None:
-            return await provider.server.refresh(grant, audience)
-        return await self._acquire(grant, audience)
+    async def _request(self, provider: Provider, grant: Grant, audience: Audience, began: float) -> TokenOutcome:
+        """Send it once, and wait no longer than others believe."""
+        left = answer_seconds(provider.server.options) - (self._clock.monotonic() - began)
+        try:
+            async with asyncio.timeout(left):
+                if grant.refresh_token is not None:
+                    return await provider.server.refresh(grant, audience)
+                return await self._acquire(grant, audience)
+        except TimeoutError:
+            return TokenFailure(kind=FailureKind.IN_DOUBT, detail="no answer in time, discovery included")
 
-    def _worth_repeating(self, provider: Provider, grant: Grant, failure: TokenFailure) -> bool:
+    def _worth_repeating(self, provider: Provider, grant: Grant, failure: TokenFailure, began: float) -> bool:
         if failure.retry_after_seconds is not None or provider.health.breaker.is_open(self._clock.now()):
+            return False
+        if self._is_late(provider, began):
             return False
         if failure.kind is FailureKind.TRANSIENT:
             return True
         again = takes_again(grant, provider.server.options, now=self._clock.now())
         return failure.kind is FailureKind.IN_DOUBT and again
+
+    def _is_late(self, provider: Provider, began: float) -> bool:
+        """Return whether the answer to a request that is sent now might come when others don't expect it any more."""
+        options = provider.server.options
+        latest = began + answer_seconds(options) - options.token_endpoint_timeout_seconds
+        return self._clock.monotonic() > latest
+
+    async def _note(self, provider: Provider, stored: StoredGrant, want: Want, refusal: Refusal) -> TokenResult | None:
+        """Write down what came of a presentation, and say what it means for its caller."""
+        now, jitter = self._clock.now(), self._randomness.uniform(0, 1)
+
+        def result(grant: Grant) -> Grant:
+            intended = doubt(grant) if refusal.doubted else grant
+            options = provider.server.options
+            return fail(intended, want.audience, options, refusal.failure, now=now, jitter=jitter)
+
+        written = await self._write(provider, stored, result)
+        if written is None:
+            return None
+        if stored.grant.refresh_token is not None and written.grant.refresh_token is None and not written.grant.ended:
+            return None  # the refresh token has ended, the grant hasn't: decide again
+        return self._after_failure(written.grant, want, now=now)
+
+    async def _write(
+        self, provider: Provider, stored: StoredGrant, result: Callable[[Grant], Grant]
+    ) -> StoredGrant | None:
+        """
+        Write down what came of the open intent of *stored*, as long as it is the one that is open.
+
+        Returns:
+            What is stored now; None if somebody else has settled the intent or begun another. So ``invalid_grant``
+            counts only for the refresh token that was presented.
+
+        Raises:
+            StoreError: If that isn't known. It is written when the grant is next looked at here.
+        """
+        assert stored.grant.intent is not None
+        attempt = stored.grant.intent.attempt
+        try:
+            written = await self._write_under(attempt, provider, stored, result)
+        except StoreError:
+            self._unwritten.note(attempt, result)
+            raise
+        if written is None:
+            return None
+        if written.grant.ended is not None:
+            await self._register.tell_end(written.grant)
+        else:
+            self._known.learn(written.grant)
+        return written
+
+    async def _write_under(
+        self, attempt: str, provider: Provider, stored: StoredGrant, result: Callable[[Grant], Grant]
+    ) -> StoredGrant | None:
+        current: StoredGrant | None = stored
+        while current is not None and current.grant.intent is not None and current.grant.intent.attempt == attempt:
+            after = result(current.grant)
+            written = await self._vault.replace(current, after, due_at=self._due_at(provider, after))
+            if written is not None:
+                return written
+            current = await self._vault.read(stored.grant.id)
+        return None
+
+    # --- exchanging an access token
+
+    async def _exchange(self, provider: Provider, stored: StoredGrant, want: Want) -> TokenResult | None:
+        """Exchange the grant's own access token (RFC 8693). No refresh token is spent, so nothing can be lost."""
+        subject = held_token(stored.grant, DEFAULT_AUDIENCE, now=self._clock.now(), rejected_generation=None)
+        if subject is None:
+            own = await self._decide(stored, Want(grant_id=want.grant_id), under_lease=True)
+            return None if isinstance(own, Token) else own
+        outcome = await self._request_exchange(provider, stored.grant, subject, want.audience)
+        if outcome is None:
+            return None
+        now, jitter = self._clock.now(), self._randomness.uniform(0, 1)
+        if isinstance(outcome, TokenSet):
+            after = succeed(stored.grant, want.audience, outcome)
+        else:
+            after = fail(stored.grant, want.audience, provider.server.options, outcome, now=now, jitter=jitter)
+        if await self._vault.replace(stored, after, due_at=self._due_at(provider, after)) is None:
+            return None
+        if isinstance(outcome, TokenFailure):
+            self._known.learn(after)
+            return self._after_failure(after, want, now=now)
+        await self._register.tell(after)
+        return as_token(after, want.audience)
+
+    async def _request_exchange(
+        self, provider: Provider, grant: Grant, subject: HeldToken, audience: Audience
+    ) -> TokenOutcome | None:
+        """Return what came; None if the breaker has opened meanwhile."""
+        async with provider.health.permit() as permitted:
+            if not permitted:
+                return None
+            started = self._clock.monotonic()
+            outcome = await provider.server.exchange_token(subject.access_token, audience)
+            await self._observe(provider, grant, outcome, self._clock.monotonic() - started)
+            return outcome
+
+    # --- what both need
 
     async def _observe(self, provider: Provider, grant: Grant, outcome: TokenOutcome, seconds: float) -> None:
         result = "success" if isinstance(outcome, TokenSet) else outcome.kind.value
@@ -281,9 +420,7 @@ class Refresher:
             log.warning(
                 "token_request_failed",
                 extra={
-                    "grant": grant.id,
-                    "generation": grant.generation,
-                    "provider": grant.provider,
+                    **about(grant),
                     "kind": outcome.kind,
                     "error": outcome.error,
                     "status": outcome.status,
@@ -292,217 +429,14 @@ class Refresher:
             )
         await provider.health.observe(outcome)
 
-    async def _keep(self, provider: Provider, stored: StoredGrant, entry: Entry) -> TokenResult:
-        """Save an answer, and go on with it even if the store can't take it."""
-        metrics.SPOOL_RECORDS.set(len(self._spool))
-        for delay in (*SAVE_RETRY_SECONDS, None):
-            try:
-                return await self._finish(provider, await self._save(provider, stored, entry), entry)
-            except StoreError as fault:
-                log.warning("save_failed", extra={"grant": entry.grant_id, "error": str(fault)})
-            if delay is not None:
-                await asyncio.sleep(delay)
-        await self._spool.sync()
-        after = succeed(stored.grant, entry.audience, entry.answer)
-        self._unsaved(after)
-        self._tasks.launch(self._save_later(provider, stored, entry), name=f"save:{entry.grant_id}")
-        return as_token(after.tokens[entry.audience.key])
-
-    async def _save(self, provider: Provider, stored: StoredGrant, entry: Entry) -> Grant | None:
-        """
-        Write an answer into its grant.
-
-        Returns:
-            The grant as it is now: with this answer, or with a newer one; None if it's gone or has ended.
-
-        Raises:
-            StoreError: If that isn't known.
-        """
-        current: StoredGrant | None = stored
-        while current is not None and current.grant.ended is None:
-            if current.grant.generation > entry.base_generation:
-                if current.grant.refresh_token != entry.answer.refresh_token:
-                    log.warning("answer_superseded", extra=_about(current.grant))
-                return current.grant
-            after = succeed(current.grant, entry.audience, entry.answer)
-            written = await self._vault.replace(current, after, due_at=self._due_at(provider, after))
-            if written is not None:
-                return written.grant
-            current = await self._vault.read(entry.grant_id)
-        return None
-
-    async def _finish(self, provider: Provider, grant: Grant | None, entry: Entry) -> TokenResult:
-        """Check, announce and hand out what was saved."""
-        self._spool.done(entry.attempt)
-        metrics.SPOOL_RECORDS.set(len(self._spool))
-        if grant is None:
-            await self._discard(provider, entry)
-            return LoginNeeded(EndReason.LOGOUT)
-        grant = await self._check(provider, grant, entry)
-        self._learned(grant)
-        await self._vault.announce(grant)
-        self._news.heard(grant.id)
-        log.info("token_refreshed", extra=_about(grant))
-        held = grant.tokens.get(entry.audience.key)
-        return as_token(held) if held is not None else LoginNeeded(grant.ended.reason if grant.ended else "no_token")
-
-    async def _discard(self, provider: Provider, entry: Entry) -> None:
-        """The user logged out while the server answered: what came must not live on there."""
-        log.info("answer_after_the_end", extra={"grant": entry.grant_id})
-        if entry.answer.refresh_token is not None:
-            try:
-                await provider.server.revoke(entry.answer.refresh_token)
-            except ProviderError as fault:
-                log.warning("revocation_failed", extra={"grant": entry.grant_id, "error": str(fault)})
-
-    async def _check(self, provider: Provider, grant: Grant, entry: Entry) -> Grant:
-        """Check the id token of a refresh (OpenID Connect Core section 12.2). Only another subject ends the grant."""
-        if entry.answer.id_token is None:
-            return grant
-        try:
-            async with asyncio.timeout(IDENTITY_CHECK_SECONDS):
-                identity = await provider.server.check_refreshed(entry.answer.id_token)
-        except (ProviderError, TimeoutError) as fault:
-            log.warning("refreshed_id_token_unchecked", extra={"grant": grant.id, "error": type(fault).__name__})
-            return grant
-        if identity is None:
-            return grant
-        if identity.subject != grant.subject:
-            log.error("subject_changed", extra=_about(grant))
-            return await self.end(grant.id, EndReason.SUBJECT_CHANGED) or grant
-        self._identified(grant, identity)
-        return grant
-
-    async def _note(
-        self, provider: Provider, stored: StoredGrant, want: Want, failure: TokenFailure
-    ) -> TokenResult | None:
-        """Write a failure down, and say what it means for this caller."""
-        now = self._clock.now()
-        after = fail(
-            stored.grant,
-            want.audience,
-            provider.server.options,
-            failure,
-            now=now,
-            jitter=self._randomness.uniform(0, 1),
-        )
-        # invalid_grant counts only over the generation that was presented: if another has written, decide again.
-        if await self._vault.replace(stored, after, due_at=self._due_at(provider, after)) is None:
-            return None
-        self._learned(after)
-        if after.ended is not None:
-            await self._announce_end(after)
-            return LoginNeeded(after.ended.reason)
-        token = held_token(after, want.audience, now=now, rejected_generation=want.rejected_generation)
-        if token is not None:
-            return as_token(token)
-        if after.refresh_token is None and stored.grant.refresh_token is not None:
-            return None  # the refresh token has ended, the grant hasn't: decide again
-        return Unavailable(Cause.PROVIDER, max(after.failures[want.audience.key].retry_at - now, 0.5))
-
-    async def _exchange(
-        self, provider: Provider, stored: StoredGrant, subject: HeldToken, want: Want
-    ) -> TokenResult | None:
-        """Exchange the grant's own access token (RFC 8693). No refresh token is spent, so nothing can be lost."""
-        outcome = await provider.server.exchange_token(subject.access_token, want.audience)
-        await self._observe(provider, stored.grant, outcome, 0.0)
-        match outcome:
-            case TokenFailure():
-                return await self._note(provider, stored, want, outcome)
-            case TokenSet():
-                after = succeed(stored.grant, want.audience, outcome)
-                if await self._vault.replace(stored, after, due_at=self._due_at(provider, after)) is None:
-                    return None
-                self._learned(after)
-                await self._vault.announce(after)
-                return as_token(after.tokens[want.audience.key])
-            case _ as never:
-                assert_never(never)
-
-    async def end(self, grant_id: str, reason: EndReason) -> Grant | None:
-        """
-        End a grant on every replica, and keep what remembers it.
-
-        Returns:
-            The grant as it was just before, with its tokens, for revocation; None if there was none.
-
-        Raises:
-            StoreError: If that couldn't be written.
-        """
-        while (stored := await self._vault.read(grant_id)) is not None and stored.grant.ended is None:
-            after = end(stored.grant, reason, now=self._clock.now())
-            if await self._vault.replace(stored, after, due_at=None) is not None:
-                await self._announce_end(after)
-                return stored.grant
-        return None
-
-    async def _announce_end(self, grant: Grant) -> None:
-        assert grant.ended is not None
-        metrics.GRANTS.labels(grant.provider, "ended").inc()
-        log.warning("grant_ended", extra={**_about(grant), "reason": grant.ended.reason})
-        self._learned(grant)
-        await self._vault.announce(grant)
-        self._news.heard(grant.id)
+    def _after_failure(self, grant: Grant, want: Want, *, now: float) -> TokenResult:
+        if grant.ended is not None:
+            return LoginNeeded(grant.ended.reason)
+        held = held_token(grant, want.audience, now=now, rejected_generation=want.rejected_generation)
+        if held is not None and (token := as_token(grant, want.audience)) is not None:
+            return token
+        return Unavailable(Cause.PROVIDER, max(grant.failures[want.audience.key].retry_at - now, LEAST_WAIT_SECONDS))
 
     def _due_at(self, provider: Provider, grant: Grant) -> float | None:
-        """When the keep-alive should look at the grant: when it ages, or when it must be settled."""
-        if grant.intent is not None and grant.failures:
-            return max(failure.retry_at for failure in grant.failures.values())
-        due = keep_alive_at(grant, provider.server.options, jitter=self._randomness.uniform(0, 1))
-        if due is None or not grant.failures:
-            return due
-        return max(due, *(failure.retry_at for failure in grant.failures.values()))
-
-    async def _recover(self, stored: StoredGrant) -> StoredGrant | None:
-        """An intent is open: if a dead process of this host left its answer behind, take it."""
-        self._spool.orphans()
-        for entry in self._spool.pending():
-            if entry.grant_id == stored.grant.id and entry.base_generation == stored.grant.generation:
-                await self._recover_entry(entry, stored)
-                return await self._vault.read(stored.grant.id)
-        return stored
-
-    async def recover(self) -> None:
-        """Save what dead processes of this host left in the spool. Whatever can't be saved now is tried again."""
-        self._spool.orphans()
-        for entry in self._spool.pending():
-            try:
-                stored = await self._vault.read(entry.grant_id)
-                if stored is not None:
-                    await self._recover_entry(entry, stored)
-                else:
-                    self._spool.done(entry.attempt)
-            except StoreError as fault:
-                log.warning("recovery_waits_for_the_store", extra={"error": str(fault)})
-                return
-        metrics.SPOOL_RECORDS.set(len(self._spool))
-
-    async def _recover_entry(self, entry: Entry, stored: StoredGrant) -> None:
-        provider = self.providers.get(stored.grant.provider)
-        if provider is not None:
-            await self._finish(provider, await self._save(provider, stored, entry), entry)
-            log.warning("answer_recovered", extra={"grant": entry.grant_id})
-
-    async def _save_later(self, provider: Provider, stored: StoredGrant, entry: Entry) -> None:
-        """Go on trying until the store has the answer. The process serves it from memory meanwhile."""
-        while True:
-            await asyncio.sleep(self._randomness.uniform(0.3, 1.0))
-            try:
-                grant = await self._save(provider, stored, entry)
-            except StoreError:
-                continue
-            await self._finish(provider, grant, entry)
-            return
-
-
-def _entry(grant: Grant, audience: Audience, answer: TokenSet, attempt: str) -> Entry:
-    return Entry(attempt=attempt, grant_id=grant.id, base_generation=grant.generation, audience=audience, answer=answer)
-
-
-def _about(grant: Grant) -> dict[str, object]:
-    return {"grant": grant.id, "generation": grant.generation, "provider": grant.provider}
-
-
-def as_token(held: HeldToken) -> Token:
-    """Return what a caller gets of a held token."""
-    return Token(held.access_token, held.token_type, held.generation, held.expires_at)
+        jitter = self._randomness.uniform(0, 1)
+        return due_at(grant, provider.server.options, now=self._clock.now(), jitter=jitter)

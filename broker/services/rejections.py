@@ -20,11 +20,16 @@ class Rejections:
         self._ages: OrderedDict[str, float] = OrderedDict()
 
     def worth_a_refresh(self, grant_id: str, *, age_seconds: float) -> bool:
-        """Return whether a token of *grant_id* that was refused at this age should be replaced."""
+        """
+        Return whether a token of *grant_id* that was refused at this age should be replaced.
+
+        Another replica's clock may be a little ahead, and its tokens younger than new. A token from farther in the
+        future was issued before the clock was set back: nobody knows how old it is.
+        """
         age = self._ages.get(grant_id, FIRST_AGE_SECONDS)
-        if age_seconds < age:
+        if -LONGEST_AGE_SECONDS < age_seconds < age:
             return False
-        if age_seconds >= 4 * age:
+        if age_seconds < 0 or age_seconds >= 4 * age:
             self._ages.pop(grant_id, None)
             return True
         self._ages[grant_id] = min(2 * age, LONGEST_AGE_SECONDS)

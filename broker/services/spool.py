@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +30,12 @@ from broker.services.keyring import Keyring
 
 KIND = "spool"
 SUFFIX = ".spool"
+FORMAT = 1
+"""Version of the entries. A file that holds entries of another is left to the release that wrote it."""
+COMPACT_BYTES = 1 << 20
+"""A file that has grown by this is written anew with what is pending."""
 _LENGTH = struct.Struct(">I")
-_MAX_RECORD_BYTES = 1 << 20
+_MAX_RECORD_BYTES = 1 << 22
 
 log = logging.getLogger(__name__)
 
@@ -44,14 +48,14 @@ class Entry:
     Attributes:
         attempt: The intent that it answers; it names the entry.
         grant_id: The grant.
-        base_generation: The generation whose refresh token was presented.
+        chain_length: The length of the grant's chain when its refresh token was presented.
         audience: For whom it was asked.
         answer: The response.
     """
 
     attempt: str
     grant_id: str
-    base_generation: int
+    chain_length: int
     audience: Audience
     answer: TokenSet
 
@@ -73,6 +77,10 @@ class Spool:
         self._file: int | None = None
         self._path: Path | None = None
         self._pending: dict[str, Entry] = {}
+        self._written: set[str] = set()
+        self._left: set[Path] = set()
+        self._size = 0
+        self._compact_at = COMPACT_BYTES
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -87,34 +95,55 @@ class Spool:
         if self._directory is None:
             return
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._file, self._path = self._create(self._directory)
+
+    def _create(self, directory: Path) -> tuple[int, Path]:
         while True:
-            path = self._directory / f"{os.getpid()}-{self._randomness.token_bytes(8).hex()}{SUFFIX}"
+            path = directory / f"{os.getpid()}-{self._randomness.token_bytes(8).hex()}{SUFFIX}"
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
             with suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.fstat(file).st_nlink:
-                    self._file, self._path = file, path
-                    return
+                    _sync_directory(directory)
+                    return file, path
             # Another process took it for a dead one's in the moment before it was locked.
             os.close(file)
 
-    def append(self, entry: Entry) -> None:
+    def append(self, entry: Entry) -> bool:
         """
         Keep *entry* until :meth:`done`. Blocks for one ``write`` into the page cache, which is the point of it.
 
         A full disk is logged and counted, not raised: the store may still take the answer.
+
+        Returns:
+            Whether it was written to the file.
         """
         self._pending[entry.attempt] = entry
-        self._write(_encode(entry))
+        is_written = self._write(_encode(entry))
+        if is_written:
+            self._written.add(entry.attempt)
+        return is_written
 
-    def _write(self, plaintext: bytes) -> None:
+    def _append_all(self, entries: Sequence[Entry]) -> bool:
+        """Append each of *entries*, and return whether all are in the file."""
+        return [self.append(entry) for entry in entries].count(False) == 0
+
+    def _write(self, plaintext: bytes) -> bool:
         if self._file is None:
-            return
+            return False
         sealed = self._keyring.seal(KIND, KIND, plaintext)
+        record = _LENGTH.pack(len(sealed)) + sealed
         try:
-            os.write(self._file, _LENGTH.pack(len(sealed)) + sealed)
+            if os.write(self._file, record) == len(record):
+                self._size += len(record)
+                return True
+            # The disk is full. What follows a cut record could not be read.
+            os.ftruncate(self._file, self._size)
         except OSError as fault:
             log.critical("spool_write_failed", extra={"error": str(fault)})
+            return False
+        log.critical("spool_write_failed", extra={"error": "no space left"})
+        return False
 
     async def sync(self) -> None:
         """Let what was appended outlive a power cut. A failure is logged."""
@@ -127,13 +156,32 @@ class Spool:
 
     def done(self, attempt: str) -> None:
         """Forget an entry: the store has it, or it isn't needed any more."""
+        self._written.discard(attempt)
         if self._pending.pop(attempt, None) is None or self._file is None:
             return
-        if self._pending:
-            self._write(json.dumps({"done": attempt}).encode())
-        else:
+        if not self._pending:
             with suppress(OSError):
                 os.ftruncate(self._file, 0)
+                self._size = 0
+        elif self._write(json.dumps({"v": FORMAT, "done": attempt}).encode()) and self._size >= self._compact_at:
+            self._compact()
+
+    def _compact(self) -> None:
+        """Go on in a new file, which holds only what is pending. A crash on the way leaves both, and nothing twice."""
+        assert self._directory is not None
+        former = self._file, self._path, self._size
+        try:
+            self._file, self._path = self._create(self._directory)
+        except OSError as fault:
+            log.critical("spool_write_failed", extra={"error": str(fault)})
+            return
+        self._size = 0
+        if self._append_all(self.pending()):
+            _remove(former[0], former[1])
+        else:
+            _remove(self._file, self._path)
+            self._file, self._path, self._size = former
+        self._compact_at = self._size + COMPACT_BYTES
 
     def orphans(self) -> list[Entry]:
         """
@@ -146,7 +194,7 @@ class Spool:
         if self._directory is None:
             return taken
         for path in sorted(self._directory.glob(f"*{SUFFIX}")):
-            if path != self._path:
+            if path != self._path and path not in self._left:
                 taken += self._take_over(path)
         return taken
 
@@ -161,10 +209,14 @@ class Spool:
             return []
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            entries = list(self._entries(file))
-            for entry in entries:
-                self.append(entry)
-            path.unlink(missing_ok=True)
+            entries, is_whole = self._read(file)
+            new = [entry for entry in entries if entry.attempt not in self._pending]
+            unwritten = [entry for entry in entries if entry.attempt not in self._written]
+            is_safe = self._append_all(unwritten)
+            if not is_whole:
+                self._left.add(path)  # to a process that has its key, or to the release that wrote it
+            elif is_safe:
+                path.unlink(missing_ok=True)
         except BlockingIOError:
             return []  # its owner lives
         except OSError as fault:
@@ -172,12 +224,18 @@ class Spool:
             return []
         finally:
             os.close(file)
-        log.warning("spool_taken_over", extra={"file": path.name, "entries": len(entries)})
-        return entries
+        if new:
+            log.warning("spool_taken_over", extra={"file": path.name, "entries": len(new)})
+        return new
 
-    def _entries(self, file: int) -> Iterator[Entry]:
-        """The entries of a file without those that were done; a cut record at the end was never acknowledged."""
+    def _read(self, file: int) -> tuple[list[Entry], bool]:
+        """
+        Return the entries of a file without those that were done, and whether every record could be read.
+
+        A cut record at the end was never acknowledged.
+        """
         found: dict[str, Entry] = {}
+        is_whole = True
         with os.fdopen(os.dup(file), "rb") as reader:
             while len(prefix := reader.read(_LENGTH.size)) == _LENGTH.size:
                 (length,) = _LENGTH.unpack(prefix)
@@ -187,31 +245,51 @@ class Spool:
                 try:
                     document = json.loads(self._keyring.open(KIND, KIND, sealed))
                 except KeyringError:
-                    log.error("spool_record_refused")  # noqa: TRY400 - its traceback says nothing more
-                    continue
-                if "done" in document:
+                    document = {}
+                if document.get("v") != FORMAT:
+                    log.error("spool_record_refused", extra={"format": document.get("v")})
+                    is_whole = False
+                elif "done" in document:
                     found.pop(document["done"], None)
                 else:
                     found[document["attempt"]] = _decode(document)
-        yield from found.values()
+        return list(found.values()), is_whole
 
     def close(self) -> None:
         """Remove the file if the store has everything; else leave it to the next start."""
-        if self._file is None:
+        if self._file is None or self._path is None:
             return
-        if self._path is not None and not self._pending:
-            self._path.unlink(missing_ok=True)
-        os.close(self._file)
+        if self._pending:
+            os.close(self._file)
+        else:
+            _remove(self._file, self._path)
         self._file = None
+
+
+def _remove(file: int | None, path: Path | None) -> None:
+    assert file is not None
+    assert path is not None
+    path.unlink(missing_ok=True)
+    os.close(file)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Let the file's name outlive a power cut too."""
+    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _encode(entry: Entry) -> bytes:
     answer = entry.answer
     return json.dumps(
         {
+            "v": FORMAT,
             "attempt": entry.attempt,
             "grant_id": entry.grant_id,
-            "base_generation": entry.base_generation,
+            "chain_length": entry.chain_length,
             "audience": {
                 "resource": entry.audience.resource,
                 "audience": entry.audience.audience,
@@ -240,7 +318,7 @@ def _decode(document: dict[str, object]) -> Entry:
     return Entry(
         attempt=str(document["attempt"]),
         grant_id=str(document["grant_id"]),
-        base_generation=int(str(document["base_generation"])),
+        chain_length=int(str(document["chain_length"])),
         audience=Audience(**audience),
         answer=TokenSet(
             **{

@@ -42,20 +42,24 @@ class Tasks:
 
     async def drain(self, timeout_seconds: float) -> int:
         """
-        Wait for the tasks to end by themselves, then cancel the rest.
+        Wait for the tasks to end by themselves, those that they begin included, then cancel the rest.
 
         Returns:
             How many had to be cancelled.
         """
-        if self._running:
-            await asyncio.wait(self._running, timeout=timeout_seconds)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_seconds
+        while self._running and loop.time() < deadline:
+            await asyncio.wait(self._running, timeout=deadline - loop.time())
         return await self.cancel()
 
     async def cancel(self) -> int:
         """Cancel every task and wait for its end. Returns how many there were."""
-        left = [task for task in self._running if not task.done()]
-        for task in left:
-            task.cancel()
-        if left:
+        cancelled = 0
+        # A task may begin another one while it ends.
+        while left := [task for task in self._running if not task.done()]:
+            for task in left:
+                task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
-        return len(left)
+            cancelled += len(left)
+        return cancelled

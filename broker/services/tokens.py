@@ -10,7 +10,7 @@ While the access token lives, neither a provider nor a store that is down is not
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from contextlib import suppress
 
 from broker.core.audience import DEFAULT_AUDIENCE, Audience
 from broker.core.grant import EndReason, Grant, HeldToken, Origin
@@ -20,21 +20,24 @@ from broker.core.refresh import keep_alive_at
 from broker.core.secret import RefreshToken
 from broker.errors import StoreError
 from broker.services import metrics
+from broker.services.answers import Answers
 from broker.services.clock import Clock, Randomness
-from broker.services.health import ProviderHealth
-from broker.services.known import Known, KnownGrants, KnownToken, known
+from broker.services.health import Provider, ProviderHealth
+from broker.services.known import UNSAVED, Known, KnownGrants, KnownToken
 from broker.services.news import News
 from broker.services.provider import AuthorizationServer, Identity
-from broker.services.refresher import STORE_RETRY_SECONDS, Acquire, Provider, Refresher, Want
+from broker.services.refresher import STORE_RETRY_SECONDS, Acquire, Refresher, Want
+from broker.services.register import Register
 from broker.services.rejections import Rejections
 from broker.services.spool import Spool
 from broker.services.tasks import Tasks
 from broker.services.vault import Vault
 from broker.stores.base import Event, Store, Topic
 
-log = logging.getLogger(__name__)
+ABANDON_SECONDS = (1.0, 5.0, 30.0)
+"""A grant that nobody will ask for is deleted after these, until that works."""
 
-UNSAVED = float("inf")
+log = logging.getLogger(__name__)
 
 
 class TokenBroker:
@@ -65,18 +68,15 @@ class TokenBroker:
             max_known: How many grants are remembered.
             acquire: Gets tokens for a grant that has no refresh token.
         """
-        self._store = store
         self._vault = vault
-        self._spool = spool
         self._clock = clock
         self._randomness = randomness
-        self._cache_ttl_seconds = cache_ttl_seconds
-        self._known = KnownGrants(max_known)
         self._news = News()
         self._rejections = Rejections()
         self._tasks = Tasks()
         self._running: dict[tuple[str, str], asyncio.Task[TokenResult]] = {}
         self._identified: list[Callable[[Grant, Identity], None]] = []
+        self._store_rests_until = float("-inf")
         self.providers = {
             name: Provider(
                 server=server,
@@ -90,18 +90,31 @@ class TokenBroker:
             )
             for name, server in servers.items()
         }
-        self.refresher = Refresher(
+        options = {name: server.options for name, server in servers.items()}
+        self._known = KnownGrants(options, clock, ttl_seconds=cache_ttl_seconds, limit=max_known)
+        self._register = Register(vault, self._known, self._news, clock)
+        self._answers = Answers(
             vault=vault,
             spool=spool,
+            register=self._register,
+            known=self._known,
+            providers=self.providers,
+            clock=clock,
+            randomness=randomness,
+            tasks=self._tasks,
+            identified=self._tell_identified,
+        )
+        self.refresher = Refresher(
+            vault=vault,
+            answers=self._answers,
+            register=self._register,
+            known=self._known,
             providers=self.providers,
             clock=clock,
             randomness=randomness,
             news=self._news,
             tasks=self._tasks,
             owner=randomness.token_bytes(8).hex(),
-            learned=self._learn,
-            unsaved=self._learn_unsaved,
-            identified=self._tell_identified,
             acquire=acquire or _acquire_nothing,
         )
         self._unsubscribe = store.subscribe(self._heard)
@@ -111,7 +124,7 @@ class TokenBroker:
     def peek(self, grant_id: str, audience: Audience = DEFAULT_AUDIENCE) -> Token | None:
         """Return a live token that this process knows for sure, or None: then ask :meth:`token`."""
         seen = self._known.get(grant_id)
-        if seen is None or self._is_stale(seen):
+        if seen is None or self._known.is_stale(seen):
             return None
         now = self._clock.now()
         held = seen.token(audience, now)
@@ -132,7 +145,9 @@ class TokenBroker:
                 returned is newer, unless a newer one would be refused as well (it is returned again then).
         """
         seen = self._known.get(grant_id)
-        if seen is None or self._is_stale(seen):
+        if seen is None or self._known.is_stale(seen):
+            if (held := self._while_the_store_rests(seen, audience, rejected_generation)) is not None:
+                return held
             try:
                 seen = await self._read(grant_id)
             except StoreError as fault:
@@ -142,41 +157,52 @@ class TokenBroker:
         if seen.ended is not None:
             return LoginNeeded(seen.ended)
         now = self._clock.now()
-        held = seen.token(audience, now)
-        if held is not None and self._is_good(grant_id, held, rejected_generation):
-            if now >= held.due_at:
+        known = seen.token(audience, now)
+        if known is not None and self._is_good(grant_id, audience, known, rejected_generation):
+            if now >= known.due_at:
                 _ = self._start(Want(grant_id=grant_id, audience=audience))
-            return held.token
+            return known.token
         want = Want(grant_id=grant_id, audience=audience, rejected_generation=rejected_generation)
         # Shielded: a caller that hangs up must not cancel a rotation that others wait for.
         return await asyncio.shield(self._start(want))
 
-    def _is_stale(self, seen: Known) -> bool:
-        return self._clock.monotonic() >= seen.read_at + self._cache_ttl_seconds
-
-    def _is_good(self, grant_id: str, held: KnownToken, rejected_generation: int | None) -> bool:
-        """Return whether *held* should be sent: it isn't the one that was refused, or another would be refused too."""
-        if held.token.generation != rejected_generation:
+    def _is_good(self, grant_id: str, audience: Audience, known: KnownToken, rejected_generation: int | None) -> bool:
+        """Return whether *known* should be sent: it isn't the one that was refused, or another would be refused too."""
+        if known.token.generation != rejected_generation:
             return True
-        age = self._clock.now() - held.issued_at
+        if (grant_id, audience.key) in self._running:
+            return False  # the first of many that were refused has begun to replace it
+        age = self._clock.now() - known.issued_at
         return not self._rejections.worth_a_refresh(grant_id, age_seconds=age)
+
+    def _while_the_store_rests(
+        self, seen: Known | None, audience: Audience, rejected_generation: int | None
+    ) -> Token | None:
+        """A store that has just failed isn't asked about a live token: each caller would wait for its deadline."""
+        if self._clock.monotonic() >= self._store_rests_until:
+            return None
+        return self._live(seen, audience, rejected_generation)
+
+    def _live(self, seen: Known | None, audience: Audience, rejected_generation: int | None) -> Token | None:
+        known = None if seen is None or seen.ended is not None else seen.token(audience, self._clock.now())
+        return None if known is None or known.token.generation == rejected_generation else known.token
 
     def _without_store(
         self, seen: Known | None, audience: Audience, rejected_generation: int | None, fault: StoreError
     ) -> TokenResult:
         """What is known may be old, but a live token is a live token."""
-        held = None if seen is None or seen.ended is not None else seen.token(audience, self._clock.now())
-        if held is not None and held.token.generation != rejected_generation:
-            return held.token
+        self._store_rests_until = self._clock.monotonic() + STORE_RETRY_SECONDS
+        if (token := self._live(seen, audience, rejected_generation)) is not None:
+            return token
         log.warning("no_token_without_store", extra={"error": str(fault)})
         return Unavailable(Cause.STORE, STORE_RETRY_SECONDS)
 
     async def _read(self, grant_id: str) -> Known | None:
         stored = await self._vault.read(grant_id)
         if stored is None:
-            unsaved = self._known.get(grant_id)
-            return unsaved if unsaved is not None and unsaved.read_at == UNSAVED else None
-        self._learn(stored.grant)
+            seen = self._known.get(grant_id)
+            return seen if seen is not None and (seen.stale_at == UNSAVED or seen.ended is not None) else None
+        self._known.learn(stored.grant)
         return self._known.get(grant_id)
 
     def _start(self, want: Want) -> "asyncio.Task[TokenResult]":
@@ -186,7 +212,7 @@ class TokenBroker:
         if running is not None:
             metrics.TOKEN_REFRESH_COALESCED.inc()
             return running
-        task = self._tasks.spawn(self.refresher.refresh(want), name=f"refresh:{want.grant_id}")
+        task = self.refresher.start(want)
         self._running[key] = task
         task.add_done_callback(lambda _: self._running.pop(key, None))
         return task
@@ -217,7 +243,7 @@ class TokenBroker:
             dpop_key: The key that the tokens are bound to, if they are.
 
         Raises:
-            StoreError: If it can't be stored. Nothing is left behind.
+            StoreError: If it can't be stored. Nothing is left behind for long.
         """
         held = HeldToken(
             access_token=tokens.access_token,
@@ -246,11 +272,23 @@ class TokenBroker:
         )
         options = self.providers[provider].server.options
         due_at = keep_alive_at(grant, options, jitter=self._randomness.uniform(0, 1))
-        await self._vault.create(grant, ttl_seconds=ttl_seconds, due_at=due_at)
+        try:
+            await self._vault.create(grant, ttl_seconds=ttl_seconds, due_at=due_at)
+        except StoreError:
+            # It may be there all the same, and would be kept alive although nobody ever asks for it.
+            self._tasks.launch(self._abandon(grant.id), name=f"abandon:{grant.id}")
+            raise
         metrics.GRANTS.labels(provider, "created").inc()
         log.info("grant_created", extra={"grant": grant.id, "provider": provider, "origin": origin})
-        self._learn(grant)
+        self._known.learn(grant)
         return grant
+
+    async def _abandon(self, grant_id: str) -> None:
+        for delay in ABANDON_SECONDS:
+            await asyncio.sleep(delay)
+            with suppress(StoreError):
+                await self._vault.delete(grant_id)
+                return
 
     async def grant(self, grant_id: str) -> Grant | None:
         """Return the grant as it stands in the store, or None. Raises ``StoreError``."""
@@ -275,9 +313,9 @@ class TokenBroker:
             The grant as it was, with its tokens, for revocation; None if it had ended before.
 
         Raises:
-            StoreError: If that can't be written; it hasn't ended then.
+            StoreError: If it isn't known whether that was written. Call this again then.
         """
-        return await self.refresher.end(grant_id, reason)
+        return await self._register.end(grant_id, reason)
 
     async def touch(self, grant_id: str, ttl_seconds: float) -> None:
         """Let the grant's record live *ttl_seconds* from now, as its session does. Raises ``StoreError``."""
@@ -293,45 +331,27 @@ class TokenBroker:
         for listener in self._identified:
             listener(grant, identity)
 
-    def _learn(self, grant: Grant) -> None:
-        self._remember(grant, read_at=self._clock.monotonic())
-
-    def _learn_unsaved(self, grant: Grant) -> None:
-        self._remember(grant, read_at=UNSAVED)
-
-    def _remember(self, grant: Grant, *, read_at: float) -> None:
-        provider = self.providers.get(grant.provider)
-        if provider is not None:
-            self._known.put(grant.id, known(grant, provider.server.options, read_at=read_at))
-
     def _heard(self, event: Event) -> None:
         match event.topic:
             case Topic.GENERATION:
                 self._known.outdate(event.key, event.number)
                 self._news.heard(event.key)
             case Topic.GRANT_ENDED:
-                self._known.forget(event.key)
+                self._known.end(event.key, "ended")
                 self._news.heard(event.key)
             case Topic.PROVIDER:
                 if event.key in self.providers:
                     self.providers[event.key].health.heard(event)
             case Topic.RESYNC:
-                self._outdate_all()
+                self._known.outdate_all()
             case Topic.SESSION_ENDED:
                 pass
-
-    def _outdate_all(self) -> None:
-        """Events may be lost: ask the store again, but keep what serves while it is down."""
-        for grant_id in self._known.ids():
-            seen = self._known.get(grant_id)
-            if seen is not None and seen.read_at != UNSAVED:
-                self._known.put(grant_id, replace(seen, read_at=-UNSAVED))
 
     # --- life
 
     async def recover(self) -> None:
         """Save what dead processes of this host left behind. Call this before the first request is served."""
-        await self.refresher.recover()
+        await self._answers.recover()
 
     async def close(self, timeout_seconds: float) -> None:
         """Let running refreshes end, then stop. What couldn't be saved stays in the spool."""

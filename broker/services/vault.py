@@ -16,6 +16,10 @@ UNATTENDED_TAG = "grant-unattended"
 log = logging.getLogger(__name__)
 
 
+class ForeignRecord(StoreError):
+    """A later release wrote this record. It is left to that release, unharmed (rolling upgrades, there and back)."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredGrant:
     """
@@ -44,7 +48,8 @@ class Vault:
         Return the grant, or None if it isn't there or can't be opened: to its caller both are the same.
 
         Raises:
-            StoreError: If the store can't be asked, or a later release wrote the record.
+            StoreError: If the store can't be asked.
+            ForeignRecord: If a later release wrote the record. It is a ``StoreError`` to its caller.
         """
         for key in self._keyring.lookup_keys(KIND, grant_id):
             record = await self._store.get(key)
@@ -66,8 +71,7 @@ class Vault:
             log.error("grant_record_refused", extra={"record": key})  # noqa: TRY400 - its traceback says nothing more
             return None
         except UnknownFormat as unknown:
-            # A rolling upgrade goes back: leave the record to the release that knows it.
-            raise StoreError(f"the record of a grant has an unknown format: {unknown}") from None
+            raise ForeignRecord(f"the record of a grant has an unknown format: {unknown}") from None
 
     async def create(self, grant: Grant, *, ttl_seconds: float, due_at: float | None) -> StoredGrant:
         """
@@ -132,6 +136,12 @@ class Vault:
     async def due(self, before: float, limit: int) -> list[str]:
         """Return the store keys of up to *limit* grants due at *before* (Unix seconds). Raises ``StoreError``."""
         return await self._store.due(KIND, before, limit)
+
+    async def postpone(self, key: str, due_at: float) -> None:
+        """Make a record that can't be read due later, and leave it as it is else. Raises ``StoreError``."""
+        record = await self._store.get(key)
+        if record is not None:
+            await self._store.replace(key, record.value, record.version, due_at=due_at)
 
     async def lease(self, grant_id: str, ttl_seconds: float) -> LeaseOutcome:
         """Try once to hold the grant's lease."""

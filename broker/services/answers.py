@@ -1,0 +1,273 @@
+"""
+A token response on its way home.
+
+    receive ─▶ save ─▶ check ─▶ tell ─▶ done
+       │        │
+    on disk   in the store
+
+A rotated refresh token exists once, in the response that brought it. So it is on the disk before anything is awaited,
+and saved before anything is checked; whatever goes wrong then is tried again, by this process or by the next one.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+from broker.core.audience import Audience
+from broker.core.grant import EndReason, Grant
+from broker.core.oauth import TokenSet
+from broker.core.outcome import LoginNeeded, Token, TokenResult
+from broker.core.refresh import due_at, end, succeed
+from broker.errors import ProviderError, StoreError
+from broker.services import metrics
+from broker.services.clock import Clock, Randomness
+from broker.services.health import Provider
+from broker.services.known import KnownGrants
+from broker.services.provider import Identity
+from broker.services.register import Register, about
+from broker.services.spool import Entry, Spool
+from broker.services.tasks import Tasks
+from broker.services.vault import StoredGrant, Vault
+
+SAVE_RETRY_SECONDS = (0.05, 0.2, 0.5)
+"""A write that failed is tried again after these, before the caller is served from memory."""
+LATER_SECONDS = (0.3, 1.0)
+"""And then in the background, at random intervals between these."""
+IDENTITY_CHECK_SECONDS = 5.0
+"""The id token of a refresh is checked within this, or its claims are left out."""
+
+log = logging.getLogger(__name__)
+
+
+class Answers:
+    """Brings token responses home."""
+
+    def __init__(
+        self,
+        *,
+        vault: Vault,
+        spool: Spool,
+        register: Register,
+        known: KnownGrants,
+        providers: Mapping[str, Provider],
+        clock: Clock,
+        randomness: Randomness,
+        tasks: Tasks,
+        identified: Callable[[Grant, Identity], None],
+    ) -> None:
+        """
+        Args:
+            vault: Where grants are kept.
+            spool: Where answers are kept until the vault has them. It is open.
+            register: Tells what became of grants.
+            known: What this process serves from memory.
+            providers: By configured name.
+            clock: Time.
+            randomness: Jitter.
+            tasks: Owns what runs on behind a caller's back.
+            identified: Is told who a refreshed id token names, once that is checked.
+        """
+        self._vault = vault
+        self._spool = spool
+        self._register = register
+        self._known = known
+        self._providers = providers
+        self._clock = clock
+        self._randomness = randomness
+        self._tasks = tasks
+        self._identified = identified
+
+    def receive(self, grant: Grant, audience: Audience, answer: TokenSet) -> Entry:
+        """Take the answer to the open intent of *grant*. Once this returns, a crash loses nothing."""
+        assert grant.intent is not None
+        entry = Entry(
+            attempt=grant.intent.attempt,
+            grant_id=grant.id,
+            chain_length=grant.chain_length,
+            audience=audience,
+            answer=answer,
+        )
+        self._spool.append(entry)
+        metrics.SPOOL_RECORDS.set(len(self._spool))
+        return entry
+
+    async def keep(self, provider: Provider, stored: StoredGrant, entry: Entry) -> TokenResult | None:
+        """
+        Save an answer, and go on with it even if the store can't take it.
+
+        Returns:
+            What it brings its caller; None if it came too late, and its caller should look what is there now.
+        """
+        for delay in (*SAVE_RETRY_SECONDS, None):
+            try:
+                grant = await self._save(provider, stored, entry)
+            except StoreError as fault:
+                log.warning("save_failed", extra={"grant": entry.grant_id, "error": str(fault)})
+            else:
+                return await self._finish(provider, grant, entry)
+            if delay is not None:
+                await asyncio.sleep(delay)
+        await self._spool.sync()
+        after = succeed(stored.grant, entry.audience, entry.answer)
+        self._known.learn_unsaved(after)
+        self._tasks.launch(self._keep_later(provider, stored, entry), name=f"save:{entry.grant_id}")
+        return as_token(after, entry.audience)
+
+    async def recover(self) -> None:
+        """Save what dead processes of this host left in the spool. Whatever can't be saved now is tried again."""
+        await self._bring_home(self._spool.orphans())
+
+    async def recover_grant(self, stored: StoredGrant) -> StoredGrant | None:
+        """
+        Save what this process, or a dead one of this host, has of the answer to the open intent of a grant.
+
+        The lease of the grant is held.
+
+        Returns:
+            The grant as it stands now; None if it's gone.
+
+        Raises:
+            StoreError: If that isn't known.
+        """
+        mine = stored.grant.id
+        # Other processes can't see any more what was taken over, so all of it is brought home.
+        others = [entry for entry in self._spool.orphans() if entry.grant_id != mine]
+        if others:
+            self._tasks.launch(self._bring_home(others), name="recovery")
+        entries = [entry for entry in self._spool.pending() if entry.grant_id == mine]
+        for entry in entries:
+            await self._recover(entry)
+        return await self._vault.read(mine) if entries else stored
+
+    async def _bring_home(self, entries: Sequence[Entry]) -> None:
+        for number, entry in enumerate(entries):
+            try:
+                await self._recover(entry)
+            except StoreError as fault:
+                log.warning("recovery_waits_for_the_store", extra={"entries": len(entries), "error": str(fault)})
+                self._tasks.launch(self._bring_home_later(entries[number:]), name="recovery")
+                return
+
+    async def _bring_home_later(self, entries: Sequence[Entry]) -> None:
+        await asyncio.sleep(self._randomness.uniform(*LATER_SECONDS))
+        await self._bring_home(entries)
+
+    async def _recover(self, entry: Entry) -> None:
+        stored = await self._vault.read(entry.grant_id)
+        if stored is None:
+            log.warning("answer_without_a_grant", extra={"grant": entry.grant_id})
+            self._spool.done(entry.attempt)
+            return
+        provider = self._providers.get(stored.grant.provider)
+        if provider is None:
+            log.error("answer_without_a_provider", extra=about(stored.grant))
+            return
+        grant = await self._save(provider, stored, entry)
+        log.warning("answer_recovered", extra={"grant": entry.grant_id})
+        # A provider that is down must not hold up the start.
+        self._tasks.launch(self._finish(provider, grant, entry), name=f"finish:{entry.grant_id}")
+
+    async def _keep_later(self, provider: Provider, stored: StoredGrant, entry: Entry) -> None:
+        """Go on trying until the store has the answer."""
+        while True:
+            await asyncio.sleep(self._randomness.uniform(*LATER_SECONDS))
+            try:
+                grant = await self._save(provider, stored, entry)
+            except StoreError:
+                continue
+            _ = await self._finish(provider, grant, entry)
+            return
+
+    async def _save(self, provider: Provider, stored: StoredGrant, entry: Entry) -> Grant | None:
+        """
+        Write an answer into its grant.
+
+        Returns:
+            The grant as it is now: with this answer, or with a newer one; None if it's gone or has ended.
+
+        Raises:
+            StoreError: If that isn't known.
+        """
+        current: StoredGrant | None = stored
+        while current is not None and current.grant.ended is None:
+            if current.grant.chain_length > entry.chain_length:
+                if entry.answer.refresh_token not in {None, current.grant.refresh_token}:
+                    log.warning("answer_superseded", extra=about(current.grant))
+                return current.grant
+            after = succeed(current.grant, entry.audience, entry.answer)
+            options, jitter = provider.server.options, self._randomness.uniform(0, 1)
+            due = due_at(after, options, now=self._clock.now(), jitter=jitter)
+            written = await self._vault.replace(current, after, due_at=due)
+            if written is not None:
+                return written.grant
+            current = await self._vault.read(entry.grant_id)
+        return None
+
+    async def _finish(self, provider: Provider, grant: Grant | None, entry: Entry) -> TokenResult | None:
+        """Check, tell and hand out what was saved."""
+        self._spool.done(entry.attempt)
+        metrics.SPOOL_RECORDS.set(len(self._spool))
+        if grant is None:
+            # The user logged out while the server answered: what came must not live on here or there.
+            log.info("answer_after_the_end", extra={"grant": entry.grant_id})
+            self._known.end(entry.grant_id, EndReason.LOGOUT)
+            await self._revoke(provider, entry)
+            return LoginNeeded(EndReason.LOGOUT)
+        if await self._names_another(provider, grant, entry):
+            return await self._refuse_subject(provider, grant, entry)
+        await self._register.tell(grant)
+        log.info("token_refreshed", extra=about(grant))
+        return as_token(grant, entry.audience)
+
+    async def _names_another(self, provider: Provider, grant: Grant, entry: Entry) -> bool:
+        """Check the id token of a refresh (OpenID Connect Core section 12.2), and return whether it is another's."""
+        if entry.answer.id_token is None:
+            return False
+        try:
+            async with asyncio.timeout(IDENTITY_CHECK_SECONDS):
+                identity = await provider.server.check_refreshed(entry.answer.id_token)
+        except (ProviderError, TimeoutError) as fault:
+            log.warning("refreshed_id_token_unchecked", extra={"grant": grant.id, "error": type(fault).__name__})
+            return False
+        if identity is None:
+            return False
+        if identity.subject == grant.subject:
+            self._identified(grant, identity)
+            return False
+        return True
+
+    async def _refuse_subject(self, provider: Provider, grant: Grant, entry: Entry) -> TokenResult:
+        """End a grant that has become another's."""
+        log.error("subject_changed", extra=about(grant))
+        self._known.learn(end(grant, EndReason.SUBJECT_CHANGED, now=self._clock.now()))
+        try:
+            _ = await self._register.end(grant.id, EndReason.SUBJECT_CHANGED)
+        except StoreError as fault:
+            log.error("end_not_written", extra={"grant": grant.id, "error": str(fault)})  # noqa: TRY400
+            self._tasks.launch(self._end_later(grant), name=f"end:{grant.id}")
+        await self._revoke(provider, entry)
+        return LoginNeeded(EndReason.SUBJECT_CHANGED)
+
+    async def _end_later(self, grant: Grant) -> None:
+        while True:
+            await asyncio.sleep(self._randomness.uniform(*LATER_SECONDS))
+            self._known.learn(end(grant, EndReason.SUBJECT_CHANGED, now=self._clock.now()))
+            try:
+                _ = await self._register.end(grant.id, EndReason.SUBJECT_CHANGED)
+            except StoreError:
+                continue
+            return
+
+    async def _revoke(self, provider: Provider, entry: Entry) -> None:
+        if entry.answer.refresh_token is None:
+            return
+        try:
+            await provider.server.revoke(entry.answer.refresh_token)
+        except ProviderError as fault:
+            log.warning("revocation_failed", extra={"grant": entry.grant_id, "error": str(fault)})
+
+
+def as_token(grant: Grant, audience: Audience) -> Token | None:
+    """Return what a caller gets of a grant's token for *audience*; None if there is none."""
+    held = grant.tokens.get(audience.key)
+    return None if held is None else Token(held.access_token, held.token_type, held.generation, held.expires_at)

@@ -1,0 +1,73 @@
+"""Where grants stand: told to this process and to every other, and the one place where a grant is ended."""
+
+import logging
+
+from broker.core.grant import EndReason, Grant
+from broker.core.refresh import end
+from broker.errors import StoreError
+from broker.services import metrics
+from broker.services.clock import Clock
+from broker.services.known import KnownGrants
+from broker.services.news import News
+from broker.services.vault import Vault
+
+log = logging.getLogger(__name__)
+
+
+class Register:
+    """Tells what became of grants."""
+
+    def __init__(self, vault: Vault, known: KnownGrants, news: News, clock: Clock) -> None:
+        self._vault = vault
+        self._known = known
+        self._news = news
+        self._clock = clock
+
+    async def tell(self, grant: Grant) -> None:
+        """Tell everybody where *grant* stands in the store."""
+        self._known.learn(grant)
+        self._news.heard(grant.id)
+        await self._vault.announce(grant)
+
+    async def tell_end(self, grant: Grant) -> None:
+        """Tell everybody that *grant* has ended, which is written already."""
+        assert grant.ended is not None
+        metrics.GRANTS.labels(grant.provider, "ended").inc()
+        log.warning("grant_ended", extra={**about(grant), "reason": grant.ended.reason})
+        await self.tell(grant)
+
+    async def end(self, grant_id: str, reason: EndReason) -> Grant | None:
+        """
+        End a grant on every replica, and keep what remembers it.
+
+        Returns:
+            The grant as it was just before, with its tokens, for revocation; None if there was none.
+
+        Raises:
+            StoreError: If it isn't known whether that was written.
+        """
+        before: Grant | None = None
+        while (stored := await self._vault.read(grant_id)) is not None:
+            if stored.grant.ended is not None:
+                if before is None:
+                    return None
+                # The write that seemed to fail was done.
+                await self.tell_end(stored.grant)
+                return before
+            after = end(stored.grant, reason, now=self._clock.now())
+            try:
+                written = await self._vault.replace(stored, after, due_at=None)
+            except StoreError:
+                if before is not None:
+                    raise
+                written = None
+            before = stored.grant
+            if written is not None:
+                await self.tell_end(after)
+                return before
+        return None
+
+
+def about(grant: Grant) -> dict[str, object]:
+    """Return what a log record says of a grant."""
+    return {"grant": grant.id, "generation": grant.generation, "provider": grant.provider}
