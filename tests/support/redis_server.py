@@ -190,7 +190,7 @@ class SentinelSetup:
         return self
 
     def _is_linked(self, server: RedisServer) -> bool:
-        return b"master_link_status:up" in _raw(server, "INFO", "replication")
+        return b"master_link_status:up" in raw(server, "INFO", "replication")
 
     def _knows_all(self, sentinel: RedisServer) -> bool:
         facts = self._facts(sentinel)
@@ -201,7 +201,7 @@ class SentinelSetup:
         )
 
     def _facts(self, sentinel: RedisServer) -> dict[bytes, bytes]:
-        reply = _raw(sentinel, "SENTINEL", "MASTER", self.MASTER)
+        reply = raw(sentinel, "SENTINEL", "MASTER", self.MASTER)
         return dict(zip(reply[::2], reply[1::2], strict=True))
 
     def master(self, sentinel: int = 0) -> RedisServer:
@@ -251,16 +251,16 @@ class ClusterSetup:
         return self
 
     def is_complete(self) -> bool:
-        infos = [_raw(server, "CLUSTER", "INFO") for server in self.servers]
+        infos = [raw(server, "CLUSTER", "INFO") for server in self.servers]
         return all(b"cluster_state:ok" in info and b"cluster_known_nodes:3" in info for info in infos)
 
     def node_id(self, server: RedisServer) -> str:
-        identity: bytes = _raw(server, "CLUSTER", "MYID")
+        identity: bytes = raw(server, "CLUSTER", "MYID")
         return identity.decode()
 
     def owner(self, slot: int) -> RedisServer:
         """Return the server that has *slot*, as the first of them says."""
-        for first, last, (_, port, *_), *_ in _raw(self.servers[0], "CLUSTER", "SLOTS"):
+        for first, last, (_, port, *_), *_ in raw(self.servers[0], "CLUSTER", "SLOTS"):
             if first <= slot <= last:
                 return next(server for server in self.servers if server.port == port)
         raise AssertionError(slot)
@@ -270,9 +270,10 @@ class ClusterSetup:
             server.stop()
 
 
-def _raw(server: RedisServer, *words: str) -> Any:
+def raw(server: RedisServer, *words: str, password: str | None = None) -> Any:
     """Return an answer as it came, not as redis-py reads it."""
-    connection: Any = redis.Connection(port=server.port, socket_timeout=5, protocol=2)  # type: ignore[no-untyped-call]
+    arguments = {"port": server.port, "socket_timeout": 5, "protocol": 2, "password": password}
+    connection: Any = redis.Connection(**arguments)  # type: ignore[no-untyped-call]
     try:
         connection.connect()
         connection.send_command(*words)
