@@ -136,6 +136,9 @@ class ProviderOptions:
     basic_encoding: BasicEncoding = option("How client_secret_basic is written.", default=BasicEncoding.FORM)
     client_assertion: AssertionOptions | None = option("For private_key_jwt and client_secret_jwt.", default=None)
     client_token: ClientTokenOptions | None = option("For client_access_token.", default=None)
+    user_assertion: AssertionOptions | None = option(
+        "For standing grants of type jwt_bearer; like client_assertion if left out.", default=None
+    )
 
     scope: str = option("What is asked for at login; empty asks for nothing.", default="openid", may_be_empty=True)
     authorization_parameters: Mapping[str, str] = option(

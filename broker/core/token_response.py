@@ -63,6 +63,7 @@ class ResponseRules:
         permanent_errors: Errors that end a grant.
         empty_400: What a 400 without a body means.
         dpop: Whether a token of type DPoP can be sent.
+        refusals: Statuses that, with a JSON object, are as good as ``invalid_grant``: for APIs that aren't OAuth.
     """
 
     members: Mapping[str, str] = field(default_factory=dict)
@@ -70,6 +71,7 @@ class ResponseRules:
     permanent_errors: frozenset[str] = frozenset({"invalid_grant"})
     empty_400: EmptyAnswer = EmptyAnswer.TRANSIENT
     dpop: bool = False
+    refusals: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, options: ProviderOptions) -> "ResponseRules":
@@ -114,7 +116,7 @@ def read_token_response(
             if tokens is not None:
                 return TokenFailure(kind=FailureKind.OPERATOR, status=status, detail=tokens)
     return TokenFailure(
-        kind=classify(status, error, empty=document is Body.EMPTY, rules=rules),
+        kind=classify(status, error, document if isinstance(document, Body) else None, rules),
         error=error,
         status=status,
         retry_after_seconds=retry_after_seconds,
@@ -122,15 +124,22 @@ def read_token_response(
     )
 
 
-def classify(status: int, error: str | None, *, empty: bool, rules: ResponseRules) -> FailureKind:
+def classify(status: int, error: str | None, body: Body | None, rules: ResponseRules) -> FailureKind:
     """
     Return the class of a failure: the one place where it is decided. The first row that fits counts.
+
+    Args:
+        status: The HTTP status.
+        error: The ``error`` member.
+        body: What came in place of a JSON object; None if one came.
+        rules: What is particular to this server.
 
     ========================================  =============  =======================================================
     answer                                    class          reason
     ========================================  =============  =======================================================
     ``invalid_grant``, at any status          PERMANENT      RFC 6749 section 5.2; some answer 200 or 403
     400 without a body, by ``empty_400``      PERMANENT      glewlwyd answers so
+    a JSON object with one of ``refusals``    PERMANENT      Mosaic's session endpoint isn't OAuth, and names no error
     ``invalid_client`` and its like           OPERATOR       the grant is good, the broker isn't
     429, 503, ``temporarily_unavailable``     TRANSIENT      refused before it was processed
     500, 502, 504, other 5xx, server_error    IN_DOUBT       a gateway may speak after the server has rotated
@@ -141,7 +150,9 @@ def classify(status: int, error: str | None, *, empty: bool, rules: ResponseRule
     """
     if error in rules.permanent_errors:
         return FailureKind.PERMANENT
-    if status == 400 and empty and rules.empty_400 is EmptyAnswer.INVALID_GRANT:
+    if status == 400 and body is Body.EMPTY and rules.empty_400 is EmptyAnswer.INVALID_GRANT:
+        return FailureKind.PERMANENT
+    if status in rules.refusals and body is None and error is None:
         return FailureKind.PERMANENT
     if error in OPERATOR_WORDS:
         return FailureKind.OPERATOR

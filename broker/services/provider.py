@@ -10,14 +10,17 @@ from broker.core.grant import Grant
 from broker.core.id_token import ClaimsRefused, LogoutClaims
 from broker.core.identity import email_refusal
 from broker.core.oauth import TokenOutcome
-from broker.core.provider import ProviderOptions
+from broker.core.provider import Dialect, ProviderOptions
 from broker.core.secret import AccessToken, IdToken, RefreshToken, Secret
+from broker.core.standing import StandingGrantOptions
 from broker.errors import BadRequest, LoginFailed, ProviderError
 from broker.services.clock import Clock, Randomness
+from broker.services.device_flow import DeviceFlow
+from broker.services.first_tokens import FirstTokens
 from broker.services.id_tokens import IdTokens, Login
 from broker.services.jwks import Jwks
 from broker.services.metadata import Metadata
-from broker.services.outbound import Answer, Outbound
+from broker.services.outbound import Outbound
 from broker.services.token_requests import TokenRequests
 from broker.services.userinfo import Userinfo
 
@@ -101,6 +104,8 @@ class AuthorizationServer:
         self._tokens = TokenRequests(
             name, options, metadata=self._metadata, outbound=outbound, clock=clock, randomness=randomness
         )
+        self._first_tokens = FirstTokens(self._tokens, clock=clock, randomness=randomness)
+        self.device_flow = DeviceFlow(self._tokens, metadata=self._metadata, clock=clock)
 
     async def authorization_url(self, request: AuthorizationRequest) -> str:
         """Return where the browser is sent to. Raises ``ProviderError`` if the metadata can't be had."""
@@ -135,6 +140,14 @@ class AuthorizationServer:
     async def exchange_token(self, subject_token: AccessToken, audience: Audience) -> TokenOutcome:
         """Exchange an access token for one of another audience (RFC 8693)."""
         return await self._tokens.exchange_token(subject_token, audience)
+
+    async def first_tokens(self, grant: StandingGrantOptions, audience: Audience) -> TokenOutcome:
+        """Ask for the tokens of a standing grant (RFC 6749 sections 4.3 and 4.4, RFC 7523 section 2.1)."""
+        return await self._first_tokens.standing(grant, audience)
+
+    async def authenticate_session(self, session_id: str, audience: Audience) -> TokenOutcome:
+        """Exchange the provider's own session for tokens (Mosaic), when the refresh chain has ended."""
+        return await self._first_tokens.by_session(session_id, audience)
 
     async def identify(
         self,
@@ -213,11 +226,23 @@ class AuthorizationServer:
         endpoint = await self._metadata.find("revocation_endpoint")
         if endpoint is None:
             return
-        exchange = await self._tokens.post(endpoint, {"token": token.reveal(), "token_type_hint": "refresh_token"})
-        if not isinstance(exchange, Answer):
-            raise ProviderError(f"not revoked: {exchange.reason}")
-        if not 200 <= exchange.status <= 299:
-            raise ProviderError(f"not revoked: status {exchange.status}")
+        answer = await self._tokens.post(endpoint, {"token": token.reveal(), "token_type_hint": "refresh_token"})
+        if not 200 <= answer.status <= 299:
+            raise ProviderError(f"not revoked: status {answer.status}")
+
+    async def end_provider_session(self, session_id: str) -> None:
+        """
+        End the provider's own session where the server has an endpoint for it (Mosaic's session logout).
+
+        Raises:
+            ProviderError: If it doesn't. The caller goes on regardless.
+        """
+        url = self.options.session_logout_endpoint
+        if url is None:
+            return
+        answer = await self._tokens.post(url, {"session_id": session_id}, dialect=Dialect.JSON)
+        if not 200 <= answer.status <= 299:
+            raise ProviderError(f"the provider's session was not ended: status {answer.status}")
 
     async def end_session_url(
         self, *, id_token: IdToken | None, post_logout_redirect_uri: str | None, state: str | None

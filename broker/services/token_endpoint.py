@@ -37,6 +37,7 @@ class TokenEndpoint:
         *,
         client: ClientAuthentication,
         dialect: Dialect = Dialect.FORM,
+        rules: ResponseRules | None = None,
     ) -> TokenOutcome:
         """
         Ask for tokens, once. Only where the client's own access token is refused is the request sent again, with a new
@@ -51,7 +52,7 @@ class TokenEndpoint:
                 return credentials
             requested_at = self._clock.now()
             exchange = await self.post(url, parameters, credentials=credentials, dialect=dialect)
-            outcome = self._read(exchange, requested_at)
+            outcome = self._read(exchange, requested_at, rules or self._rules)
             if last or not _client_refused(outcome) or not client.renew(credentials):
                 return outcome
         raise AssertionError("unreachable")
@@ -67,14 +68,14 @@ class TokenEndpoint:
             timeout_seconds=self._timeout_seconds,
         )
 
-    def _read(self, exchange: Exchange, requested_at: float) -> TokenOutcome:
+    def _read(self, exchange: Exchange, requested_at: float, rules: ResponseRules) -> TokenOutcome:
         match exchange:
             case Answer():
                 return read_token_response(
                     status=exchange.status,
                     body=exchange.content,
                     requested_at=requested_at,
-                    rules=self._rules,
+                    rules=rules,
                     retry_after_seconds=retry_after_seconds(exchange.headers.get("Retry-After"), self._clock.now()),
                 )
             case NotSent():

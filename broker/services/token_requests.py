@@ -12,16 +12,19 @@ from broker.core.secret import AccessToken, Secret
 from broker.core.token_response import ResponseRules
 from broker.core.troubleshooting import key_to_look_at
 from broker.errors import ProviderError
-from broker.services.client_auth import ClientAuthentication, Credentials
+from broker.services.client_auth import ClientAuthentication
 from broker.services.client_token import ClientToken
 from broker.services.clock import Clock, Randomness
 from broker.services.metadata import Metadata
-from broker.services.outbound import Exchange, Outbound
+from broker.services.outbound import Answer, Outbound
 from broker.services.token_endpoint import TokenEndpoint, not_sent, spared
 
 log = logging.getLogger(__name__)
 
 TOKEN_EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
+WAITING = frozenset({"authorization_pending", "slow_down"})
+"""Answers that tell no failure: the user of a device flow hasn't decided yet (RFC 8628 section 3.5)."""
+
 ACCESS_TOKEN_TYPE = "urn:ietf:params:oauth:token-type:access_token"
 
 
@@ -58,9 +61,14 @@ class TokenRequests:
             self._client_token = self._make_client_token(options.client_token or ClientTokenOptions())
         self._client = self._authentication(options.auth_method, self._client_token)
 
+    @property
+    def options(self) -> ProviderOptions:
+        """How the provider is spoken to."""
+        return self._options
+
     async def exchange_code(self, *, code: Secret, code_verifier: Secret, redirect_uri: str) -> TokenOutcome:
         """Exchange an authorization code (RFC 6749 section 4.1.3, RFC 7636 section 4.5)."""
-        return await self._ask(
+        return await self.ask(
             "authorization_code",
             {"code": code.reveal(), "code_verifier": code_verifier.reveal(), "redirect_uri": redirect_uri},
         )
@@ -69,12 +77,11 @@ class TokenRequests:
         """Present the grant's refresh token once (RFC 6749 section 6)."""
         if grant.refresh_token is None:
             raise ValueError(f"grant {grant.id} has no refresh token")
-        parameters = {"refresh_token": grant.refresh_token.reveal(), **_targets(audience)}
+        parameters = {"refresh_token": grant.refresh_token.reveal(), **targets(audience)}
         if audience.scope is None and self._options.refresh_scope:
             parameters["scope"] = grant.scope or self._options.scope
-        if self._options.refresh_grant_type:
-            return await self._ask("refresh_token", parameters, url=self._options.refresh_endpoint)
-        return await self._ask(None, parameters, url=self._options.refresh_endpoint)
+        grant_type = "refresh_token" if self._options.refresh_grant_type else None
+        return await self.ask(grant_type, parameters, url=self._options.refresh_endpoint)
 
     async def exchange_token(self, subject_token: AccessToken, audience: Audience) -> TokenOutcome:
         """
@@ -82,41 +89,36 @@ class TokenRequests:
 
         A failure is never about the grant's refresh token: ``invalid_grant`` speaks of the access token.
         """
-        outcome = await self._ask(
+        outcome = await self.ask(
             TOKEN_EXCHANGE,
             {
                 "subject_token": subject_token.reveal(),
                 "subject_token_type": ACCESS_TOKEN_TYPE,
                 "requested_token_type": ACCESS_TOKEN_TYPE,
-                **_targets(audience),
+                **targets(audience),
             },
         )
         return spared(outcome, "token exchange") if isinstance(outcome, TokenFailure) else outcome
 
-    async def post(self, url: str, parameters: Mapping[str, str]) -> Exchange:
-        """
-        Send an authenticated request to another endpoint: revocation, introspection, pushed authorization.
-
-        Raises:
-            ProviderError: If the client can't authenticate itself.
-        """
-        credentials = await self._client.credentials()
-        if isinstance(credentials, TokenFailure):
-            raise ProviderError(credentials.detail, retry_after_seconds=credentials.retry_after_seconds)
-        return await self._endpoint.post(url, parameters, credentials=credentials)
-
-    async def credentials(self) -> Credentials | TokenFailure:
-        """Return the client's proof for one request that is written elsewhere. Raises ``ProviderError``."""
-        return await self._client.credentials()
-
-    async def close(self) -> None:
-        """Stop what is under way."""
-        if self._client_token is not None:
-            await self._client_token.close()
-
-    async def _ask(
-        self, grant_type: str | None, parameters: Mapping[str, str], *, url: str | None = None
+    async def ask(
+        self,
+        grant_type: str | None,
+        parameters: Mapping[str, str],
+        *,
+        url: str | None = None,
+        dialect: Dialect | None = None,
+        rules: ResponseRules | None = None,
     ) -> TokenOutcome:
+        """
+        Ask for tokens, once.
+
+        Args:
+            grant_type: The grant; None where the server wants none named.
+            parameters: What belongs to the grant.
+            url: Where to ask; the token endpoint if left out.
+            dialect: How it is written; as configured if left out.
+            rules: How the answer is read; as configured if left out.
+        """
         try:
             url = url or await self._metadata.need("token_endpoint")
         except ProviderError as fault:
@@ -126,12 +128,41 @@ class TokenRequests:
             url,
             {**named, **parameters, **self._options.token_parameters},
             client=self._client,
-            dialect=self._options.dialect,
+            dialect=dialect or self._options.dialect,
+            rules=rules,
         )
         return self._observed(outcome, grant_type)
 
+    async def post(self, url: str, parameters: Mapping[str, str], *, dialect: Dialect = Dialect.FORM) -> Answer:
+        """
+        Send an authenticated request to another endpoint: revocation, introspection, pushed authorization.
+
+        Raises:
+            ProviderError: If the client can't authenticate itself, or no answer comes.
+        """
+        for last in (False, True):
+            credentials = await self._client.credentials()
+            if isinstance(credentials, TokenFailure):
+                raise ProviderError(credentials.detail, retry_after_seconds=credentials.retry_after_seconds)
+            exchange = await self._endpoint.post(url, parameters, credentials=credentials, dialect=dialect)
+            if not isinstance(exchange, Answer):
+                raise ProviderError(exchange.reason)
+            if last or exchange.status != 401 or not self._client.renew(credentials):
+                return exchange
+        raise AssertionError("unreachable")
+
+    async def assertion_audience(self) -> str:
+        """Return the issuer: the token endpoint as an audience lets one server's assertion serve at another."""
+        issuer = self._options.issuer or (await self._metadata.server()).issuer
+        return issuer or await self._metadata.need("token_endpoint")
+
+    async def close(self) -> None:
+        """Stop what is under way."""
+        if self._client_token is not None:
+            await self._client_token.close()
+
     def _observed(self, outcome: TokenOutcome, grant_type: str | None) -> TokenOutcome:
-        if isinstance(outcome, TokenFailure):
+        if isinstance(outcome, TokenFailure) and outcome.error not in WAITING:
             key = key_to_look_at(outcome, self._options)
             log.warning(
                 "token_request_failed",
@@ -151,16 +182,11 @@ class TokenRequests:
         return ClientAuthentication(
             method,
             self._options,
-            audience=self._assertion_audience,
+            audience=self.assertion_audience,
             clock=self._clock,
             randomness=self._randomness,
             client_token=client_token,
         )
-
-    async def _assertion_audience(self) -> str:
-        """Return the issuer: the token endpoint as an audience lets one server's assertion serve at another."""
-        issuer = self._options.issuer or (await self._metadata.server()).issuer
-        return issuer or await self._metadata.need("token_endpoint")
 
     def _make_client_token(self, options: ClientTokenOptions) -> ClientToken:
         client = self._authentication(options.auth_method, None)
@@ -180,7 +206,7 @@ class TokenRequests:
         return ClientToken(fetch, clock=self._clock, renew_before_expiry_seconds=options.renew_before_expiry_seconds)
 
 
-def _targets(audience: Audience) -> dict[str, str]:
+def targets(audience: Audience) -> dict[str, str]:
     """Return the parameters that say for whom a token is meant (RFC 8707 section 2, RFC 8693 section 2.1)."""
     wanted = {"resource": audience.resource, "audience": audience.audience, "scope": audience.scope}
     return {name: value for name, value in wanted.items() if value is not None}
