@@ -9,7 +9,7 @@ Source: RFC 7239 section 8.1; MDN, X-Forwarded-For, "Selecting an IP address".
 
 import ipaddress
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 
 from broker.errors import BadRequest
@@ -28,15 +28,15 @@ class Caller:
     Attributes:
         address: The caller's IP address, for rate limits and logs.
         hops: The trusted proxies that the request came through, the nearest last.
+        forwarded_for: The ``X-Forwarded-For`` that tells the upstream.
     """
 
     address: str
     hops: tuple[str, ...] = ()
+    forwarded_for: bytes = field(init=False)
 
-    @property
-    def forwarded_for(self) -> bytes:
-        """The ``X-Forwarded-For`` that tells the upstream."""
-        return ", ".join((self.address, *self.hops)).encode()
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "forwarded_for", ", ".join((self.address, *self.hops)).encode())
 
 
 class TrustedProxies:

@@ -5,22 +5,32 @@ Names are compared in any case, and with every character but letters and digits 
 like can't tell ``X_Forwarded_User`` or ``X.Forwarded.User`` from ``X-Forwarded-User``. Names and values that pass keep
 their case, order and bytes.
 
-Source: RFC 9110 sections 5.3, 7.6.1 and 10.1.1; Envoy, "Edge best practices"; CVE-2025-64484.
+Fields are handled as whole lines. Most lines come again and again (``Accept-Encoding: gzip, deflate, br``), from many
+callers; what was judged about a line is remembered by its bytes, so that the next time costs one look-up.
+
+Source: RFC 9110 sections 5.1, 5.5, 7.6.1 and 10.1.1; Envoy, "Edge best practices"; CVE-2025-64484.
 """
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from enum import Enum
+from typing import Final, NamedTuple, TypeVar
 
 from broker.errors import BadRequest
 
-Field = tuple[bytes, bytes]
-"""A field's name and value, as they came."""
+T = TypeVar("T")
 
-_FIELD_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+MAX_REMEMBERED: Final = 4096
+"""How many lines are remembered. When there are more, all are forgotten: that costs little, and is hard to abuse."""
+MAX_REMEMBERED_LINE: Final = 256
+"""Longer lines, which hardly come twice, aren't."""
+
+FIELD_LINE: Final = re.compile(
+    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*"
+    rb"((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*"
+)
+"""A field line: a name, and a value without controls and without the white space around it (RFC 9112 section 5)."""
+
 _NOT_ALPHANUMERIC = re.compile(rb"[^a-z0-9]")
-_MAX_REMEMBERED = 2048
-_MAX_REMEMBERED_NAME = 64
 
 CONNECTION_FIELDS = frozenset(
     {
@@ -128,8 +138,9 @@ ROUTING_FIELDS = frozenset(
 )
 """Fields that would tell the upstream another peer, path, host or method than the one that was judged."""
 
-FRAMING_FIELDS = frozenset({b"content-length", b"host"})
-"""Fields that the broker writes itself."""
+_SINGLE = frozenset(
+    {b"content-length", b"content-type", b"expect", b"host", b"origin", b"transfer-encoding", b"x-request-id"}
+)
 
 # What the broker reads: the name, and whether the field also passes on.
 _READ: dict[bytes, bool] = {
@@ -160,11 +171,19 @@ def canonical(name: bytes) -> bytes:
     return _NOT_ALPHANUMERIC.sub(b"-", name.lower())
 
 
-class Verdict(Enum):
-    """What becomes of a field that the broker itself doesn't read."""
+class Known(NamedTuple):
+    """
+    What is known of a field line.
 
-    PASS = "pass"
-    DROP = "drop"
+    Attributes:
+        passes: The line as it passes on, ``name: value``; None if it doesn't.
+        read: The field's name in lower case if the broker reads it; None if it doesn't.
+        value: The field's value.
+    """
+
+    passes: bytes | None
+    read: bytes | None
+    value: bytes
 
 
 class RequestFields:
@@ -176,71 +195,76 @@ class RequestFields:
             own_names: Names that some route sets. What callers send under them is dropped everywhere.
         """
         self._own = frozenset(canonical(name.encode()) for name in own_names)
-        self._rules: dict[bytes, Verdict | tuple[bytes, bool]] = {}
+        self._remembered: dict[bytes, Known] = {}
 
-    def sort(self, fields: Iterable[Field]) -> tuple[list[Field], dict[bytes, list[bytes]]]:
+    def sort(self, lines: Iterable[bytes]) -> tuple[list[bytes], dict[bytes, list[bytes]]]:
         """
-        Sort the fields of one request.
+        Sort the field lines of one request.
 
         Returns:
-            The fields that pass on, but for those named by ``Connection``; and the values of the fields that the broker
+            The lines that pass on, but for those named by ``Connection``; and the values of the fields that the broker
             reads, by their names in lower case.
 
         Raises:
-            BadRequest: If a name isn't a token (RFC 9110 section 5.1).
+            BadRequest: If a line isn't one, or a field came twice of which there can be only one.
         """
-        passed: list[Field] = []
+        passed: list[bytes] = []
         read: dict[bytes, list[bytes]] = {}
-        rules = self._rules
-        for field in fields:
-            rule = rules.get(field[0])
-            if rule is None:
-                rule = self._rule(field[0])
-            if rule is Verdict.PASS:
-                passed.append(field)
-            elif rule is not Verdict.DROP:
-                assert isinstance(rule, tuple)
-                name, passes = rule
-                if name in read:
-                    read[name].append(field[1])
+        remembered = self._remembered
+        for line in lines:
+            passes, name, value = remembered.get(line) or self._judge(line)
+            if passes is not None:
+                passed.append(passes)
+            if name is not None:
+                if name not in read:
+                    read[name] = [value]
+                elif name in _SINGLE:
+                    raise BadRequest(f"the {name.decode()} field came twice")
                 else:
-                    read[name] = [field[1]]
-                if passes:
-                    passed.append(field)
+                    read[name].append(value)
         return passed, read
 
-    def _rule(self, name: bytes) -> Verdict | tuple[bytes, bool]:
-        if not _FIELD_NAME.fullmatch(name):
-            raise BadRequest("a header field's name holds a byte that no name may hold")
-        rule = self._judge(name)
-        if len(name) <= _MAX_REMEMBERED_NAME:
-            if len(self._rules) >= _MAX_REMEMBERED:
-                self._rules.clear()
-            self._rules[name] = rule
-        return rule
-
-    def _judge(self, name: bytes) -> Verdict | tuple[bytes, bool]:
+    def _judge(self, line: bytes) -> Known:
+        parts = FIELD_LINE.fullmatch(line)
+        if parts is None:
+            raise BadRequest("a header field line is malformed")
+        name, value = parts.groups()
         lower = name.lower()
-        twin = canonical(name)
-        if lower in _READ:
-            return lower, _READ[lower] and twin not in self._own
-        if twin in _READ and not _READ[twin]:
-            return Verdict.DROP  # Content_Length, Transfer.Encoding: never what the broker read
-        dropped = (
-            twin in CONNECTION_FIELDS
+        passes = b"%b: %b" % (name, value) if self._passes(lower) else None
+        known = Known(passes, lower if lower in _READ else None, value)
+        remember(self._remembered, line, known)
+        return known
+
+    def _passes(self, lower: bytes) -> bool:
+        twin = canonical(lower)
+        return not (
+            twin in self._own
+            # Content_Length, Transfer.Encoding: never what the broker read
+            or not _READ.get(twin, True)
+            or twin in CONNECTION_FIELDS
             or twin in IDENTITY_FIELDS
             or twin in ROUTING_FIELDS
-            or twin in FRAMING_FIELDS
-            or twin in self._own
             or twin.startswith(IDENTITY_PREFIXES)
             or twin.startswith(b"proxy-")
         )
-        return Verdict.DROP if dropped else Verdict.PASS
 
 
-def without(fields: Sequence[Field], names: frozenset[bytes]) -> list[Field]:
-    """Return *fields* without those whose canonical name is among *names*."""
-    return [field for field in fields if canonical(field[0]) not in names]
+def remember(remembered: dict[bytes, T], line: bytes, known: T) -> None:
+    """Remember what is known of a line, within bounds."""
+    if len(line) <= MAX_REMEMBERED_LINE:
+        if len(remembered) >= MAX_REMEMBERED:
+            remembered.clear()
+        remembered[line] = known
+
+
+def name_of(line: bytes) -> bytes:
+    """Return the name of a field line, in lower case."""
+    return line[: line.find(b":")].lower()
+
+
+def without(lines: Sequence[bytes], names: frozenset[bytes]) -> list[bytes]:
+    """Return *lines* without those whose canonical name is among *names*."""
+    return [line for line in lines if canonical(name_of(line)) not in names]
 
 
 _TOKEN_ROUTE_FIELDS = frozenset(
@@ -274,40 +298,41 @@ class ResponseFields:
         Args:
             with_token: Whether the route's requests carry a token.
             no_store: Whether the upstream's caching fields give way to the broker's.
-            is_own_cookie: Whether a ``Set-Cookie`` value sets a cookie that is the broker's own.
+            is_own_cookie: Whether the value of a ``Set-Cookie`` sets a cookie that is the broker's own.
         """
         self._with_token = with_token
         self._no_store = no_store
         self._is_own_cookie = is_own_cookie
-        self._rules: dict[bytes, bool | None] = {}
+        self._remembered: dict[bytes, bool] = {}
 
-    def sort(self, fields: Sequence[Field], named_by_connection: frozenset[bytes]) -> list[Field]:
-        """Return the fields that pass to the caller."""
+    def sort(self, lines: Iterable[bytes], named_by_connection: frozenset[bytes]) -> list[bytes]:
+        """Return the lines that pass to the caller, each ``name: value``."""
         passed = []
-        rules = self._rules
-        for field in fields:
-            name = field[0]
-            passes = rules.get(name)
-            if passes is True or (passes is None and self._passes(name, field[1])):
-                passed.append(field)
+        remembered = self._remembered
+        for line in lines:
+            passes = remembered.get(line)
+            if passes is None:
+                passes = self._judge(line)
+            if passes:
+                passed.append(line)
         if named_by_connection:
-            passed = [field for field in passed if field[0].lower() not in named_by_connection]
+            passed = [line for line in passed if name_of(line) not in named_by_connection]
         return passed
 
-    def _passes(self, name: bytes, value: bytes) -> bool:
-        lower = name.lower()
-        if lower == b"set-cookie":
-            return not self._is_own_cookie(value)
-        if lower == b"www-authenticate":
-            return not (self._with_token and value.lower().startswith(_PASSWORD_PROMPTS))
-        passes = not (
-            lower in CONNECTION_FIELDS
-            or lower in _NEVER_ANSWERED
-            or (self._with_token and lower in _TOKEN_ROUTE_FIELDS)
-            or (self._no_store and lower in _CACHE_FIELDS)
-        )
-        if len(name) <= _MAX_REMEMBERED_NAME:
-            if len(self._rules) >= _MAX_REMEMBERED:
-                self._rules.clear()
-            self._rules[name] = passes
+    def _judge(self, line: bytes) -> bool:
+        passes = self._passes(name_of(line), line)
+        remember(self._remembered, line, passes)
         return passes
+
+    def _passes(self, name: bytes, line: bytes) -> bool:
+        value = line.partition(b": ")[2]
+        if name == b"set-cookie":
+            return not self._is_own_cookie(value)
+        if name == b"www-authenticate":
+            return not (self._with_token and value.lower().startswith(_PASSWORD_PROMPTS))
+        return not (
+            name in CONNECTION_FIELDS
+            or name in _NEVER_ANSWERED
+            or (self._with_token and name in _TOKEN_ROUTE_FIELDS)
+            or (self._no_store and name in _CACHE_FIELDS)
+        )

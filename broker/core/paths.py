@@ -17,7 +17,7 @@ Source: RFC 3986 sections 3.3 and 6.2, RFC 9112 section 3.2, RFC 9700 section 4.
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from broker.errors import AmbiguousPath, BadRequest
@@ -34,8 +34,7 @@ _ABSOLUTE = re.compile(rb"https?://([^/?#\\]*)(.*)", re.IGNORECASE | re.DOTALL)
 _ESCAPE = re.compile(rb"%[0-9A-Fa-f]{2}")
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """
     A request target that may be matched and forwarded.
 

@@ -11,22 +11,19 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from broker.core.headers import Field, RequestFields
+from broker.core.headers import RequestFields, name_of
 from broker.core.paths import Target, read_target
 from broker.errors import BadRequest
 
 MAX_CONTENT_LENGTH = (1 << 63) - 1
 
-_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _METHOD = re.compile(r"[A-Z][A-Z-]{0,31}")
 _CONTENT_LENGTH = re.compile(rb"0|[1-9][0-9]{0,18}")
-_SINGLE = (b"host", b"content-length", b"content-type", b"transfer-encoding", b"origin", b"expect", b"x-request-id")
 _NONE: tuple[bytes, ...] = ()
-_KEEP_ALIVE = frozenset({b"keep-alive"})
-_NO_TOKENS: frozenset[bytes] = frozenset()
+_NO_OPTIONS: frozenset[bytes] = frozenset()
 _KNOWN_CONNECTIONS = {
-    b"keep-alive": _KEEP_ALIVE,
-    b"Keep-Alive": _KEEP_ALIVE,
+    b"keep-alive": frozenset({b"keep-alive"}),
+    b"Keep-Alive": frozenset({b"keep-alive"}),
     b"close": frozenset({b"close"}),
     b"Upgrade": frozenset({b"upgrade"}),
 }
@@ -43,7 +40,7 @@ class RequestHead:
         target: The judged request target.
         authority: The Host header field's value; empty on HTTP/1.0 without one.
         is_http11: Whether the caller speaks HTTP/1.1; otherwise HTTP/1.0.
-        fields: What passes on, but for cookies.
+        lines: The field lines that pass on; cookies are not among them.
         read: Values of the fields that the broker reads, by their names in lower case.
         content_length: The length of the body in bytes; None if there is none, or it is chunked.
         chunked: Whether the body is chunked.
@@ -56,7 +53,7 @@ class RequestHead:
     target: Target
     authority: bytes
     is_http11: bool
-    fields: list[Field]
+    lines: list[bytes]
     read: dict[bytes, list[bytes]]
     content_length: int | None
     chunked: bool
@@ -84,7 +81,7 @@ def read_head(
     method: str,
     target: bytes,
     version: tuple[int, int],
-    fields: Iterable[Field],
+    lines: Iterable[bytes],
     rules: RequestFields,
 ) -> RequestHead:
     """
@@ -94,7 +91,7 @@ def read_head(
         method: The method, as it came.
         target: The request target, as it came.
         version: The HTTP version.
-        fields: The header fields, as they came, without the white space around values.
+        lines: The header field lines, as they came, without their CRLF.
         rules: What becomes of each field.
 
     Raises:
@@ -109,30 +106,25 @@ def read_head(
         raise BadRequest("the HTTP version is neither 1.0 nor 1.1")
     if not _METHOD.fullmatch(method):
         raise BadRequest("the method is not in capitals")
-    passed, read = rules.sort(fields)
-    for name in _SINGLE:
-        if name in read and len(read[name]) > 1:
-            raise BadRequest(f"the {name.decode()} field came twice")
-    if _CONTROL.search(b"".join([value for _, value in passed] + [b"".join(values) for values in read.values()])):
-        raise BadRequest("a header field's value holds a control character")
+    passed, read = rules.sort(lines)
     authority = _authority(read, is_http11=is_http11)
     content_length, chunked = _framing(read, is_http11=is_http11)
-    connection = _connection_options(read.get(b"connection", _NONE))
+    connection = _connection_options(read[b"connection"]) if b"connection" in read else _NO_OPTIONS
     named = connection - _ABOUT_CONNECTION
     if named:
-        passed = [field for field in passed if field[0].lower() not in named]
+        passed = [line for line in passed if name_of(line) not in named]
     return RequestHead(
-        method=method,
-        target=read_target(target, authority),
-        authority=authority,
-        is_http11=is_http11,
-        fields=passed,
-        read=read,
-        content_length=content_length,
-        chunked=chunked,
-        keep_alive=b"close" not in connection and (is_http11 or b"keep-alive" in connection),
-        upgrade=_upgrade(read, connection) if b"upgrade" in read else b"",
-        expects_continue=is_http11 and _expects_continue(read),
+        method,
+        read_target(target, authority),
+        authority,
+        is_http11,
+        passed,
+        read,
+        content_length,
+        chunked,
+        b"close" not in connection and (is_http11 or b"keep-alive" in connection),
+        _upgrade(read, connection) if b"upgrade" in read else b"",
+        b"expect" in read and is_http11 and _expects_continue(read[b"expect"][0]),
     )
 
 
@@ -168,8 +160,6 @@ def _framing(read: dict[bytes, list[bytes]], *, is_http11: bool) -> tuple[int | 
 
 def _connection_options(values: Sequence[bytes]) -> frozenset[bytes]:
     """The options of the Connection fields, in lower case."""
-    if not values:
-        return _NO_TOKENS
     if len(values) == 1 and values[0] in _KNOWN_CONNECTIONS:
         return _KNOWN_CONNECTIONS[values[0]]
     return frozenset(option.strip(b" \t").lower() for value in values for option in value.split(b",")) - {b""}
@@ -181,10 +171,7 @@ def _upgrade(read: dict[bytes, list[bytes]], connection: frozenset[bytes]) -> by
     return values[0].lower() if b"upgrade" in connection and len(values) == 1 else b""
 
 
-def _expects_continue(read: dict[bytes, list[bytes]]) -> bool:
-    values = read.get(b"expect")
-    if values is None:
-        return False
-    if values[0].lower() != b"100-continue":
+def _expects_continue(value: bytes) -> bool:
+    if value.lower() != b"100-continue":
         raise BadRequest("the only expectation that is met is 100-continue")
     return True

@@ -7,7 +7,7 @@ request is refused, because the broker and the upstream would decide about diffe
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, TypeVar
@@ -284,8 +284,11 @@ class _Place(Generic[T]):
     path: bytes
     by_method: dict[str, T] = field(default_factory=dict)
     any_method: T | None = None
+    reserved: bool = False
 
     def find(self, method: str) -> T:
+        if self.reserved:
+            raise NoRoute("the path is reserved")
         found = self.by_method.get(method, self.any_method)
         if found is None:
             raise MethodNotAllowed("the route doesn't take this method", allow=tuple(sorted(self.by_method)))
@@ -300,19 +303,24 @@ class RouteTable(Generic[T]):
         OptionError: If two routes match alike; its key is the second one's index: ``[3].path``.
     """
 
-    def __init__(self, routes: Iterable[tuple[Route, T]]) -> None:
+    def __init__(self, routes: Iterable[tuple[Route, T]], *, reserved: Sequence[str] = ()) -> None:
         """
         Args:
             routes: The routes, each with what :meth:`match` returns for it.
+            reserved: Paths that belong to somebody else, so that no reading of a request's path may name them.
         """
         pairs = list(enumerate(routes))
-        self._longest = max((len(route.path) for _, (route, _) in pairs), default=1)
+        paths = [*(route.path for _, (route, _) in pairs), *reserved]
+        self._longest = max(map(len, paths), default=1)
+        kept_out: dict[bytes, _Place[T]] = {
+            path.lower().encode(): _Place(path.encode(), reserved=True) for path in reserved
+        }
         everywhere = [pair for pair in pairs if pair[1][0].host is None]
-        self._any_host = _places(everywhere)
+        self._any_host = _places(everywhere) | kept_out
         self._by_host: dict[str, dict[bytes, _Place[T]]] = {}
         for host in {route.host for _, (route, _) in pairs if route.host is not None}:
             own = _places([pair for pair in pairs if pair[1][0].host == host])
-            self._by_host[host] = self._any_host | own
+            self._by_host[host] = self._any_host | own | kept_out
 
     @property
     def hosts(self) -> frozenset[str]:

@@ -7,6 +7,7 @@ On the hot path nothing looks a label up: what is counted there is counted in pl
 """
 
 import os
+from collections.abc import Sequence
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -64,3 +65,30 @@ LOGINS = Counter(
 )
 SESSIONS = Counter("sessions_total", "Browser sessions by what happened to them: started, ended.", ["event"])
 REQUESTS_REFUSED = Counter("requests_refused_total", "Requests that the broker answered with an error.", ["code"])
+
+# --- the data plane
+
+PROXY_BUCKETS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+PROXY_REQUESTS = Counter(
+    "proxy_requests_total", "Forwarded requests by the class of their answer; gone: the caller did not wait.",
+    ["route", "status"],
+)  # fmt: skip
+PROXY_SECONDS = Histogram(
+    "proxy_request_duration_seconds", "How long a forwarded request took, from its head to the end of its answer.",
+    ["route"], buckets=PROXY_BUCKETS,
+)  # fmt: skip
+
+
+def add_to_histogram(child: Histogram, numbers: Sequence[int], total: float) -> None:
+    """
+    Add many observations at once, which ``Histogram.observe`` takes only one by one.
+
+    Args:
+        child: The labelled histogram.
+        numbers: How many observations fell into each bucket, the last being all above its bounds.
+        total: Their sum.
+    """
+    for bucket, number in zip(child._buckets, numbers, strict=True):  # noqa: SLF001 - see above
+        if number:
+            bucket.inc(number)
+    child._sum.inc(total)  # noqa: SLF001

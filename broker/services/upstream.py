@@ -98,11 +98,11 @@ class Exchange:
 
     def __init__(
         self,
-        *,
         method: str,
         head: bytes,
         receiver: Receiver,
         timeouts: TimeoutOptions,
+        *,
         complete: bool = True,
         chunked: bool = False,
         upgrade: bytes = b"",

@@ -4,10 +4,10 @@ One connection to an upstream: an exchange at a time, its answer pushed on as it
     idle ──start──▶ head ──▶ body ──▶ idle | closed
                      └─101─▶ tunnel ─▶ closed
 
-The head is parsed by llhttp (httptools) and then judged (broker.core.response_head). A body with a length is counted,
-not parsed: that costs half as much. A chunked one goes through the parser, which takes framing, extensions and trailers
-off. Bytes that nobody asked for, before an exchange or after its answer, close the connection: they would be taken for
-the next caller's answer.
+The head is read strictly (broker.core.response_head). A body with a length is counted, not parsed: that costs half as
+much. A chunked one goes through llhttp (httptools), which takes framing, extensions and trailers off. Bytes that nobody
+asked for, before an exchange or after its answer, close the connection: they would be taken for the next caller's
+answer.
 
 Source: RFC 9112 sections 6.3, 7.1, 9.3 and 9.5; SECURITY UP-01, UP-03, UP-04, SM-05.
 """
@@ -18,8 +18,7 @@ from typing import Protocol, cast
 
 import httptools
 
-from broker.core.headers import Field
-from broker.core.response_head import ResponseHead, read_response_head
+from broker.core.response_head import ResponseHead, ResponseHeads
 from broker.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from broker.services.upstream import Exchange
 
@@ -29,6 +28,10 @@ MAX_INFORMATIONAL = 16
 """More 1xx answers to one request are refused."""
 MAX_CHUNK_OVERHEAD_BYTES = 64 << 10
 """More framing, extensions and trailers than this without one byte of body are refused."""
+
+
+_CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+_heads = ResponseHeads()
 
 
 class Owner(Protocol):
@@ -69,7 +72,6 @@ class UpstreamConnection(asyncio.Protocol):
         "_body",
         "_buffer",
         "_drained",
-        "_fields",
         "_head",
         "_informational",
         "_loop",
@@ -79,7 +81,6 @@ class UpstreamConnection(asyncio.Protocol):
         "_parser",
         "_paused",
         "_reading_paused",
-        "_reason",
         "_remaining",
         "_surplus",
         "_transport",
@@ -96,8 +97,6 @@ class UpstreamConnection(asyncio.Protocol):
         self._parser: httptools.HttpResponseParser | None = None
         self._buffer = b""
         self._head: ResponseHead | None = None
-        self._fields: list[Field] = []
-        self._reason = b""
         self._remaining = 0
         self._body: list[bytes] = []
         self._message_complete = False
@@ -191,7 +190,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports don't descend from asyncio's.
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = cast("asyncio.Transport", transport)
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -261,7 +260,7 @@ class UpstreamConnection(asyncio.Protocol):
                 return
             self._buffer = b""
             try:
-                head = self._parse_head(exchange.method, data[:end])
+                head = _heads.read(data[: end - 4], exchange.method)
             except UpstreamError as error:
                 self._fail(error)
                 return
@@ -283,35 +282,6 @@ class UpstreamConnection(asyncio.Protocol):
         elif head.status != 100:  # the broker sends no Expect: this answers nobody's question
             exchange.receiver.on_informational(head)
 
-    def _parse_head(self, method: str, data: bytes) -> ResponseHead:
-        self._fields = []
-        self._reason = b""
-        self._message_complete = False
-        # A parser for each answer: the last one doesn't know that a HEAD's answer had no body.
-        parser = self._parser = httptools.HttpResponseParser(self)
-        try:
-            parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass
-        except httptools.HttpParserError:
-            raise UpstreamUnavailable("the answer's head is malformed") from None
-        return read_response_head(
-            status=parser.get_status_code(),
-            reason=self._reason,
-            is_http11=_is_http11(data),
-            fields=self._fields,
-            request_method=method,
-        )
-
-    def on_status(self, reason: bytes) -> None:
-        """For httptools."""
-        self._reason += reason
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """For httptools. Trailers come here too, and go no further."""
-        if self._head is None:
-            self._fields.append((name, value.rstrip(b" \t")))
-
     # --- the body
 
     def _begin_body(self, exchange: Exchange, head: ResponseHead, data: bytes) -> None:
@@ -321,6 +291,10 @@ class UpstreamConnection(asyncio.Protocol):
         self._surplus = False
         if head.chunked:
             self._overhead = 0
+            self._message_complete = False
+            # A parser for each body. It learns the framing, and nothing else, from a head of our own.
+            self._parser = httptools.HttpResponseParser(self)
+            self._parser.feed_data(_CHUNKED_HEAD)
             body = self._unchunk(data) if data else b""
             if body is None:
                 return
@@ -328,7 +302,6 @@ class UpstreamConnection(asyncio.Protocol):
             if self._message_complete:
                 self._end(exchange, head)
             return
-        self._parser = None
         length = head.body_length
         if length is None:
             exchange.receiver.on_head(head, data, complete=False)
@@ -397,7 +370,6 @@ class UpstreamConnection(asyncio.Protocol):
         if not exchange.upgrade or head.upgrade != exchange.upgrade or b"upgrade" not in head.connection:
             self._fail(UpstreamUnavailable("the upstream switched protocols without being asked"))
             return
-        self._parser = None
         self._head = head
         head.until_close = True
         head.body_length = None
@@ -428,11 +400,3 @@ class UpstreamConnection(asyncio.Protocol):
         if exchange is not None and not exchange.ended:
             exchange.ended = True
             exchange.receiver.on_failed(error)
-
-
-def _is_http11(head: bytes) -> bool:
-    if head.startswith(b"HTTP/1.1 "):
-        return True
-    if head.startswith(b"HTTP/1.0 "):
-        return False
-    raise UpstreamUnavailable("the answer's HTTP version is neither 1.0 nor 1.1")

@@ -32,7 +32,7 @@ from broker.stores.options import StoreKind
 from broker.web.admin import Readiness, admin_app
 from broker.web.admin_api import AdminApi
 from broker.web.auth import auth_app
-from broker.web.connection import ProxyRunner
+from broker.web.connections import ProxyRunner
 from broker.web.middleware import Outermost
 from broker.web.proxy import Proxy
 
@@ -105,6 +105,10 @@ class Installation:
             sessions=self.sessions,
             tokens=self.tokens,
             trusted_proxies=self.trusted_proxies,
+            base_path=settings.base_path,
+            access_log=access_log,
+            clock=clock,
+            randomness=randomness,
         )
         self.tokens.on_identified(self._renew_claims)
         self._keyring = keyring
@@ -127,8 +131,12 @@ class Installation:
         )
         app = web.Application(middlewares=[outermost])
         app.add_subapp(self.settings.base_path, self._auth_app())
-        self.proxy.register(app)
-        return ProxyRunner(app, handle_signals=False, shutdown_timeout_seconds=self.settings.drain_timeout_seconds)
+        return ProxyRunner(
+            app,
+            proxy=self.proxy,
+            outermost=outermost,
+            shutdown_timeout_seconds=self.settings.drain_timeout_seconds,
+        )
 
     def _auth_app(self) -> web.Application:
         return auth_app(

@@ -8,11 +8,16 @@ gone; aiohttp tells that only to its own writer.
 import logging
 import socket
 import struct
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
+
+if TYPE_CHECKING:
+    from broker.web.gate import Call
+    from broker.web.relay import Relay
 
 log = logging.getLogger(__name__)
 
@@ -35,19 +40,41 @@ class Relaying(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class Handover:
+    """
+    A call that was sent on the fast path, and needs the slow one to go on.
+
+    Attributes:
+        call: The call.
+        relay: What came of sending it.
+    """
+
+    call: "Call"
+    relay: "Relay"
+
+
 class CallerConnection(RequestHandler):
     """
     One connection of a caller.
 
     Attributes:
         relay: What is being written to it past aiohttp; None while aiohttp writes itself.
+        handover: What the fast path leaves to the slow one, for the request that comes next.
     """
 
-    __slots__ = ("relay",)
+    __slots__ = ("handover", "relay")
 
     def __init__(self, server: web.Server, **kwargs: Any) -> None:
         super().__init__(server, **kwargs)
         self.relay: Relaying | None = None
+        self.handover: Handover | None = None
+
+    @property
+    def peer(self) -> str:
+        """The address at the other end; empty for a Unix socket."""
+        peername = self.peername
+        return peername[0] if isinstance(peername, tuple) else ""
 
     @property
     def closes(self) -> bool:
@@ -87,58 +114,10 @@ class CallerConnection(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what aiohttp refused, with one line in the log and no byte of it (SECURITY M7, LK-03)."""
+        self.handover = None
         if not isinstance(exc, HttpProcessingError | ValueError):
             return super().handle_error(request, status, exc, message)
         log.info("malformed_request", extra={"status": status, "error": type(exc).__name__})
         response = web.Response(status=status, text="", content_type="text/plain")
         response.force_close()
         return response
-
-
-class ConnectionServer(web.Server):
-    """Makes the connections."""
-
-    def __init__(self, server: web.Server) -> None:
-        """
-        Args:
-            server: aiohttp's server of an application, whose handler and settings are taken over.
-        """
-        super().__init__(
-            server.request_handler,
-            request_factory=server.request_factory,
-            handler_cancellation=server.handler_cancellation,
-            loop=server._loop,  # noqa: SLF001 - aiohttp has no public way to derive a server
-            **server._kwargs,  # noqa: SLF001
-        )
-
-    def __call__(self) -> CallerConnection:
-        return CallerConnection(self, loop=self._loop, **self._kwargs)
-
-
-class ProxyRunner(web.AppRunner):
-    """Runs an application on :class:`CallerConnection`."""
-
-    def __init__(self, app: web.Application, *, shutdown_timeout_seconds: float = 30.0, **kwargs: Any) -> None:
-        """
-        Args:
-            app: The application.
-            shutdown_timeout_seconds: How long requests may take to end.
-            kwargs: Further arguments of ``web.AppRunner``.
-        """
-        super().__init__(
-            app,
-            access_log=None,
-            # Bodies pass as they are.
-            auto_decompress=False,
-            # Slow handlers are cancelled with their callers; token requests are shielded from that.
-            handler_cancellation=True,
-            keepalive_timeout=75.0,
-            max_line_size=16 << 10,
-            max_field_size=16 << 10,
-            lingering_time=5.0,
-            shutdown_timeout=shutdown_timeout_seconds,
-            **kwargs,
-        )
-
-    async def _make_server(self) -> web.Server:
-        return ConnectionServer(await super()._make_server())

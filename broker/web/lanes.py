@@ -7,8 +7,12 @@ from broker.core.audience import Audience
 from broker.core.claim_template import ClaimTemplate
 from broker.core.cookies import CookieNames, set_cookie_name, strip_cookies
 from broker.core.headers import ResponseFields, canonical, without
+from broker.core.outcome import Token
 from broker.core.request_head import RequestHead
 from broker.core.routing import CacheControl, RetryOn401, Route, TokenKind
+from broker.errors import ProviderError
+from broker.services.route_stats import RouteStats
+from broker.services.session_cache import LiveSession
 from broker.services.upstream import IDEMPOTENT_METHODS, Upstream
 from broker.web.relay import AnswerRules
 
@@ -22,8 +26,10 @@ class Lane:
     Attributes:
         route: Its options.
         upstream: Where its requests go.
+        kind: Whose token goes along.
         audience: For whom its tokens are meant.
         answers: What is done to its answers.
+        stats: What is counted of its requests.
     """
 
     def __init__(self, route: Route, upstream: Upstream, *, public_url: str, cookies: CookieNames) -> None:
@@ -36,15 +42,19 @@ class Lane:
         """
         self.route = route
         self.upstream = upstream
+        self.kind = route.token.kind
+        self.stats = RouteStats(route.name)
         self.audience: Audience = route.audience
         self._is_own_cookie = is_own_cookie = cookies.matcher()
         self._cut, self._prefix = _rewriting(route)
-        self._host_line = None if route.upstream_options.preserve_host else b"Host: %b\r\n" % upstream.authority
+        self._upstream_host = b"" if route.upstream_options.preserve_host else upstream.authority
         self._proto = urlsplit(public_url).scheme.encode()
         self._own_authority = urlsplit(public_url).netloc.encode()
         self._removed = frozenset(canonical(name.encode()) for name in route.headers.remove)
         self._constant, self._templates = _assignments(route.headers.assign)
-        self._rendered: dict[tuple[str, int], bytes] = {}
+        self._rendered: dict[tuple[str, int], list[bytes]] = {}
+        self._last_token: Token | None = None
+        self._last_authorization = b""
         with_token = route.token.kind is not TokenKind.NONE
         no_store = with_token and route.cache_control is CacheControl.NO_STORE
         self.answers = AnswerRules(
@@ -55,11 +65,6 @@ class Lane:
             ),
             added=b"Cache-Control: private, no-store\r\n" if no_store else b"",
         )
-
-    @property
-    def needs_claims(self) -> bool:
-        """Whether its headers are made of the session's claims."""
-        return bool(self._templates)
 
     def may_retry(self, head: RequestHead) -> bool:
         """Whether a 401 of the upstream may be answered with a newer token, as far as the method says."""
@@ -77,8 +82,8 @@ class Lane:
         *,
         forwarded_for: bytes,
         request_id: bytes,
-        authorization: bytes,
-        claims: bytes,
+        token: Token | None,
+        session: LiveSession | None,
     ) -> bytes:
         """
         Return the head of the request to the upstream.
@@ -87,25 +92,38 @@ class Lane:
             head: The caller's.
             forwarded_for: The value of ``X-Forwarded-For``.
             request_id: The value of ``X-Request-ID``.
-            authorization: The ``Authorization`` line with its CRLF; empty for none.
-            claims: What :meth:`render` made, or nothing.
+            token: What goes into ``Authorization``; None for nothing.
+            session: Whose claims the route's fields are made of; None for nobody's.
+
+        Raises:
+            ProviderError: If the token holds what no field may hold.
         """
-        fields = head.fields if not self._removed else without(head.fields, self._removed)
-        return b"".join(
-            (
-                b"%b %b%b HTTP/1.1\r\n" % (head.method.encode(), self._path(head.target.path), head.target.query),
-                self._host_line or b"Host: %b\r\n" % (head.authority or self._own_authority),
-                b"".join([b"%b: %b\r\n" % field for field in fields]),
-                self._cookie_lines(head),
-                b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\nX-Request-ID: %b\r\n"
-                % (forwarded_for, self._proto, head.authority or self._own_authority, request_id),
-                self._constant,
-                claims,
-                authorization,
-                _framing_lines(head),
-                b"\r\n",
-            )
+        authority = head.authority or self._own_authority
+        lines = head.lines if not self._removed else without(head.lines, self._removed)
+        pieces = [
+            b"%b %b%b HTTP/1.1\r\nHost: %b"
+            % (head.method.encode(), self._path(head.target.path), head.target.query, self._upstream_host or authority),
+            *lines,
+        ]
+        if b"cookie" in head.read:
+            pieces += [b"Cookie: " + line for line in strip_cookies(head.read[b"cookie"], self._is_own_cookie)]
+        pieces.append(
+            b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\nX-Request-ID: %b"
+            % (forwarded_for, self._proto, authority, request_id)
         )
+        pieces += self._constant
+        if self._templates and session is not None:
+            pieces += self._claims(session)
+        if token is not None:
+            pieces.append(self._authorization(token))
+        if head.chunked:
+            pieces.append(b"Transfer-Encoding: chunked")
+        elif head.content_length is not None:
+            pieces.append(b"Content-Length: %d" % head.content_length)
+        if head.upgrade:
+            pieces.append(b"Connection: Upgrade\r\nUpgrade: %b" % head.upgrade)
+        pieces.append(b"\r\n")
+        return b"\r\n".join(pieces)
 
     def _path(self, path: bytes) -> bytes:
         if self._cut is None:
@@ -113,26 +131,29 @@ class Lane:
         rest = path[self._cut :]
         return self._prefix + rest or b"/"
 
-    def _cookie_lines(self, head: RequestHead) -> bytes:
-        lines = head.values(b"cookie")
-        if not lines:
-            return b""
-        return b"".join([b"Cookie: %b\r\n" % line for line in strip_cookies(lines, self._is_own_cookie)])
+    def _authorization(self, token: Token) -> bytes:
+        if token is self._last_token:
+            return self._last_authorization
+        value = token.access_token.reveal()
+        if not (value.isascii() and value.isprintable()):
+            raise ProviderError("the access token holds a byte that no header field may hold")
+        line = b"Authorization: %b %b" % (token.token_type.encode(), value.encode())
+        self._last_token, self._last_authorization = token, line
+        return line
 
-    def render(self, key: tuple[str, int], claims: Mapping[str, object]) -> bytes:
-        """Return the header lines that are made of *claims*; *key* names the session and its version."""
-        rendered = self._rendered.get(key)
-        if rendered is None:
+    def _claims(self, session: LiveSession) -> list[bytes]:
+        """The lines that are made of claims."""
+        key = (session.key, session.version)
+        lines = self._rendered.get(key)
+        if lines is None:
+            record = session.session
+            claims = {**record.claims, "sub": record.subject, "iss": record.issuer}
+            values = [(name, template.render(claims)) for name, template in self._templates]
+            lines = [b"%b: %b" % (name, value) for name, value in values if value is not None]
             if len(self._rendered) >= MAX_RENDERED:
                 self._rendered.clear()
-            lines = [(name, template.render(claims)) for name, template in self._templates]
-            rendered = b"".join([b"%b: %b\r\n" % (name, value) for name, value in lines if value is not None])
-            self._rendered[key] = rendered
-        return rendered
-
-    def rendered(self, key: tuple[str, int]) -> bytes | None:
-        """Return what :meth:`render` made before for *key*, or None."""
-        return self._rendered.get(key)
+            self._rendered[key] = lines
+        return lines
 
 
 def _rewriting(route: Route) -> tuple[int | None, bytes]:
@@ -143,25 +164,14 @@ def _rewriting(route: Route) -> tuple[int | None, bytes]:
     return (own, b"") if route.strip_prefix and own else (None, b"")
 
 
-def _assignments(assign: Mapping[str, str]) -> tuple[bytes, list[tuple[bytes, ClaimTemplate]]]:
+def _assignments(assign: Mapping[str, str]) -> tuple[list[bytes], list[tuple[bytes, ClaimTemplate]]]:
     """The lines that are always the same, and the templates of the others."""
-    constant = b""
+    constant = []
     templates = []
     for name, text in assign.items():
         template = ClaimTemplate.parse(text)
         if template.is_constant:
-            constant += b"%b: %b\r\n" % (name.encode(), template.render({}) or b"")
+            constant.append(b"%b: %b" % (name.encode(), template.render({}) or b""))
         else:
             templates.append((name.encode(), template))
     return constant, templates
-
-
-def _framing_lines(head: RequestHead) -> bytes:
-    lines = b""
-    if head.chunked:
-        lines = b"Transfer-Encoding: chunked\r\n"
-    elif head.content_length is not None:
-        lines = b"Content-Length: %d\r\n" % head.content_length
-    if head.upgrade:
-        lines += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade
-    return lines

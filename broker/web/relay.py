@@ -6,11 +6,12 @@ way that the caller can't take for the end of the answer.
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiohttp import web
 
-from broker.core.headers import Field, ResponseFields
+from broker.core.headers import ResponseFields
 from broker.core.request_head import RequestHead
 from broker.core.response_head import ResponseHead
 from broker.errors import BrokerError, UpstreamError
@@ -62,6 +63,7 @@ class Relay:
         "_request",
         "_rules",
         "_tunnel",
+        "_waiter",
         "ended",
         "error",
         "exchange",
@@ -73,7 +75,13 @@ class Relay:
     )
 
     def __init__(
-        self, *, connection: CallerConnection, request: RequestHead, rules: AnswerRules, hold_401: bool
+        self,
+        *,
+        connection: CallerConnection,
+        request: RequestHead,
+        rules: AnswerRules,
+        hold_401: bool,
+        done: Callable[[], None] | None = None,
     ) -> None:
         """
         Args:
@@ -81,6 +89,7 @@ class Relay:
             request: What it answers.
             rules: What the route does to answers.
             hold_401: Whether a 401 is held back, so that the request can be sent again.
+            done: Is called when nothing more comes, for whoever doesn't :meth:`wait`.
         """
         self._connection = connection
         self._request = request
@@ -90,7 +99,8 @@ class Relay:
         self._held_bytes = b""
         self._chunked = False
         self._tunnel = False
-        self._done: asyncio.Future[None] | None = None
+        self._done = done
+        self._waiter: asyncio.Future[None] | None = None
         self.exchange: Exchange | None = None
         self.status = 0
         self.started = False
@@ -104,8 +114,8 @@ class Relay:
     async def wait(self) -> None:
         """Return when nothing more comes."""
         if not self.ended:
-            self._done = asyncio.get_running_loop().create_future()
-            await self._done
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
 
     def release(self) -> None:
         """Write the 401 that was held back: no newer token is to be had."""
@@ -154,7 +164,7 @@ class Relay:
 
     def on_informational(self, head: ResponseHead) -> None:
         if self._request.is_http11:
-            fields = self._rules.fields.sort(head.fields, head.connection - _ABOUT_CONNECTION)
+            fields = self._rules.fields.sort(head.lines, head.connection - _ABOUT_CONNECTION)
             self._write(b"HTTP/1.1 %d %b\r\n%b\r\n" % (head.status, head.reason, _lines(fields)))
 
     def on_head(self, head: ResponseHead, body: bytes, *, complete: bool) -> None:
@@ -169,7 +179,7 @@ class Relay:
         self.started = True
         self._tunnel = True
         self.keep_alive = False
-        fields = self._rules.fields.sort(head.fields, head.connection - _ABOUT_CONNECTION)
+        fields = self._rules.fields.sort(head.lines, head.connection - _ABOUT_CONNECTION)
         self._write(
             b"HTTP/1.1 101 %b\r\n%bConnection: Upgrade\r\nUpgrade: %b\r\n\r\n%b"
             % (head.reason, _lines(fields), head.upgrade, body)
@@ -213,7 +223,7 @@ class Relay:
     def _begin(self, head: ResponseHead, body: bytes, *, complete: bool) -> None:
         self.status = head.status
         self.started = True
-        fields = self._rules.fields.sort(head.fields, head.connection - _ABOUT_CONNECTION)
+        fields = self._rules.fields.sort(head.lines, head.connection - _ABOUT_CONNECTION)
         length = len(body) if complete and not self._has_no_body(head) else head.body_length
         if self._has_no_body(head):
             length = None if head.status == 204 else head.declared_length
@@ -251,12 +261,15 @@ class Relay:
         self.exchange = None
         if self._connection.relay is self:
             self._connection.relay = None
-        if self._done is not None and not self._done.done():
-            self._done.set_result(None)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        if self._done is not None:
+            done, self._done = self._done, None
+            done()
 
 
-def _lines(fields: list[Field]) -> bytes:
-    return b"".join([b"%b: %b\r\n" % field for field in fields])
+def _lines(lines: list[bytes]) -> bytes:
+    return b"\r\n".join([*lines, b""])
 
 
 class TunnelReader:

@@ -19,7 +19,7 @@ from broker.services.logs import REQUEST_ID
 from broker.services.pool import UpstreamPools
 from broker.services.session_cache import LiveSession, entry_of
 from broker.services.session_records import StoredSession
-from broker.web.connection import ProxyRunner
+from broker.web.connections import ProxyRunner
 from broker.web.proxy import Proxy
 
 ANONYMOUS = TokenChoice(TokenKind.NONE)
@@ -93,7 +93,6 @@ class FakeTokens:
         return tokens[0] if tokens else LoginNeeded("unknown_grant")
 
 
-@web.middleware
 async def _errors_by_code(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
@@ -121,6 +120,7 @@ class ProxyUnderTest:
     sessions: FakeSessions = field(default_factory=FakeSessions)
     tokens: FakeTokens = field(default_factory=FakeTokens)
     standing_grants: dict[str, str] = field(default_factory=dict)
+    fast: bool = True
     port: int = 0
     proxy: Proxy | None = None
     pools: UpstreamPools | None = None
@@ -139,9 +139,13 @@ class ProxyUnderTest:
             trusted_proxies=TrustedProxies(self.trusted),
             standing_grants=self.standing_grants,
         )
-        app = web.Application(middlewares=[_errors_by_code])
-        self.proxy.register(app)
-        self._runner = ProxyRunner(app, shutdown_timeout_seconds=2)
+        self._runner = ProxyRunner(
+            web.Application(),
+            proxy=self.proxy,
+            outermost=_errors_by_code,
+            shutdown_timeout_seconds=2,
+            fast=self.fast,
+        )
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()

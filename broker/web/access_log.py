@@ -1,0 +1,45 @@
+"""One line for each request."""
+
+import json
+import re
+
+MAX_LOGGED_PATH = 256
+
+_PLAIN = re.compile(r"[ !#-\[\]-~]*")
+
+
+def access_line(
+    *,
+    now: float,
+    request_id: str,
+    client: str,
+    method: str,
+    path: str,
+    status: int,
+    seconds: float,
+    route: str = "",
+    session: str = "",
+) -> str:
+    """
+    Return the line of JSON about a request. Its query stays out: codes and tokens are in queries.
+
+    Args:
+        now: Unix seconds of its end.
+        request_id: Its id.
+        client: The address of the caller.
+        method: Its method.
+        path: Its path, as it came, without the query.
+        status: What was answered; 0 if the caller went away.
+        seconds: How long it took.
+        route: The name of the route that took it, if one did.
+        session: The store key of the caller's session, if there was one.
+    """
+    path = path[:MAX_LOGGED_PATH]
+    shown = f'"{path}"' if _PLAIN.fullmatch(path) else json.dumps(path)
+    return (
+        f'{{"time":{now:.3f},"level":"info","event":"request","request_id":"{request_id}","client":"{client}",'
+        f'"method":"{method[:16]}","path":{shown},"status":{status},"duration_ms":{seconds * 1000:.1f}'
+        + (f',"route":{json.dumps(route)}' if route else "")
+        + (f',"session":"{session}"' if session else "")
+        + "}"
+    )

@@ -1,0 +1,103 @@
+"""
+The server of callers' connections: aiohttp's, which gives proxied requests a way past the application's router.
+
+    fast path ▸ (aiohttp's parser) ▸ /bff: the application ▸ everything else: the proxy
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeAlias
+
+from aiohttp import web
+
+from broker.web.connection import CallerConnection
+from broker.web.fast_path import FastConnection, fits
+from broker.web.proxy import Proxy
+
+Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Outer: TypeAlias = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
+
+log = logging.getLogger(__name__)
+
+
+class ConnectionServer(web.Server):
+    """Makes the connections, and hands their requests on."""
+
+    def __init__(self, server: web.Server, *, proxy: Proxy, outermost: Outer, fast: bool) -> None:
+        """
+        Args:
+            server: aiohttp's server of the application, whose settings are taken over.
+            proxy: Takes every request that isn't for the broker's own endpoints.
+            outermost: The middleware around the proxy; the application brings its own.
+            fast: Whether the fast path is on.
+        """
+        self._application = server.request_handler
+        self._proxy = proxy
+        self._outermost = outermost
+        self._own = proxy.base_path
+        self._below_own = (f"{self._own}/", f"{self._own}?")
+        self._connection: Callable[..., CallerConnection] = (
+            partial(FastConnection, proxy=proxy) if fast else CallerConnection
+        )
+        super().__init__(
+            self._dispatch,
+            request_factory=server.request_factory,
+            handler_cancellation=server.handler_cancellation,
+            loop=server._loop,  # noqa: SLF001 - aiohttp has no public way to derive a server
+            **server._kwargs,  # noqa: SLF001
+        )
+
+    def __call__(self) -> CallerConnection:
+        return self._connection(self, loop=self._loop, **self._kwargs)
+
+    async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
+        assert isinstance(request, web.Request)
+        target = request.raw_path
+        if target == self._own or target.startswith(self._below_own):
+            return await self._application(request)
+        return await self._outermost(request, self._proxy.handle)
+
+
+class ProxyRunner(web.AppRunner):
+    """Runs an application and a proxy on one port."""
+
+    def __init__(
+        self,
+        app: web.Application,
+        *,
+        proxy: Proxy,
+        outermost: Outer,
+        shutdown_timeout_seconds: float = 30.0,
+        fast: bool = True,
+    ) -> None:
+        """
+        Args:
+            app: Serves the broker's own endpoints, below the proxy's base path.
+            proxy: Serves everything else.
+            outermost: The middleware around the proxy. *app* has it too.
+            shutdown_timeout_seconds: How long requests may take to end.
+            fast: Whether the fast path is used, if this aiohttp is one whose insides are known.
+        """
+        super().__init__(
+            app,
+            access_log=None,
+            # Bodies pass as they are.
+            auto_decompress=False,
+            # A handler is cancelled with its caller; token requests are shielded from that.
+            handler_cancellation=True,
+            keepalive_timeout=75.0,
+            max_line_size=16 << 10,
+            max_field_size=16 << 10,
+            lingering_time=5.0,
+            shutdown_timeout=shutdown_timeout_seconds,
+        )
+        self._proxy = proxy
+        self._outermost = outermost
+        self._fast = fast and fits()
+        if fast and not self._fast:
+            log.warning("fast_path_off", extra={"reason": "another aiohttp than the one whose insides are known"})
+
+    async def _make_server(self) -> web.Server:
+        server = await super()._make_server()
+        return ConnectionServer(server, proxy=self._proxy, outermost=self._outermost, fast=self._fast)

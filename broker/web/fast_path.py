@@ -1,0 +1,206 @@
+"""
+The fast path: a plain call with a live session and a live token, without a task, a future or a request object.
+
+    data_received ▸ gate ▸ idle upstream connection ▸ relay ▸ the caller's transport
+
+It takes what is simple: a whole GET or HEAD in one read on an idle connection, for which this process knows session and
+token, and the pool has an idle connection. Everything else falls through to aiohttp, with no byte changed and nothing
+done. The gate, the lane and the relay are the slow path's own, so that both forward and refuse the same; a call that
+fails after it was sent is handed to the slow path as it stands.
+
+It reads aiohttp's private attributes, to know that the connection is idle and its parser between two messages. They are
+listed in :data:`INSIDES`; where aiohttp lacks one, the fast path is off.
+"""
+
+import asyncio
+import re
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+from aiohttp.web_protocol import RequestHandler
+
+from broker.errors import BrokerError
+from broker.services.upstream import Exchange
+from broker.web.connection import CallerConnection, Handover
+from broker.web.relay import Relay
+
+if TYPE_CHECKING:
+    from broker.web.gate import Call
+    from broker.web.proxy import Proxy
+
+AIOHTTP: Final = "3.14."
+"""The minor version whose insides are known."""
+INSIDES: Final = (
+    "_close",
+    "_force_close",
+    "_keepalive_handle",
+    "_keepalive_timeout",
+    "_messages",
+    "_next_keepalive_close_time",
+    "_payload_parser",
+    "_process_keepalive",
+    "_request_count",
+    "_waiter",
+)
+MAX_HEAD_BYTES: Final = 16 << 10
+MAX_FIELDS: Final = 100
+MAX_AHEAD_BYTES: Final = 64 << 10
+"""How much a caller may send while its last call is under way."""
+BUSY_CHECK_SECONDS: Final = 5.0
+
+_REQUEST_LINE = re.compile(rb"(GET|HEAD) (/[!-~]*) HTTP/1\.1")
+_METHODS = {b"GET": "GET", b"HEAD": "HEAD"}
+_FRAMING = re.compile(rb"\r\n(content-length|transfer-encoding|upgrade|expect):[ \t]*([^\r\n]*)", re.IGNORECASE)
+_UNKNOWN = -1
+
+
+def fits() -> bool:
+    """Return whether this aiohttp is one whose insides are known."""
+    return aiohttp.__version__.startswith(AIOHTTP) and all(hasattr(RequestHandler, name) for name in INSIDES)
+
+
+class FastConnection(CallerConnection):
+    """A connection with the fast path."""
+
+    __slots__ = ("_ahead", "_began_at", "_body_left", "_busy", "_heads", "_peer", "_proxy", "_sent")
+
+    def __init__(self, server: Any, *, proxy: "Proxy", **kwargs: Any) -> None:
+        super().__init__(server, **kwargs)
+        self._proxy = proxy
+        self._busy: Handover | None = None
+        self._began_at = 0.0
+        self._sent = b""
+        self._ahead = b""
+        self._peer: str | None = None
+        # How much of the last slow request's body is still to come, and how many such requests there were. While that
+        # is certain, it is certain that aiohttp's parser stands between two messages.
+        self._body_left = 0
+        self._heads = 0
+
+    def data_received(self, data: bytes) -> None:
+        if self._busy is not None:
+            self._hold(data)
+        elif not (data.endswith(b"\r\n\r\n") and self._is_idle() and self._begin(data)):
+            if data:
+                self._follow(data)
+            super().data_received(data)
+
+    def _is_idle(self) -> bool:
+        waiter = self._waiter
+        return (
+            waiter is not None
+            and not waiter.done()
+            and not self._messages
+            and self._body_left == 0
+            and self._request_count == self._heads
+            and not self._close
+            and not self._force_close
+            and self._payload_parser is None
+        )
+
+    def _begin(self, data: bytes) -> bool:
+        """Send a call up. Returns False, with nothing done, if it isn't one for the fast path."""
+        if len(data) > MAX_HEAD_BYTES or data.find(b"\r\n\r\n") != len(data) - 4:
+            return False
+        lines = data[:-4].split(b"\r\n")
+        request_line = _REQUEST_LINE.fullmatch(lines[0])
+        if request_line is None or len(lines) > MAX_FIELDS:
+            return False
+        del lines[0]
+        if self._peer is None:
+            self._peer = self.peer
+        proxy = self._proxy
+        gate = proxy.gate
+        method, target = request_line.groups()
+        try:
+            call = gate.judge(method=_METHODS[method], target=target, version=(1, 1), lines=lines, peer=self._peer)
+            head = call.head
+            if head.content_length is not None or head.chunked or head.upgrade or not gate.admit_at_once(call):
+                return False
+            call.request_id = proxy.request_id(call, self._peer)
+            relay = Relay(
+                connection=self, request=head, rules=call.lane.answers, hold_401=call.may_retry, done=self._done
+            )
+            exchange = Exchange(head.method, call.compose(), relay, call.lane.route.timeout)
+        except BrokerError:
+            self.relay = None
+            return False
+        relay.exchange = exchange
+        self._busy = Handover(call, relay)
+        self._sent = data
+        self._began_at = self._loop.time()
+        if call.lane.upstream.try_start(exchange):
+            return True
+        self._busy = self.relay = None
+        return False
+
+    def _done(self) -> None:
+        """Nothing more comes of the call's exchange."""
+        busy, self._busy = self._busy, None
+        if busy is None:
+            return
+        call, relay = busy.call, busy.relay
+        if not relay.started and self.transport is not None and not self.closes:
+            # A fault, or a 401 that a newer token may cure: the slow path goes on from here.
+            self.handover = busy
+            self._follow(self._sent)
+            super().data_received(self._sent)
+        else:
+            self._end(call, relay)
+        self._sent = b""
+        if self._ahead:
+            self._go_on()
+
+    def _end(self, call: "Call", relay: Relay) -> None:
+        if relay.rejected:
+            relay.release()
+        now = self._loop.time()
+        self._proxy.finished(call, relay, now - self._began_at)
+        if relay.keep_alive and relay.started and not self.closes:
+            self._next_keepalive_close_time = now + self._keepalive_timeout
+        else:
+            self.force_close()
+
+    def _go_on(self) -> None:
+        """Take what the caller sent before it had its answer."""
+        ahead, self._ahead = self._ahead, b""
+        if len(ahead) > MAX_AHEAD_BYTES and self.transport is not None:
+            self.transport.resume_reading()
+        self.data_received(ahead)
+
+    def _hold(self, data: bytes) -> None:
+        """Keep what a caller sends before it has its answer."""
+        self._ahead += data
+        if len(self._ahead) > MAX_AHEAD_BYTES and self.transport is not None:
+            self.transport.pause_reading()
+
+    def _follow(self, data: bytes) -> None:
+        """Keep count of where aiohttp's parser stands; of anything but a plain request it isn't certain any more."""
+        left = self._body_left
+        if left == 0:
+            end = data.find(b"\r\n\r\n")
+            length = 0
+            for name, value in _FRAMING.findall(data, 0, end + 2) if end > 0 else ():
+                plain = name.lower() == b"content-length" and value.isdigit() and len(value) < 16
+                length = int(value) if plain and not length else -(1 << 62)
+            left = length + end + 4 if end > 0 else _UNKNOWN
+            self._heads += 1
+        if left != _UNKNOWN:
+            self._body_left = max(left - len(data), _UNKNOWN)
+        else:
+            self._body_left = _UNKNOWN
+
+    # --- while a call is under way aiohttp believes that the connection is idle
+
+    def _process_keepalive(self) -> None:
+        if self._busy is None:
+            super()._process_keepalive()
+        else:
+            self._keepalive_handle = self._loop.call_later(BUSY_CHECK_SECONDS, self._process_keepalive)
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp's signature
+        if self._busy is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._busy.relay.wait(), timeout)
+        await super().shutdown(timeout)

@@ -1,0 +1,299 @@
+"""
+The gate: who may go where, with whose token.
+
+    head ▸ host ▸ route ▸ session ▸ origin ▸ token
+
+Everything is judged before the first byte goes upstream, and whatever can't be judged is refused. The fast path and the
+slow one ask the same gate; they differ in whether they wait for what this process doesn't know yet.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, assert_never
+from urllib.parse import urlsplit
+
+from broker.core import csrf
+from broker.core.audience import Audience
+from broker.core.cookies import CookieNames, read_cookie
+from broker.core.forwarded import Caller, TrustedProxies
+from broker.core.headers import RequestFields
+from broker.core.hosts import KnownHosts
+from broker.core.outcome import Cause, LoginNeeded, Token, TokenResult, Unavailable
+from broker.core.request_head import RequestHead, read_head
+from broker.core.routing import Navigation, Route, RouteTable, TokenKind
+from broker.errors import NoSession, PayloadTooLarge, ProviderError, SessionExpired, StoreError
+from broker.services.sessions import LiveSession
+from broker.services.upstream import Upstream
+from broker.web.lanes import Lane
+
+WEBSOCKET = b"websocket"
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+class SessionSource(Protocol):
+    """Where sessions are found (``services.sessions.Sessions``)."""
+
+    def peek(self, session_id: bytes, *, used: bool = True) -> LiveSession | None: ...
+
+    async def load(self, session_id: bytes, *, used: bool = True) -> LiveSession | None: ...
+
+
+class TokenSource(Protocol):
+    """Where tokens come from (``services.tokens.TokenBroker``)."""
+
+    def peek(self, grant_id: str, audience: Audience = ...) -> Token | None: ...
+
+    async def token(
+        self, grant_id: str, audience: Audience = ..., *, rejected_generation: int | None = None
+    ) -> TokenResult: ...
+
+
+@dataclass(slots=True)
+class Call:
+    """
+    A request on its way through the gate.
+
+    Attributes:
+        head: Its head.
+        lane: Where it goes.
+        caller: Who sent it.
+        session: The caller's session, if the route looks at one and there is one.
+        grant_id: Whose token goes along; None for none.
+        token: That token, once it is known.
+        request_id: Its id.
+    """
+
+    head: RequestHead
+    lane: Lane
+    caller: Caller
+    session: LiveSession | None = None
+    grant_id: str | None = None
+    token: Token | None = None
+    request_id: str = ""
+
+    @property
+    def may_retry(self) -> bool:
+        """Whether a 401 of the upstream may be answered with a newer token."""
+        return self.token is not None and self.lane.may_retry(self.head)
+
+    def compose(self) -> bytes:
+        """Return the head of the request to the upstream. Raises ``ProviderError`` if the token can't be sent."""
+        return self.lane.compose(
+            self.head,
+            forwarded_for=self.caller.forwarded_for,
+            request_id=self.request_id.encode(),
+            token=self.token,
+            session=self.session,
+        )
+
+
+class Gate:
+    """
+    Judges requests.
+
+    Attributes:
+        lanes: The routes, made ready.
+    """
+
+    def __init__(
+        self,
+        *,
+        routes: Sequence[Route],
+        upstream_of: Callable[[Route], Upstream],
+        public_url: str,
+        sessions: SessionSource,
+        tokens: TokenSource,
+        trusted_proxies: TrustedProxies,
+        standing_grants: Mapping[str, str],
+        base_path: str,
+    ) -> None:
+        """
+        Args:
+            routes: Where requests go. The configuration has made sure that no two match alike.
+            upstream_of: The pool of a route's upstream.
+            public_url: The origin under which browsers reach the broker.
+            sessions: Finds sessions.
+            tokens: Gives tokens.
+            trusted_proxies: Whose forwarding fields are believed.
+            standing_grants: The ids of standing grants by their configured names.
+            base_path: The path of the broker's own endpoints, which no reading of a forwarded path may name.
+        """
+        parts = urlsplit(public_url)
+        self._own_origin = f"{parts.scheme}://{parts.netloc}"
+        self._own_origins = [self._own_origin.encode()]
+        cookies = CookieNames.for_public_url(public_url)
+        self._session_cookie = cookies.session.encode()
+        self._sessions = sessions
+        self._tokens = tokens
+        self._trusted = trusted_proxies
+        self._standing_grants = standing_grants
+        self.lanes = tuple(Lane(route, upstream_of(route), public_url=public_url, cookies=cookies) for route in routes)
+        self._table = RouteTable(zip(routes, self.lanes, strict=True), reserved=(base_path,))
+        self._hosts = KnownHosts(public_url, sorted(self._table.hosts))
+        self._fields = RequestFields(name for route in routes for name in route.headers.assign)
+
+    def judge(self, *, method: str, target: bytes, version: tuple[int, int], lines: Sequence[bytes], peer: str) -> Call:
+        """
+        Judge a request's head, and find where it goes.
+
+        Args:
+            method: The method.
+            target: The request target, as it came.
+            version: The HTTP version.
+            lines: The field lines, as they came.
+            peer: The address at the other end of the connection; empty for a Unix socket.
+
+        Raises:
+            CallerError: If it is refused.
+        """
+        head = read_head(method=method, target=target, version=version, lines=lines, rules=self._fields)
+        host = self._hosts.match(head.authority) if head.authority else self._hosts.own_host
+        lane = self._table.match(head.target, host, method)
+        if head.upgrade and not (head.upgrade == WEBSOCKET and lane.route.websocket and _is_handshake(head)):
+            # A server may ignore an Upgrade (RFC 9110 section 7.8).
+            head.upgrade = b""
+        if head.content_length is not None and head.content_length > lane.route.max_body_bytes:
+            raise PayloadTooLarge("the body is larger than the route allows")
+        return Call(head, lane, self._trusted.caller(peer, head.values(b"x-forwarded-for")))
+
+    def admit_at_once(self, call: Call) -> bool:
+        """
+        Find the call's session and token, if this process knows them.
+
+        Returns:
+            False if it doesn't: then ask :meth:`admit`.
+
+        Raises:
+            BrokerError: If the call is refused.
+        """
+        kind = call.lane.kind
+        if kind is TokenKind.NONE:
+            return True
+        if kind is TokenKind.GRANT:
+            call.grant_id = self._standing_grant(call)
+        else:
+            session_id = read_cookie(call.head.values(b"cookie"), self._session_cookie)
+            session = self._sessions.peek(session_id) if session_id is not None else None
+            if session is None and session_id is not None:
+                return False
+            self._take_session(call, session)
+        if call.grant_id is not None:
+            call.token = self._tokens.peek(call.grant_id, call.lane.audience)
+            return call.token is not None
+        return True
+
+    async def admit(self, call: Call) -> None:
+        """
+        Find the call's session and token.
+
+        Raises:
+            BrokerError: If the call is refused.
+        """
+        if self.admit_at_once(call):
+            return
+        if call.grant_id is None:
+            session_id = read_cookie(call.head.values(b"cookie"), self._session_cookie)
+            assert session_id is not None
+            self._take_session(call, await self._sessions.load(session_id))
+        await self._ask_for_token(call)
+
+    def given_request_id(self, call: Call, peer: str) -> str | None:
+        """Return the request's id, if a trusted proxy gave it one."""
+        given = call.head.values(b"x-request-id")
+        if not given or not self._trusted.trusts(peer) or not _REQUEST_ID.fullmatch(given[0]):
+            return None
+        return given[0].decode()
+
+    async def renew(self, call: Call) -> TokenResult:
+        """Ask for a newer token than the call's, which the upstream has rejected."""
+        assert call.grant_id is not None
+        assert call.token is not None
+        return await self._tokens.token(call.grant_id, call.lane.audience, rejected_generation=call.token.generation)
+
+    def _take_session(self, call: Call, session: LiveSession | None) -> None:
+        route = call.lane.route
+        if session is not None and route.provider is not None and route.provider != session.provider:
+            session = None
+        if session is not None:
+            self._judge_origin(call)
+            call.session = session
+            call.grant_id = session.grant_id
+        elif call.lane.kind is TokenKind.USER:
+            raise NoSession("no live session")
+
+    def _judge_origin(self, call: Call) -> None:
+        head, route = call.head, call.lane.route
+        read = head.read
+        # What nearly every call looks like. It passes the rules below, too, but they take longer.
+        if (
+            read.get(b"x-csrf") == _MARKED
+            and read.get(b"sec-fetch-site") in _OWN_SITE
+            and not head.upgrade
+            and (b"origin" not in read or read[b"origin"] == self._own_origins)
+        ):
+            return
+        if head.upgrade:
+            origins = head.getall("Origin", ())
+            if len(origins) == 1 and origins[0] in route.origins:
+                return
+        csrf.judge(
+            method=head.method,
+            headers=head,
+            own_origin=self._own_origin,
+            navigation_allowed=route.navigation is Navigation.ALLOW,
+            websocket=bool(head.upgrade),
+        )
+
+    async def _ask_for_token(self, call: Call) -> None:
+        if call.grant_id is None:
+            return
+        result = await self._tokens.token(call.grant_id, call.lane.audience)
+        call.token = usable(result, call.lane.kind)
+        if call.token is None:
+            call.grant_id = None
+
+    def _standing_grant(self, call: Call) -> str:
+        grant_id = self._standing_grants.get(call.lane.route.token.grant or "")
+        if grant_id is None:
+            raise ProviderError("the standing grant is not there yet", retry_after_seconds=5)
+        return grant_id
+
+
+_MARKED = [b"1"]
+_OWN_SITE = (None, [b"same-origin"], [b"none"])
+
+
+def usable(result: TokenResult, kind: TokenKind) -> Token | None:
+    """
+    Return the token that goes upstream; None where the route goes on without one.
+
+    Raises:
+        BrokerError: What the caller is told otherwise.
+    """
+    match result:
+        case Token():
+            return result
+        case LoginNeeded(reason):
+            if kind is TokenKind.USER_OR_NONE:
+                return None
+            if kind is TokenKind.GRANT:
+                raise ProviderError(f"the standing grant has ended: {reason}", retry_after_seconds=60)
+            raise SessionExpired(f"the grant has ended: {reason}")
+        case Unavailable(cause, retry_after_seconds):
+            fault = StoreError if cause is Cause.STORE else ProviderError
+            raise fault("no token can be had now", retry_after_seconds=retry_after_seconds)
+        case _:
+            assert_never(result)
+
+
+def _is_handshake(head: RequestHead) -> bool:
+    """Whether it is the client's side of a WebSocket's opening handshake (RFC 6455 section 4.2.1)."""
+    return (
+        head.method == "GET"
+        and head.is_http11
+        and not head.has_body
+        and len(head.values(b"sec-websocket-key")) == 1
+        and list(head.values(b"sec-websocket-version")) == [b"13"]
+    )
