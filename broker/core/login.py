@@ -62,6 +62,8 @@ class LoginTransaction:
         return_url: Where the user wanted to go.
         started_at: Unix seconds.
         parameters: What was asked for by name (``acr_values``, ``max_age`` …), to be checked in the answer.
+        replaces: The store key of the session that the browser had; a success ends it. It must be known from here:
+            browsers don't send SameSite=Strict cookies with the answer.
     """
 
     state: str = field(repr=False)
@@ -71,6 +73,7 @@ class LoginTransaction:
     return_url: str
     started_at: float
     parameters: Mapping[str, str] = field(default_factory=dict)
+    replaces: str | None = None
 
     def is_expired(self, *, now: float, timeout_seconds: float) -> bool:
         """Return whether the answer came too late; a start in the future, after a clock went back, isn't too late."""
@@ -78,7 +81,13 @@ class LoginTransaction:
 
 
 def begin(
-    secrets: Sequence[bytes], *, provider: str, return_url: str, now: float, parameters: Mapping[str, str]
+    secrets: Sequence[bytes],
+    *,
+    provider: str,
+    return_url: str,
+    now: float,
+    parameters: Mapping[str, str],
+    replaces: str | None = None,
 ) -> LoginTransaction:
     """
     Return a new attempt.
@@ -89,6 +98,7 @@ def begin(
         return_url: Where the user wants to go.
         now: Unix seconds.
         parameters: Further parameters of the authorization request.
+        replaces: The store key of the session that the browser has.
     """
     state, nonce, verifier = (text_of(secret) for secret in secrets)
     return LoginTransaction(
@@ -99,6 +109,7 @@ def begin(
         return_url=return_url,
         started_at=now,
         parameters=parameters,
+        replaces=replaces,
     )
 
 
@@ -122,6 +133,7 @@ def encode(transaction: LoginTransaction) -> bytes:
         transaction.return_url,
         transaction.started_at,
         dict(transaction.parameters),
+        transaction.replaces,
     ]
     return json.dumps(document, separators=(",", ":")).encode()
 
@@ -136,7 +148,7 @@ def decode(content: bytes) -> LoginTransaction:
     version, *members = json.loads(content)
     if version != FORMAT:
         raise UnknownTransaction(f"format {version!r}")
-    state, nonce, code_verifier, provider, return_url, started_at, parameters = members
+    state, nonce, code_verifier, provider, return_url, started_at, parameters, replaces = members
     return LoginTransaction(
         state=state,
         nonce=nonce,
@@ -145,6 +157,7 @@ def decode(content: bytes) -> LoginTransaction:
         return_url=return_url,
         started_at=started_at,
         parameters=parameters,
+        replaces=replaces,
     )
 
 

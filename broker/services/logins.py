@@ -112,7 +112,7 @@ class Logins:
     # --- beginning
 
     async def begin(
-        self, provider: str, *, return_url: str, parameters: Mapping[str, str]
+        self, provider: str, *, return_url: str, parameters: Mapping[str, str], replaces: str | None
     ) -> tuple[LoginTransaction, str]:
         """
         Return a new attempt and where the browser is sent to. Nothing is kept here.
@@ -121,6 +121,7 @@ class Logins:
             provider: A configured name.
             return_url: Where the user wants to go.
             parameters: What the login's caller chose among what the configuration allows.
+            replaces: The store key of the session that the browser has.
 
         Raises:
             ProviderError: If the provider's metadata can't be had.
@@ -131,6 +132,7 @@ class Logins:
             return_url=return_url,
             now=self._clock.now(),
             parameters=parameters,
+            replaces=replaces,
         )
         request = AuthorizationRequest(
             redirect_uri=self._redirect_uri(provider),

@@ -81,6 +81,7 @@ def auth_app(
         browser_sessions=browser_sessions,
         servers=servers,
         options=options,
+        same_site=same_site,
         cookies=cookies,
         trusted_proxies=trusted_proxies,
         clock=clock,

@@ -12,6 +12,7 @@ send the session cookie with none of them, and the first page would find no sess
 import logging
 import re
 from collections.abc import Mapping
+from urllib.parse import urlencode
 
 from aiohttp import web
 
@@ -33,6 +34,8 @@ from broker.web.problems import page_response, see_other
 from broker.web.sessions import BrowserSessions, cookie_lines
 
 RETURN_PARAMETERS = ("returnUrl", "rd")
+RESUME = "resume"
+"""With this parameter, a browser that turns out to have a session goes on with it and logs in no more."""
 MAX_PARAMETER = 512
 """Characters of a parameter that goes on to the authorization server."""
 
@@ -52,6 +55,7 @@ class LoginEndpoints:
         browser_sessions: BrowserSessions,
         servers: Mapping[str, AuthorizationServer],
         options: LoginOptions,
+        same_site: SameSite,
         cookies: CookieNames,
         trusted_proxies: TrustedProxies,
         clock: Clock,
@@ -60,6 +64,8 @@ class LoginEndpoints:
         self._browser_sessions = browser_sessions
         self._servers = servers
         self._options = options
+        self._login_url = f"{options.base_path}/login"
+        self._same_site = same_site
         self._cookies = cookies
         self._trusted_proxies = trusted_proxies
         self._clock = clock
@@ -73,12 +79,29 @@ class LoginEndpoints:
         query = single_values(request.query)
         return_url = self._return_url(query)
         provider = self._provider(query)
+        if self._hides_session(request):
+            return page_response(continue_page(f"{self._login_url}?{urlencode({**query, RESUME: 'true'})}"))
+        live = await self._browser_sessions.current_or_none(request)
+        if live is not None and RESUME in query and provider in (None, live.provider):
+            return see_other(return_url)
         if provider is None:
             return self._ask_for_provider(return_url)
         parameters = self._allowed_parameters(provider, query)
-        transaction, url = await self._logins.begin(provider, return_url=return_url, parameters=parameters)
+        transaction, url = await self._logins.begin(
+            provider, return_url=return_url, parameters=parameters, replaces=None if live is None else live.key
+        )
         request[SET_COOKIES] = self._begin_cookies(request, transaction)
         return see_other(url)
+
+    def _hides_session(self, request: web.Request) -> bool:
+        """
+        Return whether the browser may have a session that it doesn't show, since another site led here.
+
+        Whoever comes by a link on another site would log in again each time. So they come once more, led by our own
+        page, and go on with the session that they have.
+        """
+        site = request.headers.get("Sec-Fetch-Site", "none")
+        return self._same_site is SameSite.STRICT and site not in ("none", "same-origin")
 
     def _return_url(self, query: Mapping[str, str]) -> str:
         given = [query[name] for name in RETURN_PARAMETERS if name in query]
@@ -98,11 +121,12 @@ class LoginEndpoints:
         return name
 
     def _ask_for_provider(self, return_url: str) -> web.StreamResponse:
-        login_url = f"{self._options.base_path}/login"
         if not self._servers:
             raise NoRoute("no provider is configured")
         return page_response(
-            choice_page({with_return_url(f"{login_url}?provider={name}", return_url): name for name in self._servers})
+            choice_page(
+                {with_return_url(f"{self._login_url}?provider={name}", return_url): name for name in self._servers}
+            )
         )
 
     def _allowed_parameters(self, provider: str, query: Mapping[str, str]) -> Mapping[str, str]:
@@ -169,7 +193,7 @@ class LoginEndpoints:
         )
         result = await self._logins.complete(transaction, response)
         if isinstance(result, Identified):
-            await self._begin_session(request, result.session)
+            await self._begin_session(request, transaction, result.session)
         else:
             assert isinstance(result, Unanswered)
             metrics.LOGINS.labels(provider, "unanswered").inc()
@@ -197,9 +221,9 @@ class LoginEndpoints:
             raise LoginFailed("the answer came to another provider's callback")
         return transaction
 
-    async def _begin_session(self, request: web.Request, session: Session) -> None:
+    async def _begin_session(self, request: web.Request, transaction: LoginTransaction, session: Session) -> None:
         try:
-            replaced = await self._browser_sessions.log_in(request, session)
+            replaced = await self._browser_sessions.log_in(request, session, replaces=transaction.replaces)
         except BrokerError:
             await self._logins.end_grant(session.grant_id)
             raise

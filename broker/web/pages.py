@@ -42,7 +42,7 @@ def continue_page(url: str) -> str:
     browsers send SameSite=Strict cookies with it.
     """
     head = f'<meta http-equiv="refresh" content="0;url={escape(url)}">'
-    return _page("You are logged in", f"<p>{_link(url, 'Continue')}</p>", head=head)
+    return _page("One moment", f"<p>{_link(url, 'Continue')}</p>", head=head)
 
 
 def error_page(title: str, *, request_id: str, links: Mapping[str, str]) -> str:

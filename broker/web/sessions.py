@@ -102,16 +102,21 @@ class BrowserSessions:
         live = (await aiohttp_session.get_session(request)).get(LIVE)
         return live if isinstance(live, LiveSession) else None
 
-    async def _current_or_none(self, request: web.Request) -> LiveSession | None:
+    async def current_or_none(self, request: web.Request) -> LiveSession | None:
         """As :meth:`current`, for who is about to replace the cookie: two of them are as none."""
         try:
             return await self.current(request)
         except BadRequest:
             return None
 
-    async def log_in(self, request: web.Request, session: Session) -> Session | None:
+    async def log_in(self, request: web.Request, session: Session, *, replaces: str | None) -> Session | None:
         """
         Begin *session* under a new id, in place of whatever session the browser had.
+
+        Args:
+            request: The authorization server's answer.
+            session: The session that begins.
+            replaces: The store key of the session that the browser had when it began to log in.
 
         Returns:
             The session that it had.
@@ -119,10 +124,11 @@ class BrowserSessions:
         Raises:
             StoreError: If that can't be stored. The browser still has the session that it had.
         """
-        before = await self._current_or_none(request)
         session_id = await self._sessions.start(session)
         try:
-            replaced = None if before is None else await self._sessions.end(before.key)
+            live = await self.current_or_none(request)
+            replaces = replaces if live is None else live.key
+            replaced = None if replaces is None else await self._sessions.end(replaces)
         except StoreError:
             await self._undo(session_id)
             raise
@@ -150,7 +156,7 @@ class BrowserSessions:
         Raises:
             StoreError: If the store is down. The session lives on.
         """
-        live = await self._current_or_none(request)
+        live = await self.current_or_none(request)
         ended = None if live is None else await self._sessions.end(live.key)
         browser = await aiohttp_session.new_session(request)
         browser.invalidate()

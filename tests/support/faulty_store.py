@@ -13,7 +13,7 @@ class FaultyStore:
 
     Attributes:
         down: Every call fails.
-        failing: The names of methods that fail.
+        failing: The names of methods that fail, or of methods on one kind of record: ``create``, ``create:session``.
         calls: How often each method was called.
     """
 
@@ -36,10 +36,10 @@ class FaultyStore:
         self._reached[name], self._held[name] = asyncio.Event(), asyncio.Event()
         return self._reached[name], self._held[name]
 
-    async def _pass(self, method: str) -> None:
+    async def _pass(self, method: str, key: str = "") -> None:
         self.calls[method] = self.calls.get(method, 0) + 1
         await self._wait(method)
-        if self.down or method in self.failing:
+        if self.down or self.failing & {method, f"{method}:{key.partition(':')[0]}"}:
             raise StoreError(f"{method} fails by order of the test")
 
     async def _wait(self, name: str) -> None:
@@ -59,7 +59,7 @@ class FaultyStore:
         await self._store.ping()
 
     async def get(self, key: str) -> Record | None:
-        await self._pass("get")
+        await self._pass("get", key)
         record = await self._store.get(key)
         await self._wait("get:after")
         return record
@@ -67,23 +67,23 @@ class FaultyStore:
     async def create(
         self, key: str, value: bytes, *, ttl_seconds: float, tags: Sequence[str] = (), due_at: float | None = None
     ) -> int | None:
-        await self._pass("create")
+        await self._pass("create", key)
         return await self._store.create(key, value, ttl_seconds=ttl_seconds, tags=tags, due_at=due_at)
 
     async def replace(
         self, key: str, value: bytes, version: int, *, ttl_seconds: float | None = None, due_at: float | None = None
     ) -> int | None:
-        await self._pass("replace")
+        await self._pass("replace", key)
         written = await self._store.replace(key, value, version, ttl_seconds=ttl_seconds, due_at=due_at)
         await self._wait("replace:after")
         return written
 
     async def delete(self, key: str, version: int | None = None) -> bool:
-        await self._pass("delete")
+        await self._pass("delete", key)
         return await self._store.delete(key, version)
 
     async def touch(self, key: str, ttl_seconds: float) -> bool:
-        await self._pass("touch")
+        await self._pass("touch", key)
         return await self._store.touch(key, ttl_seconds)
 
     async def find(self, tag: str) -> list[str]:

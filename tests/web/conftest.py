@@ -1,0 +1,186 @@
+"""A whole broker in the test's process: real login, real store in memory, real authorization server."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from broker.core.forwarded import TrustedProxies
+from broker.core.login import LoginOptions
+from broker.core.provider import ProviderOptions
+from broker.core.secret import Secret
+from broker.core.session import SameSite, SessionOptions
+from broker.services.clock import SystemRandomness
+from broker.services.keyring import Keyring, new_key
+from broker.services.outbound import Outbound
+from broker.services.provider import AuthorizationServer
+from broker.services.sessions import Sessions
+from broker.services.spool import Spool
+from broker.services.tokens import TokenBroker
+from broker.services.vault import Vault
+from broker.stores.memory import MemoryBackend, MemoryStore
+from broker.web.auth import auth_app
+from broker.web.middleware import Outermost
+from tests.support.authorization_server import CLIENT_ID, CLIENT_SECRET, LedgerServer
+from tests.support.browser import Browser
+from tests.support.clock import ManualClock
+from tests.support.faulty_store import FaultyStore
+
+SITE = "https://app.example.com"
+KEY = new_key(SystemRandomness())
+
+
+@dataclass
+class Process:
+    """One process of the broker: its own cache and its own connection to the store."""
+
+    store: FaultyStore
+    sessions: Sessions
+    tokens: TokenBroker
+    servers: Mapping[str, AuthorizationServer]
+    url: str
+
+
+@dataclass
+class Site:
+    """An installation of one or more processes behind ``https://app.example.com``, and its authorization servers."""
+
+    clock: ManualClock
+    backend: MemoryBackend
+    providers: dict[str, LedgerServer]
+    exits: AsyncExitStack
+    processes: list[Process] = field(default_factory=list)
+
+    @property
+    def provider(self) -> LedgerServer:
+        return self.providers["corp"]
+
+    @property
+    def process(self) -> Process:
+        return self.processes[0]
+
+    async def start(
+        self,
+        *,
+        public_url: str = SITE,
+        login: LoginOptions | None = None,
+        same_site: SameSite = SameSite.STRICT,
+        provider: Mapping[str, Any] | None = None,
+        keys: list[Secret] | None = None,
+        trusted_proxies: TrustedProxies | None = None,
+        access_log: list[str] | None = None,
+    ) -> Process:
+        """Start one more process."""
+        clock, randomness, trusted = self.clock, SystemRandomness(), trusted_proxies or TrustedProxies()
+        options = login or LoginOptions()
+        store = FaultyStore(MemoryStore(self.backend))
+        await store.start()
+        keyring = Keyring(keys or [KEY])
+        spool = Spool(None, keyring, randomness)
+        spool.open()
+        servers = {
+            name: AuthorizationServer(
+                name,
+                ProviderOptions(
+                    **{
+                        "issuer": server.url,
+                        "client_id": CLIENT_ID,
+                        "client_secret": Secret(CLIENT_SECRET),
+                        "scope": "openid offline_access",
+                        "allowed_parameters": ("login_hint", "prompt", "max_age"),
+                        **(provider or {}),
+                    }
+                ),
+                outbound=Outbound(None),
+                clock=clock,
+                randomness=randomness,
+            )
+            for name, server in self.providers.items()
+        }
+        tokens = TokenBroker(
+            store=store,
+            vault=Vault(store, keyring),
+            spool=spool,
+            servers=servers,
+            clock=clock,
+            randomness=randomness,
+        )
+        sessions = Sessions(store, keyring, SessionOptions(), clock, randomness, touch_grant=tokens.touch)
+        outermost = Outermost(
+            public_url=public_url,
+            login_url=f"{options.base_path}/login",
+            trusted_proxies=trusted,
+            clock=clock,
+            randomness=randomness,
+            access_log=None if access_log is None else access_log.append,
+        )
+        app = web.Application(middlewares=[outermost])
+        app.add_subapp(
+            options.base_path,
+            auth_app(
+                public_url=public_url,
+                options=options,
+                same_site=same_site,
+                servers=servers,
+                tokens=tokens,
+                sessions=sessions,
+                store=store,
+                keyring=keyring,
+                trusted_proxies=trusted,
+                clock=clock,
+                randomness=randomness,
+            ),
+        )
+        app.router.add_get("/{page:.*}", show_page)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        for server in servers.values():
+            self.exits.push_async_callback(server.close)
+        self.exits.push_async_callback(tokens.close, 1.0)
+        self.exits.push_async_callback(sessions.close)
+        self.exits.push_async_callback(runner.cleanup)
+        self.processes.append(Process(store, sessions, tokens, servers, f"http://127.0.0.1:{port}"))
+        return self.processes[-1]
+
+    async def browser(self, process: Process | None = None) -> Browser:
+        """Open a browser of its own."""
+        browser = Browser(servers={SITE: (process or self.process).url})
+        return await self.exits.enter_async_context(browser)
+
+    def move(self, browser: Browser, process: Process) -> None:
+        """Let a balancer send the browser to another process from now on."""
+        browser.servers = {SITE: process.url}
+
+
+async def show_page(request: web.Request) -> web.StreamResponse:
+    """The application's own page: it shows which cookies came."""
+    return web.json_response({"path": request.raw_path, "cookie": request.headers.get("Cookie", "")})
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    clock = ManualClock()
+    async with AsyncExitStack() as exits:
+        corp = await exits.enter_async_context(LedgerServer(clock=clock))
+        other = await exits.enter_async_context(LedgerServer(clock=clock))
+        for server in (corp, other):
+            client = server.clients[CLIENT_ID]
+            callbacks = (f"{SITE}/bff/callback/corp", f"{SITE}/bff/callback/other")
+            server.clients[CLIENT_ID] = replace_uris(client, callbacks)
+        yield Site(clock, MemoryBackend(clock), {"corp": corp, "other": other}, exits)
+
+
+def replace_uris(client: Any, callbacks: tuple[str, ...]) -> Any:
+    from dataclasses import replace
+
+    return replace(
+        client,
+        redirect_uris=(*client.redirect_uris, *callbacks),
+        post_logout_redirect_uris=(*client.post_logout_redirect_uris, f"{SITE}/"),
+    )
