@@ -5,11 +5,14 @@ import time
 from collections.abc import Awaitable, Callable
 
 
-async def until(condition: Callable[[], bool], *, seconds: float = 5.0, what: str = "the condition") -> None:
-    """Return once *condition* is true. Fails after *seconds*."""
+async def until(
+    condition: Callable[[], bool], *, seconds: float = 5.0, what: str | Callable[[], str] = "the condition"
+) -> None:
+    """Return once *condition* is true. Fails after *seconds*, and says so of *what*."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come true within {seconds} s"
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what if isinstance(what, str) else what()} did not come true within {seconds} s")
         await asyncio.sleep(0.005)
 
 

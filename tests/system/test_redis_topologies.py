@@ -73,6 +73,7 @@ class Writers:
         self.last_success_at = time.monotonic()
         self.longest_gap = 0.0
         self.failures = 0
+        self.last_fault = ""
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -101,8 +102,9 @@ class Writers:
                     self.acknowledged[number] = count
                     self.longest_gap = max(self.longest_gap, time.monotonic() - self.last_success_at)
                     self.last_success_at = time.monotonic()
-            except StoreError:
+            except StoreError as fault:
                 self.failures += 1
+                self.last_fault = str(fault)
             await asyncio.sleep(0.005)
 
     async def go_on(self, *, within: float) -> None:
@@ -112,7 +114,7 @@ class Writers:
         await until(
             lambda: all(now > then for now, then in zip(self.acknowledged, before, strict=True)),
             seconds=within,
-            what="writing again",
+            what=lambda: f"writing again ({self.last_fault})",
         )
         print(f"writing again after {time.monotonic() - began_at:.2f} s, {self.failures} failures")
 
