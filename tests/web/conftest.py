@@ -1,8 +1,10 @@
 """A whole broker in the test's process: real login, real store in memory, real authorization server."""
 
+import socket
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -72,8 +74,13 @@ class Site:
         keys: list[Secret] | None = None,
         trusted_proxies: TrustedProxies | None = None,
         access_log: list[str] | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> Process:
-        """Start one more process."""
+        """Start one more process. With *tls* it really is at ``https://localhost``, on a port of its own."""
+        listener = socket.create_server(("127.0.0.1", 0))
+        if tls is not None:
+            public_url = f"https://localhost:{listener.getsockname()[1]}"
+            self.register(public_url)
         clock, randomness, trusted = self.clock, SystemRandomness(), trusted_proxies or TrustedProxies()
         options = login or LoginOptions()
         store = FaultyStore(MemoryStore(self.backend))
@@ -137,16 +144,27 @@ class Site:
         app.router.add_get("/{page:.*}", show_page)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        port = runner.addresses[0][1]
+        await web.SockSite(runner, listener, ssl_context=tls).start()
+        port = listener.getsockname()[1]
         for server in servers.values():
             self.exits.push_async_callback(server.close)
         self.exits.push_async_callback(tokens.close, 1.0)
         self.exits.push_async_callback(sessions.close)
         self.exits.push_async_callback(runner.cleanup)
-        self.processes.append(Process(store, sessions, tokens, servers, f"http://127.0.0.1:{port}"))
+        url = f"http://127.0.0.1:{port}" if tls is None else public_url
+        self.processes.append(Process(store, sessions, tokens, servers, url))
         return self.processes[-1]
+
+    def register(self, origin: str) -> None:
+        """Tell the authorization servers that the broker is at *origin*."""
+        for server in self.providers.values():
+            client = server.clients[CLIENT_ID]
+            callbacks = tuple(f"{origin}/bff/callback/{name}" for name in self.providers)
+            server.clients[CLIENT_ID] = replace(
+                client,
+                redirect_uris=(*client.redirect_uris, *callbacks),
+                post_logout_redirect_uris=(*client.post_logout_redirect_uris, f"{origin}/"),
+            )
 
     async def browser(self, process: Process | None = None) -> Browser:
         """Open a browser of its own."""
@@ -169,18 +187,6 @@ async def site() -> AsyncIterator[Site]:
     async with AsyncExitStack() as exits:
         corp = await exits.enter_async_context(LedgerServer(clock=clock))
         other = await exits.enter_async_context(LedgerServer(clock=clock))
-        for server in (corp, other):
-            client = server.clients[CLIENT_ID]
-            callbacks = (f"{SITE}/bff/callback/corp", f"{SITE}/bff/callback/other")
-            server.clients[CLIENT_ID] = replace_uris(client, callbacks)
-        yield Site(clock, MemoryBackend(clock), {"corp": corp, "other": other}, exits)
-
-
-def replace_uris(client: Any, callbacks: tuple[str, ...]) -> Any:
-    from dataclasses import replace
-
-    return replace(
-        client,
-        redirect_uris=(*client.redirect_uris, *callbacks),
-        post_logout_redirect_uris=(*client.post_logout_redirect_uris, f"{SITE}/"),
-    )
+        site = Site(clock, MemoryBackend(clock), {"corp": corp, "other": other}, exits)
+        site.register(SITE)
+        yield site
