@@ -52,6 +52,7 @@ class TrustedProxies:
         """
         self._networks = tuple(ipaddress.ip_network(str(network)) for network in networks)
         self._remembered: dict[str, bool] = {}
+        self._callers: dict[str, Caller] = {}
 
     def trusts(self, peer: str) -> bool:
         """Return whether *peer*, the address at the other end of the connection, is a trusted proxy."""
@@ -62,6 +63,14 @@ class TrustedProxies:
             if len(self._remembered) >= _MAX_REMEMBERED:
                 self._remembered.clear()
             known = self._remembered[peer] = self._is_inside(peer)
+        return known
+
+    def _direct(self, peer: str) -> Caller:
+        known = self._callers.get(peer)
+        if known is None:
+            if len(self._callers) >= _MAX_REMEMBERED:
+                self._callers.clear()
+            known = self._callers[peer] = Caller(peer)
         return known
 
     def _is_inside(self, peer: str) -> bool:
@@ -85,7 +94,7 @@ class TrustedProxies:
             BadRequest: If a trusted proxy passed on something that isn't a list of addresses.
         """
         if not forwarded_for or not self.trusts(peer):
-            return Caller(peer)
+            return self._direct(peer)
         claimed = [hop.strip() for value in forwarded_for for hop in value.split(b",")]
         if len(claimed) > MAX_HOPS:
             raise BadRequest("the request came through too many proxies")

@@ -1,24 +1,47 @@
 """
-The head of an upstream's answer, judged.
+The head of an upstream's answer, judged, and made ready for the caller.
 
 An upstream is trusted less than its operator trusts it: an answer whose end two readers could see in different places
 would let one user's bytes into another user's answer. What isn't framed in exactly one way is refused with 502.
 
-Source: RFC 9112 sections 4, 6.3 and 9.3; RFC 9110 sections 5.5, 6.4.1 and 15.2.
+Source: RFC 9112 sections 4, 6.3 and 9.3; RFC 9110 sections 5.5, 6.4.1, 7.6.1 and 15.2; SECURITY UP-03, UP-05, UP-06.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from broker.core.headers import FIELD_LINE, Known, remember
-from broker.core.request_head import MAX_CONTENT_LENGTH
+from broker.core.cookies import set_cookie_name
+from broker.core.headers import CONNECTION_FIELDS, FIELD_LINE, Known, name_of, remember
+from broker.core.request_fields import MAX_CONTENT_LENGTH
 from broker.errors import UpstreamUnavailable
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?")
 _CONTENT_LENGTH = re.compile(rb"0|[1-9][0-9]{0,18}")
 _NO_OPTIONS: frozenset[bytes] = frozenset()
+_ABOUT_CONNECTION = frozenset({b"close", b"keep-alive", b"upgrade"})
+
 _READ = frozenset({b"content-length", b"transfer-encoding", b"connection", b"upgrade"})
+
+_TOKEN_ROUTE_FIELDS = frozenset(
+    {
+        b"access-control-allow-credentials",
+        b"access-control-allow-headers",
+        b"access-control-allow-methods",
+        b"access-control-allow-origin",
+        b"access-control-allow-private-network",
+        b"access-control-expose-headers",
+        b"access-control-max-age",
+    }
+)
+"""On routes that use a session no other origin may read an answer, whatever the upstream thinks (SECURITY UP-06)."""
+
+_CACHE_FIELDS = frozenset({b"cache-control", b"cdn-cache-control", b"expires", b"pragma", b"surrogate-control"})
+
+_NEVER_PASSED = frozenset({b"clear-site-data", b"content-length", b"proxy-authenticate", b"strict-transport-security"})
+"""The broker's cookies and transport are the broker's business; it writes the length itself."""
+
+_PASSWORD_PROMPTS = (b"basic", b"digest", b"negotiate", b"ntlm")
 
 
 @dataclass(slots=True)
@@ -28,34 +51,57 @@ class ResponseHead:
 
     Attributes:
         status: The status code.
-        reason: The reason phrase, as it came.
-        lines: Every field line, as ``name: value``.
+        passed: The status line and the field lines that pass to the caller, as they are written, each with its CRLF.
+        ready: The same with length and empty line, for a caller of HTTP/1.1 whose connection stays open; empty if the
+            length isn't known.
         declared_length: What ``Content-Length`` says; it is about another answer where there is no body (HEAD, 304).
         body_length: The length of the body in bytes; None if it is chunked or ends with the connection.
+        has_body: Whether its status and method allow a body.
         chunked: Whether the body is chunked.
         until_close: Whether the body ends with the connection.
         reusable: Whether the connection may carry another request after the body.
-        connection: The options of ``Connection``, in lower case.
-        upgrade: The protocol that a 101 switches to, in lower case; empty if none.
+        upgrade: The protocol that a 101 switches to, in lower case; empty if none, or if ``Connection`` doesn't say so.
     """
 
     status: int
-    reason: bytes
-    lines: list[bytes]
+    passed: bytes
+    ready: bytes
     declared_length: int | None
     body_length: int | None
+    has_body: bool
     chunked: bool
     until_close: bool
     reusable: bool
-    connection: frozenset[bytes]
     upgrade: bytes
 
 
-class ResponseHeads:
-    """Reads heads. Like requests' lines, answers' lines are remembered by their bytes (broker.core.headers)."""
+class ResponseRules:
+    """
+    Reads the heads of a route's answers.
 
-    def __init__(self) -> None:
+    Like those of requests, lines are remembered by their bytes (broker.core.headers), and so is the last head: an
+    upstream that is asked the same again often says the same again.
+    """
+
+    def __init__(
+        self,
+        *,
+        with_token: bool = False,
+        no_store: bool = False,
+        is_own_cookie: Callable[[bytes], bool] = lambda _: False,
+    ) -> None:
+        """
+        Args:
+            with_token: Whether the route's requests carry a token.
+            no_store: Whether answers are the user's alone and must not be stored, whatever the upstream says.
+            is_own_cookie: Whether a cookie of this name is the broker's own, which no upstream may set.
+        """
+        self._with_token = with_token
+        self._no_store = no_store
+        self._is_own_cookie = is_own_cookie
         self._remembered: dict[bytes, Known] = {}
+        self._last: tuple[bytes, str] = (b"", "")
+        self._last_head: ResponseHead | None = None
 
     def read(self, head: bytes, request_method: str) -> ResponseHead:
         """
@@ -68,21 +114,36 @@ class ResponseHeads:
         Raises:
             UpstreamUnavailable: If its end isn't certain, or it holds what no answer may hold.
         """
+        key = (head, request_method)
+        if key == self._last and self._last_head is not None:
+            return self._last_head
+        read = self._read(head, request_method)
+        self._last, self._last_head = key, read
+        return read
+
+    def _read(self, head: bytes, request_method: str) -> ResponseHead:
         lines = head.split(b"\r\n")
         status_line = _STATUS_LINE.fullmatch(lines[0])
         if status_line is None:
             raise UpstreamUnavailable("the answer's status line is malformed")
-        passed: list[bytes] = []
+        minor, code, reason = status_line.groups(b"")
+        passed: list[bytes] = [b"HTTP/1.1 %b %b" % (code, reason)]
         read: dict[bytes, list[bytes]] = {}
         remembered = self._remembered
         for line in lines[1:]:
             passes, name, value = remembered.get(line) or self._judge(line)
-            assert passes is not None
-            passed.append(passes)
+            if passes is not None:
+                passed.append(passes)
             if name is not None:
                 read.setdefault(name, []).append(value)
-        minor, status, reason = status_line.groups(b"")
-        return _frame(int(status), reason, passed, read, request_method, is_http11=minor == b"1")
+        connection = _options(read[b"connection"]) if b"connection" in read else _NO_OPTIONS
+        named = connection - _ABOUT_CONNECTION
+        if named:
+            passed[1:] = [line for line in passed[1:] if name_of(line) not in named]
+        status = int(code)
+        if self._no_store and status >= 200:
+            passed.append(b"Cache-Control: private, no-store")
+        return _frame(status, passed, read, connection, request_method, is_http11=minor == b"1")
 
     def _judge(self, line: bytes) -> Known:
         parts = FIELD_LINE.fullmatch(line)
@@ -90,16 +151,29 @@ class ResponseHeads:
             raise UpstreamUnavailable("a field line of the answer is malformed")
         name, value = parts.groups()
         lower = name.lower()
-        known = Known(b"%b: %b" % (name, value), lower if lower in _READ else None, value)
+        passes = b"%b: %b" % (name, value) if self._passes(lower, value) else None
+        known = Known(passes, lower if lower in _READ else None, value)
         remember(self._remembered, line, known)
         return known
+
+    def _passes(self, name: bytes, value: bytes) -> bool:
+        if name == b"set-cookie":
+            return not self._is_own_cookie(set_cookie_name(value))
+        if name == b"www-authenticate":
+            return not (self._with_token and value.lower().startswith(_PASSWORD_PROMPTS))
+        return not (
+            name in CONNECTION_FIELDS
+            or name in _NEVER_PASSED
+            or (self._with_token and name in _TOKEN_ROUTE_FIELDS)
+            or (self._no_store and name in _CACHE_FIELDS)
+        )
 
 
 def _frame(
     status: int,
-    reason: bytes,
-    lines: list[bytes],
+    passed: list[bytes],
     read: dict[bytes, list[bytes]],
+    connection: frozenset[bytes],
     request_method: str,
     *,
     is_http11: bool,
@@ -107,28 +181,32 @@ def _frame(
     """RFC 9112 section 6.3, without what it tolerates."""
     lengths = read.get(b"content-length")
     codings = read.get(b"transfer-encoding")
-    connection = _options(read[b"connection"]) if b"connection" in read else _NO_OPTIONS
     declared_length = None if lengths is None else _declared_length(lengths)
-    bodyless = request_method == "HEAD" or status in {204, 304} or status < 200
-    chunked = False
+    has_body = not (request_method == "HEAD" or status in {204, 304} or status < 200)
     if codings is not None:
         if lengths is not None:
             raise UpstreamUnavailable("the answer is framed twice")
         if len(codings) > 1 or codings[0].lower() != b"chunked" or not is_http11:
             raise UpstreamUnavailable("the answer has a transfer coding other than chunked")
-        chunked = not bodyless
-    until_close = not (bodyless or chunked or lengths is not None)
+    until_close = has_body and codings is None and lengths is None
+    block = b"\r\n".join([*passed, b""])
+    ready = b""
+    if declared_length is not None and status != 204 and status >= 200:
+        ready = b"%bContent-Length: %d\r\n\r\n" % (block, declared_length)
+    elif not has_body:
+        ready = block + b"\r\n"
+    upgrades = read.get(b"upgrade", ())
     return ResponseHead(
         status,
-        reason,
-        lines,
+        block,
+        ready,
         declared_length,
-        0 if bodyless else declared_length,
-        chunked,
+        declared_length if has_body else 0,
+        has_body,
+        has_body and codings is not None,
         until_close,
         is_http11 and not until_close and b"close" not in connection,
-        connection,
-        read[b"upgrade"][0].lower() if len(read.get(b"upgrade", ())) == 1 else b"",
+        upgrades[0].lower() if len(upgrades) == 1 and b"upgrade" in connection else b"",
     )
 
 

@@ -7,7 +7,7 @@ the event loop, without a task or a queue in between: a relay that only passes b
 
 from typing import Protocol
 
-from broker.core.response_head import ResponseHead
+from broker.core.response_head import ResponseHead, ResponseRules
 from broker.core.upstream_options import TimeoutOptions
 from broker.errors import UpstreamError
 
@@ -75,6 +75,7 @@ class Exchange:
         method: The request's method.
         head: The request's head, and whatever of the body goes out with it.
         receiver: Takes the answer.
+        answers: How the answer's head is read.
         timeouts: How long the upstream may take.
         chunked: Whether the body is sent chunked.
         complete: Whether the whole request is written.
@@ -83,41 +84,29 @@ class Exchange:
         ended: Whether the receiver was told the end, or the exchange was aborted.
     """
 
-    __slots__ = (
-        "channel",
-        "chunked",
-        "complete",
-        "ended",
-        "head",
-        "method",
-        "receiver",
-        "replayable",
-        "timeouts",
-        "upgrade",
-    )
+    # One is made for each request: what is usual costs nothing then.
+    complete = True
+    chunked = False
+    upgrade = b""
+    ended = False
+    channel: Channel | None = None
 
     def __init__(
-        self,
-        method: str,
-        head: bytes,
-        receiver: Receiver,
-        timeouts: TimeoutOptions,
-        *,
-        complete: bool = True,
-        chunked: bool = False,
-        upgrade: bytes = b"",
+        self, method: str, head: bytes, receiver: Receiver, answers: ResponseRules, timeouts: TimeoutOptions
     ) -> None:
         self.method = method
         self.head = head
         self.receiver = receiver
+        self.answers = answers
         self.timeouts = timeouts
-        self.complete = complete
+        self.replayable = method in IDEMPOTENT_METHODS
+
+    def expect_body(self, *, chunked: bool) -> None:
+        """Say, before it is started, that a body follows by :meth:`write` and :meth:`finish`."""
+        self.complete = False
         self.chunked = chunked
-        self.upgrade = upgrade
         # A request that was only begun can't be repeated by the pool, which doesn't keep bodies.
-        self.replayable = complete and method in IDEMPOTENT_METHODS
-        self.ended = False
-        self.channel: Channel | None = None
+        self.replayable = False
 
     def write(self, data: bytes) -> None:
         """Send a part of the body, or, after an upgrade, bytes as they are. Ignored after the end."""

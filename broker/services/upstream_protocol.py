@@ -18,7 +18,7 @@ from typing import Protocol, cast
 
 import httptools
 
-from broker.core.response_head import ResponseHead, ResponseHeads
+from broker.core.response_head import ResponseHead
 from broker.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from broker.services.upstream import Exchange
 
@@ -31,7 +31,6 @@ MAX_CHUNK_OVERHEAD_BYTES = 64 << 10
 
 
 _CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-_heads = ResponseHeads()
 
 
 class Owner(Protocol):
@@ -74,6 +73,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_drained",
         "_head",
         "_informational",
+        "_is_tunnel",
         "_loop",
         "_message_complete",
         "_overhead",
@@ -107,6 +107,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._reading_paused = False
         self._drained: asyncio.Future[None] | None = None
         self._used = False
+        self._is_tunnel = False
         self.exchange: Exchange | None = None
         self.deadline = math.inf
         self.retires_at = math.inf
@@ -177,8 +178,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def resume(self) -> None:
         if self._transport is not None and self.exchange is not None:
-            is_tunnel = self._head is not None and self._head.status == 101
-            self.deadline = math.inf if is_tunnel else self._loop.time() + self.exchange.timeouts.idle_seconds
+            self.deadline = math.inf if self._is_tunnel else self._loop.time() + self.exchange.timeouts.idle_seconds
             self._reading_paused = False
             self._transport.resume_reading()
 
@@ -215,7 +215,7 @@ class UpstreamConnection(asyncio.Protocol):
         if exchange is None or exchange.ended:
             return
         head = self._head
-        if head is not None and head.until_close and exc is None:
+        if head is not None and (head.until_close or self._is_tunnel) and exc is None:
             exchange.ended = True
             exchange.receiver.on_end()
         elif head is None and self._used and not self._buffer and not self._informational and exchange.replayable:
@@ -239,8 +239,10 @@ class UpstreamConnection(asyncio.Protocol):
         if head is None:
             self._read_head(exchange, self._buffer + data if self._buffer else data)
             return
-        if head.status != 101:
-            self.deadline = self._loop.time() + exchange.timeouts.idle_seconds
+        if self._is_tunnel:
+            exchange.receiver.on_body(data)
+            return
+        self.deadline = self._loop.time() + exchange.timeouts.idle_seconds
         if self._parser is not None:
             self._read_chunks(exchange, head, data)
         elif head.body_length is None:
@@ -260,7 +262,7 @@ class UpstreamConnection(asyncio.Protocol):
                 return
             self._buffer = b""
             try:
-                head = _heads.read(data[: end - 4], exchange.method)
+                head = exchange.answers.read(data[: end - 4], exchange.method)
             except UpstreamError as error:
                 self._fail(error)
                 return
@@ -367,12 +369,12 @@ class UpstreamConnection(asyncio.Protocol):
     # --- the end
 
     def _switch(self, exchange: Exchange, head: ResponseHead, data: bytes) -> None:
-        if not exchange.upgrade or head.upgrade != exchange.upgrade or b"upgrade" not in head.connection:
+        if not exchange.upgrade or head.upgrade != exchange.upgrade:
             self._fail(UpstreamUnavailable("the upstream switched protocols without being asked"))
             return
         self._head = head
-        head.until_close = True
-        head.body_length = None
+        self._parser = None
+        self._is_tunnel = True
         self.deadline = math.inf
         self._owner.answered()
         exchange.receiver.on_upgraded(head, data)

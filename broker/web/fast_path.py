@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 from aiohttp.web_protocol import RequestHandler
 
-from broker.errors import BrokerError
+from broker.core.request_fields import FieldBlock
+from broker.errors import BadRequest, BrokerError
 from broker.services.upstream import Exchange
 from broker.web.connection import CallerConnection, Handover
 from broker.web.relay import Relay
@@ -63,7 +64,18 @@ def fits() -> bool:
 class FastConnection(CallerConnection):
     """A connection with the fast path."""
 
-    __slots__ = ("_ahead", "_began_at", "_body_left", "_busy", "_heads", "_peer", "_proxy", "_sent")
+    __slots__ = (
+        "_ahead",
+        "_began_at",
+        "_body_left",
+        "_busy",
+        "_heads",
+        "_last_block",
+        "_last_raw",
+        "_peer",
+        "_proxy",
+        "_sent",
+    )
 
     def __init__(self, server: Any, *, proxy: "Proxy", **kwargs: Any) -> None:
         super().__init__(server, **kwargs)
@@ -73,6 +85,8 @@ class FastConnection(CallerConnection):
         self._sent = b""
         self._ahead = b""
         self._peer: str | None = None
+        self._last_raw = b""
+        self._last_block: FieldBlock | None = None
         # How much of the last slow request's body is still to come, and how many such requests there were. While that
         # is certain, it is certain that aiohttp's parser stands between two messages.
         self._body_left = 0
@@ -103,26 +117,25 @@ class FastConnection(CallerConnection):
         """Send a call up. Returns False, with nothing done, if it isn't one for the fast path."""
         if len(data) > MAX_HEAD_BYTES or data.find(b"\r\n\r\n") != len(data) - 4:
             return False
-        lines = data[:-4].split(b"\r\n")
-        request_line = _REQUEST_LINE.fullmatch(lines[0])
-        if request_line is None or len(lines) > MAX_FIELDS:
+        end = data.find(b"\r\n")
+        request_line = _REQUEST_LINE.fullmatch(data, 0, end)
+        if request_line is None:
             return False
-        del lines[0]
         if self._peer is None:
             self._peer = self.peer
         proxy = self._proxy
         gate = proxy.gate
         method, target = request_line.groups()
         try:
-            call = gate.judge(method=_METHODS[method], target=target, version=(1, 1), lines=lines, peer=self._peer)
-            head = call.head
-            if head.content_length is not None or head.chunked or head.upgrade or not gate.admit_at_once(call):
+            call = gate.judge(
+                method=_METHODS[method], target=target, version=(1, 1), block=self._block(data[end:-4]), peer=self._peer
+            )
+            head, block, lane = call.head, call.head.block, call.lane
+            if block.content_length is not None or block.chunked or head.upgrade or not gate.admit_at_once(call):
                 return False
             call.request_id = proxy.request_id(call, self._peer)
-            relay = Relay(
-                connection=self, request=head, rules=call.lane.answers, hold_401=call.may_retry, done=self._done
-            )
-            exchange = Exchange(head.method, call.compose(), relay, call.lane.route.timeout)
+            relay = Relay(self, head, hold_401=call.may_retry, done=self._done)
+            exchange = Exchange(head.method, call.compose(), relay, lane.answers, lane.route.timeout)
         except BrokerError:
             self.relay = None
             return False
@@ -130,10 +143,20 @@ class FastConnection(CallerConnection):
         self._busy = Handover(call, relay)
         self._sent = data
         self._began_at = self._loop.time()
-        if call.lane.upstream.try_start(exchange):
+        if lane.upstream.try_start(exchange):
             return True
         self._busy = self.relay = None
         return False
+
+    def _block(self, raw: bytes) -> FieldBlock:
+        """Read the field lines. Those of the last request are often those of this one."""
+        if raw != self._last_raw or self._last_block is None:
+            lines = raw.split(b"\r\n")[1:]
+            if len(lines) > MAX_FIELDS:
+                raise BadRequest("too many fields for the fast path")
+            self._last_block = self._proxy.gate.fields.read(lines)
+            self._last_raw = raw
+        return self._last_block
 
     def _done(self) -> None:
         """Nothing more comes of the call's exchange."""

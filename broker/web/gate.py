@@ -15,14 +15,14 @@ from urllib.parse import urlsplit
 
 from broker.core import csrf
 from broker.core.audience import Audience
-from broker.core.cookies import CookieNames, read_cookie
+from broker.core.cookies import CookieNames
 from broker.core.forwarded import Caller, TrustedProxies
-from broker.core.headers import RequestFields
 from broker.core.hosts import KnownHosts
 from broker.core.outcome import Cause, LoginNeeded, Token, TokenResult, Unavailable
+from broker.core.request_fields import FieldBlock, FieldRules
 from broker.core.request_head import RequestHead, read_head
 from broker.core.routing import Navigation, Route, RouteTable, TokenKind
-from broker.errors import NoSession, PayloadTooLarge, ProviderError, SessionExpired, StoreError
+from broker.errors import BadRequest, NoSession, PayloadTooLarge, ProviderError, SessionExpired, StoreError
 from broker.services.sessions import LiveSession
 from broker.services.upstream import Upstream
 from broker.web.lanes import Lane
@@ -95,6 +95,7 @@ class Gate:
 
     Attributes:
         lanes: The routes, made ready.
+        fields: Reads the field lines of requests.
     """
 
     def __init__(
@@ -124,7 +125,6 @@ class Gate:
         self._own_origin = f"{parts.scheme}://{parts.netloc}"
         self._own_origins = [self._own_origin.encode()]
         cookies = CookieNames.for_public_url(public_url)
-        self._session_cookie = cookies.session.encode()
         self._sessions = sessions
         self._tokens = tokens
         self._trusted = trusted_proxies
@@ -132,9 +132,13 @@ class Gate:
         self.lanes = tuple(Lane(route, upstream_of(route), public_url=public_url, cookies=cookies) for route in routes)
         self._table = RouteTable(zip(routes, self.lanes, strict=True), reserved=(base_path,))
         self._hosts = KnownHosts(public_url, sorted(self._table.hosts))
-        self._fields = RequestFields(name for route in routes for name in route.headers.assign)
+        self.fields = FieldRules(
+            session_cookie=cookies.session.encode(),
+            is_own_cookie=cookies.matcher(),
+            own_names=[name for route in routes for name in route.headers.assign],
+        )
 
-    def judge(self, *, method: str, target: bytes, version: tuple[int, int], lines: Sequence[bytes], peer: str) -> Call:
+    def judge(self, *, method: str, target: bytes, version: tuple[int, int], block: FieldBlock, peer: str) -> Call:
         """
         Judge a request's head, and find where it goes.
 
@@ -142,21 +146,21 @@ class Gate:
             method: The method.
             target: The request target, as it came.
             version: The HTTP version.
-            lines: The field lines, as they came.
+            block: Its field lines, as :attr:`fields` read them.
             peer: The address at the other end of the connection; empty for a Unix socket.
 
         Raises:
             CallerError: If it is refused.
         """
-        head = read_head(method=method, target=target, version=version, lines=lines, rules=self._fields)
-        host = self._hosts.match(head.authority) if head.authority else self._hosts.own_host
+        head = read_head(method=method, target=target, version=version, block=block)
+        host = self._hosts.match(block.authority) if block.authority else self._hosts.own_host
         lane = self._table.match(head.target, host, method)
         if head.upgrade and not (head.upgrade == WEBSOCKET and lane.route.websocket and _is_handshake(head)):
             # A server may ignore an Upgrade (RFC 9110 section 7.8).
             head.upgrade = b""
-        if head.content_length is not None and head.content_length > lane.route.max_body_bytes:
+        if block.content_length is not None and block.content_length > lane.max_body_bytes:
             raise PayloadTooLarge("the body is larger than the route allows")
-        return Call(head, lane, self._trusted.caller(peer, head.values(b"x-forwarded-for")))
+        return Call(head, lane, self._trusted.caller(peer, block.read.get(b"x-forwarded-for", ())))
 
     def admit_at_once(self, call: Call) -> bool:
         """
@@ -174,9 +178,11 @@ class Gate:
         if kind is TokenKind.GRANT:
             call.grant_id = self._standing_grant(call)
         else:
-            session_id = read_cookie(call.head.values(b"cookie"), self._session_cookie)
-            session = self._sessions.peek(session_id) if session_id is not None else None
-            if session is None and session_id is not None:
+            block = call.head.block
+            if block.is_session_ambiguous:
+                raise BadRequest("the session cookie came twice")
+            session = self._sessions.peek(block.session_id) if block.session_id is not None else None
+            if session is None and block.session_id is not None:
                 return False
             self._take_session(call, session)
         if call.grant_id is not None:
@@ -194,7 +200,7 @@ class Gate:
         if self.admit_at_once(call):
             return
         if call.grant_id is None:
-            session_id = read_cookie(call.head.values(b"cookie"), self._session_cookie)
+            session_id = call.head.block.session_id
             assert session_id is not None
             self._take_session(call, await self._sessions.load(session_id))
         await self._ask_for_token(call)
@@ -225,7 +231,7 @@ class Gate:
 
     def _judge_origin(self, call: Call) -> None:
         head, route = call.head, call.lane.route
-        read = head.read
+        read = head.block.read
         # What nearly every call looks like. It passes the rules below, too, but they take longer.
         if (
             read.get(b"x-csrf") == _MARKED

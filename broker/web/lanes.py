@@ -5,16 +5,16 @@ from urllib.parse import urlsplit
 
 from broker.core.audience import Audience
 from broker.core.claim_template import ClaimTemplate
-from broker.core.cookies import CookieNames, set_cookie_name, strip_cookies
-from broker.core.headers import ResponseFields, canonical, without
+from broker.core.cookies import CookieNames
+from broker.core.headers import canonical, without
 from broker.core.outcome import Token
 from broker.core.request_head import RequestHead
+from broker.core.response_head import ResponseRules
 from broker.core.routing import CacheControl, RetryOn401, Route, TokenKind
 from broker.errors import ProviderError
 from broker.services.route_stats import RouteStats
 from broker.services.session_cache import LiveSession
 from broker.services.upstream import IDEMPOTENT_METHODS, Upstream
-from broker.web.relay import AnswerRules
 
 MAX_RENDERED = 10_000
 
@@ -27,6 +27,7 @@ class Lane:
         route: Its options.
         upstream: Where its requests go.
         kind: Whose token goes along.
+        max_body_bytes: The largest body that is taken.
         audience: For whom its tokens are meant.
         answers: What is done to its answers.
         stats: What is counted of its requests.
@@ -43,27 +44,23 @@ class Lane:
         self.route = route
         self.upstream = upstream
         self.kind = route.token.kind
+        self.max_body_bytes = route.max_body_bytes
         self.stats = RouteStats(route.name)
         self.audience: Audience = route.audience
-        self._is_own_cookie = is_own_cookie = cookies.matcher()
         self._cut, self._prefix = _rewriting(route)
         self._upstream_host = b"" if route.upstream_options.preserve_host else upstream.authority
-        self._proto = urlsplit(public_url).scheme.encode()
         self._own_authority = urlsplit(public_url).netloc.encode()
         self._removed = frozenset(canonical(name.encode()) for name in route.headers.remove)
         self._constant, self._templates = _assignments(route.headers.assign)
-        self._rendered: dict[tuple[str, int], list[bytes]] = {}
+        self._rendered: dict[tuple[str, int], bytes] = {}
         self._last_token: Token | None = None
         self._last_authorization = b""
+        self._constant += b"X-Forwarded-Proto: %b\r\n" % urlsplit(public_url).scheme.encode()
         with_token = route.token.kind is not TokenKind.NONE
-        no_store = with_token and route.cache_control is CacheControl.NO_STORE
-        self.answers = AnswerRules(
-            fields=ResponseFields(
-                with_token=with_token,
-                no_store=no_store,
-                is_own_cookie=lambda value: is_own_cookie(set_cookie_name(value)),
-            ),
-            added=b"Cache-Control: private, no-store\r\n" if no_store else b"",
+        self.answers = ResponseRules(
+            with_token=with_token,
+            no_store=with_token and route.cache_control is CacheControl.NO_STORE,
+            is_own_cookie=cookies.matcher(),
         )
 
     def may_retry(self, head: RequestHead) -> bool:
@@ -98,32 +95,37 @@ class Lane:
         Raises:
             ProviderError: If the token holds what no field may hold.
         """
-        authority = head.authority or self._own_authority
-        lines = head.lines if not self._removed else without(head.lines, self._removed)
+        block = head.block
+        authority = block.authority or self._own_authority
+        passed = block.passed
+        if self._removed:
+            passed = b"\r\n".join([*without(block.lines, self._removed), b""])
         pieces = [
-            b"%b %b%b HTTP/1.1\r\nHost: %b"
-            % (head.method.encode(), self._path(head.target.path), head.target.query, self._upstream_host or authority),
-            *lines,
+            b"%b %b%b HTTP/1.1\r\nHost: %b\r\n%bX-Forwarded-For: %b\r\nX-Forwarded-Host: %b\r\nX-Request-ID: %b\r\n"
+            % (
+                head.method.encode(),
+                self._path(head.target.path),
+                head.target.query,
+                self._upstream_host or authority,
+                passed,
+                forwarded_for,
+                authority,
+                request_id,
+            ),
+            self._constant,
         ]
-        if b"cookie" in head.read:
-            pieces += [b"Cookie: " + line for line in strip_cookies(head.read[b"cookie"], self._is_own_cookie)]
-        pieces.append(
-            b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\nX-Request-ID: %b"
-            % (forwarded_for, self._proto, authority, request_id)
-        )
-        pieces += self._constant
         if self._templates and session is not None:
-            pieces += self._claims(session)
+            pieces.append(self._claims(session))
         if token is not None:
             pieces.append(self._authorization(token))
-        if head.chunked:
-            pieces.append(b"Transfer-Encoding: chunked")
-        elif head.content_length is not None:
-            pieces.append(b"Content-Length: %d" % head.content_length)
+        if block.chunked:
+            pieces.append(b"Transfer-Encoding: chunked\r\n")
+        elif block.content_length is not None:
+            pieces.append(b"Content-Length: %d\r\n" % block.content_length)
         if head.upgrade:
-            pieces.append(b"Connection: Upgrade\r\nUpgrade: %b" % head.upgrade)
+            pieces.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade)
         pieces.append(b"\r\n")
-        return b"\r\n".join(pieces)
+        return b"".join(pieces)
 
     def _path(self, path: bytes) -> bytes:
         if self._cut is None:
@@ -137,11 +139,11 @@ class Lane:
         value = token.access_token.reveal()
         if not (value.isascii() and value.isprintable()):
             raise ProviderError("the access token holds a byte that no header field may hold")
-        line = b"Authorization: %b %b" % (token.token_type.encode(), value.encode())
+        line = b"Authorization: %b %b\r\n" % (token.token_type.encode(), value.encode())
         self._last_token, self._last_authorization = token, line
         return line
 
-    def _claims(self, session: LiveSession) -> list[bytes]:
+    def _claims(self, session: LiveSession) -> bytes:
         """The lines that are made of claims."""
         key = (session.key, session.version)
         lines = self._rendered.get(key)
@@ -149,7 +151,7 @@ class Lane:
             record = session.session
             claims = {**record.claims, "sub": record.subject, "iss": record.issuer}
             values = [(name, template.render(claims)) for name, template in self._templates]
-            lines = [b"%b: %b" % (name, value) for name, value in values if value is not None]
+            lines = b"".join([b"%b: %b\r\n" % (name, value) for name, value in values if value is not None])
             if len(self._rendered) >= MAX_RENDERED:
                 self._rendered.clear()
             self._rendered[key] = lines
@@ -164,14 +166,14 @@ def _rewriting(route: Route) -> tuple[int | None, bytes]:
     return (own, b"") if route.strip_prefix and own else (None, b"")
 
 
-def _assignments(assign: Mapping[str, str]) -> tuple[list[bytes], list[tuple[bytes, ClaimTemplate]]]:
+def _assignments(assign: Mapping[str, str]) -> tuple[bytes, list[tuple[bytes, ClaimTemplate]]]:
     """The lines that are always the same, and the templates of the others."""
-    constant = []
+    constant = b""
     templates = []
     for name, text in assign.items():
         template = ClaimTemplate.parse(text)
         if template.is_constant:
-            constant.append(b"%b: %b" % (name.encode(), template.render({}) or b""))
+            constant += b"%b: %b\r\n" % (name.encode(), template.render({}) or b"")
         else:
             templates.append((name.encode(), template))
     return constant, templates

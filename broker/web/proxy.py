@@ -168,7 +168,7 @@ class Proxy:
                 method=message.method,
                 target=message.path.encode("utf-8", "surrogateescape"),
                 version=(message.version.major, message.version.minor),
-                lines=[b"%b: %b" % field for field in message.raw_headers],
+                block=self.gate.fields.read([b"%b: %b" % field for field in message.raw_headers]),
                 peer=connection.peer,
             )
         except BadRequest:
@@ -224,16 +224,11 @@ class Proxy:
     async def _attempt(self, transit: _Transit, *, hold_401: bool) -> Relay:
         """Send the request, and relay its answer. Faults before the answer are in the relay's ``error``."""
         call, body = transit.call, transit.body
-        relay = Relay(connection=transit.connection, request=call.head, rules=call.lane.answers, hold_401=hold_401)
-        exchange = Exchange(
-            call.head.method,
-            call.compose(),
-            relay,
-            call.lane.route.timeout,
-            complete=body is None,
-            chunked=call.head.chunked,
-            upgrade=call.head.upgrade,
-        )
+        relay = Relay(transit.connection, call.head, hold_401=hold_401)
+        exchange = Exchange(call.head.method, call.compose(), relay, call.lane.answers, call.lane.route.timeout)
+        exchange.upgrade = call.head.upgrade
+        if body is not None:
+            exchange.expect_body(chunked=call.head.block.chunked)
         relay.exchange = exchange
         try:
             await call.lane.upstream.start(exchange)

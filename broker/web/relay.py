@@ -7,11 +7,9 @@ way that the caller can't take for the end of the answer.
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from aiohttp import web
 
-from broker.core.headers import ResponseFields
 from broker.core.request_head import RequestHead
 from broker.core.response_head import ResponseHead
 from broker.errors import BrokerError, UpstreamError
@@ -21,29 +19,13 @@ from broker.web.connection import CallerConnection
 MAX_HELD_BYTES = 64 << 10
 """A 401 is held back up to this size, while a newer token is sought."""
 
-_ABOUT_CONNECTION = frozenset({b"close", b"keep-alive", b"upgrade"})
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerRules:
-    """
-    What a route does to answers.
-
-    Attributes:
-        fields: Which fields pass.
-        added: Field lines that the broker adds, each with its CRLF.
-    """
-
-    fields: ResponseFields
-    added: bytes
-
 
 class Relay:
     """
     Writes one answer to the caller's connection (services.upstream.Receiver).
 
     Attributes:
-        exchange: Whose answer it is.
+        exchange: Whose answer it is; None once nothing more comes.
         status: The answer's status; 0 before it is known.
         started: Whether a byte of the answer is written.
         rejected: Whether a 401 came and is held back.
@@ -53,33 +35,25 @@ class Relay:
         sent_bytes: How much of the body was written.
     """
 
-    __slots__ = (
-        "_chunked",
-        "_connection",
-        "_done",
-        "_held",
-        "_held_bytes",
-        "_hold_401",
-        "_request",
-        "_rules",
-        "_tunnel",
-        "_waiter",
-        "ended",
-        "error",
-        "exchange",
-        "keep_alive",
-        "rejected",
-        "sent_bytes",
-        "started",
-        "status",
-    )
+    # One is made for each request: what is usual costs nothing then.
+    exchange: Exchange | None = None
+    status = 0
+    started = False
+    rejected = False
+    error: BrokerError | None = None
+    ended = False
+    sent_bytes = 0
+    _held: ResponseHead | None = None
+    _held_bytes = b""
+    _chunked = False
+    _tunnel = False
+    _waiter: asyncio.Future[None] | None = None
 
     def __init__(
         self,
-        *,
         connection: CallerConnection,
         request: RequestHead,
-        rules: AnswerRules,
+        *,
         hold_401: bool,
         done: Callable[[], None] | None = None,
     ) -> None:
@@ -87,28 +61,14 @@ class Relay:
         Args:
             connection: Where the answer goes.
             request: What it answers.
-            rules: What the route does to answers.
             hold_401: Whether a 401 is held back, so that the request can be sent again.
             done: Is called when nothing more comes, for whoever doesn't :meth:`wait`.
         """
         self._connection = connection
         self._request = request
-        self._rules = rules
         self._hold_401 = hold_401
-        self._held: ResponseHead | None = None
-        self._held_bytes = b""
-        self._chunked = False
-        self._tunnel = False
         self._done = done
-        self._waiter: asyncio.Future[None] | None = None
-        self.exchange: Exchange | None = None
-        self.status = 0
-        self.started = False
-        self.rejected = False
-        self.error: BrokerError | None = None
         self.keep_alive = request.keep_alive
-        self.ended = False
-        self.sent_bytes = 0
         connection.relay = self
 
     async def wait(self) -> None:
@@ -164,8 +124,7 @@ class Relay:
 
     def on_informational(self, head: ResponseHead) -> None:
         if self._request.is_http11:
-            fields = self._rules.fields.sort(head.lines, head.connection - _ABOUT_CONNECTION)
-            self._write(b"HTTP/1.1 %d %b\r\n%b\r\n" % (head.status, head.reason, _lines(fields)))
+            self._write(head.passed + b"\r\n")
 
     def on_head(self, head: ResponseHead, body: bytes, *, complete: bool) -> None:
         if head.status == 401 and self._hold_401:
@@ -179,11 +138,7 @@ class Relay:
         self.started = True
         self._tunnel = True
         self.keep_alive = False
-        fields = self._rules.fields.sort(head.lines, head.connection - _ABOUT_CONNECTION)
-        self._write(
-            b"HTTP/1.1 101 %b\r\n%bConnection: Upgrade\r\nUpgrade: %b\r\n\r\n%b"
-            % (head.reason, _lines(fields), head.upgrade, body)
-        )
+        self._write(b"%bConnection: Upgrade\r\nUpgrade: %b\r\n\r\n%b" % (head.passed, head.upgrade, body))
         assert self.exchange is not None
         self._connection.set_parser(TunnelReader(self.exchange))  # type: ignore[arg-type]  # it has all that is called
 
@@ -223,17 +178,26 @@ class Relay:
     def _begin(self, head: ResponseHead, body: bytes, *, complete: bool) -> None:
         self.status = head.status
         self.started = True
-        fields = self._rules.fields.sort(head.lines, head.connection - _ABOUT_CONNECTION)
-        length = len(body) if complete and not self._has_no_body(head) else head.body_length
-        if self._has_no_body(head):
+        if self._connection.closes:
+            self.keep_alive = False
+        if head.ready and self.keep_alive and self._request.is_http11:
+            self.sent_bytes = len(body)
+            self._write(head.ready + body)
+        else:
+            self._write(self._framed(head, body, complete=complete))
+
+    def _framed(self, head: ResponseHead, body: bytes, *, complete: bool) -> bytes:
+        """The head with the framing that this caller understands, and the beginning of the body."""
+        length = head.body_length
+        if not head.has_body:
             length = None if head.status == 204 else head.declared_length
+        elif complete:
+            length = len(body)
         elif length is None and self._request.is_http11:
             self._chunked = True
         elif length is None:
             self.keep_alive = False
-        if self._connection.closes:
-            self.keep_alive = False
-        lines = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason), _lines(fields), self._rules.added]
+        lines = [head.passed]
         if self._chunked:
             lines.append(b"Transfer-Encoding: chunked\r\n")
         elif length is not None:
@@ -244,12 +208,9 @@ class Relay:
             lines.append(b"Connection: keep-alive\r\n")
         lines.append(b"\r\n")
         if body:
-            self.sent_bytes += len(body)
+            self.sent_bytes = len(body)
             lines.append(b"%x\r\n%b\r\n" % (len(body), body) if self._chunked else body)
-        self._write(b"".join(lines))
-
-    def _has_no_body(self, head: ResponseHead) -> bool:
-        return self._request.method == "HEAD" or head.status in {204, 304}
+        return b"".join(lines)
 
     def _write(self, data: bytes) -> None:
         transport = self._connection.transport
@@ -266,10 +227,6 @@ class Relay:
         if self._done is not None:
             done, self._done = self._done, None
             done()
-
-
-def _lines(lines: list[bytes]) -> bytes:
-    return b"\r\n".join([*lines, b""])
 
 
 class TunnelReader:
