@@ -5,6 +5,7 @@ Two processes in one group. This one is the broker, exactly as ``token-broker ru
 that is written into a temporary directory. The other one plays the rest of the world (broker.demo.world).
 """
 
+import signal
 import sys
 import tempfile
 from importlib.resources import files
@@ -30,6 +31,15 @@ def run(*, port: int = 0) -> int:
     Returns:
         The exit code: 0 after a clean end, 1 if *port* is taken.
     """
+    # Until the broker listens to them, both signals unwind what was begun.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return _run(port)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _run(port: int) -> int:
     try:
         public = _listen(port)
     except OSError as error:
@@ -50,9 +60,9 @@ def run(*, port: int = 0) -> int:
         world = World(
             provider=provider, api=api, client_secret=client_secret, origin=f"http://localhost:{_port(public)}"
         )
-        world.start(not_its_own=[public, admin])
-        _announce(_port(public), _port(admin), config)
         try:
+            world.start(not_its_own=[public, admin])
+            _announce(_port(public), _port(admin), config)
             code = serve(load(config), public=public, admin=admin)
         finally:
             world.stop()

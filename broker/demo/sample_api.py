@@ -16,7 +16,12 @@ from broker.demo.bearer import BearerCheck, InvalidToken
 from broker.services.clock import Clock
 
 AUDIENCE = "demo-api"
-CONTENT_TYPES = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css"}
+CONTENT_TYPES = {
+    "index.html": "text/html",
+    "app.js": "text/javascript",
+    "style.css": "text/css",
+    "icon.svg": "image/svg+xml",
+}
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -50,7 +55,7 @@ class SampleApi:
         self._bearer = BearerCheck(issuer=self._issuer, audience=AUDIENCE, clock=self._clock, http=self._http)
         app = web.Application()
         app.router.add_get("/", self._page)
-        app.router.add_get("/{name:app\\.js|style\\.css}", self._page)
+        app.router.add_get("/{name:app\\.js|style\\.css|icon\\.svg}", self._page)
         app.router.add_route("*", "/api/token", self._token)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await self._runner.setup()

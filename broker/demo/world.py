@@ -51,24 +51,25 @@ class World:
             self._provider.close()
             self._api.close()
             return
-        os.close(self._lifeline)
-        for each in not_its_own:
-            each.close()
-        # Ctrl-C reaches the whole group; the broker still needs this process while it drains.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
         code = 1
         try:
+            # Ctrl-C reaches the whole group; the broker still needs this process while it drains.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            os.close(self._lifeline)
+            for each in not_its_own:
+                each.close()
+            logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
             asyncio.run(self._play(read_end))
             code = 0
         finally:
             os._exit(code)
 
     def stop(self) -> None:
-        """End the process."""
-        os.close(self._lifeline)
-        os.waitpid(self._pid, 0)
+        """End the process, if it was started."""
+        if self._pid:
+            os.close(self._lifeline)
+            os.waitpid(self._pid, 0)
 
     async def _play(self, lifeline: int) -> None:
         """Serve until the other end of *lifeline* closes."""

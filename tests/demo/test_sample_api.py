@@ -62,7 +62,7 @@ async def test_every_other_token_is_refused(provider: LedgerServer, api: SampleA
         assert 401 == (await get(api, "/api/token", {"Authorization": credential}))[0], credential
 
 
-@pytest.mark.parametrize("path", ["/", "/app.js", "/style.css"])
+@pytest.mark.parametrize("path", ["/", "/app.js", "/style.css", "/icon.svg"])
 async def test_the_page_is_whole_and_its_policy_strict(api: SampleApi, path: str) -> None:
     """Everything comes from this origin, and the policy allows nothing else."""
     status, text = await get(api, path, {})

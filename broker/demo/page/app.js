@@ -67,18 +67,30 @@ function drawTimeline() {
   const first = Math.min(...known);
   const marks = [shape("line", { x1: 0, x2: 900, y1: 100, y2: 100, class: "axis" })];
   for (let seconds = 15; seconds < WINDOW_SECONDS; seconds += 15) {
-    marks.push(shape("text", { x: x(now - seconds * 1000), y: 115, "text-anchor": "middle" }, `−${seconds} s`));
+    marks.push(shape("text", { x: x(now - seconds * 1000), y: 115 }, `−${seconds} s`));
   }
-  for (const one of calls) {
-    if (one.generation === null) {
-      const left = x(one.at) - 4, right = x(one.at) + 4;
+  for (const { at, generation, count } of together(calls)) {
+    if (generation === null) {
+      const left = x(at) - 4, right = x(at) + 4;
       marks.push(shape("path", { d: `M${left} 46 ${right} 54M${left} 54 ${right} 46`, class: "failure" }));
-    } else {
-      const y = 90 - ((one.generation - first) % 8) * 11;
-      marks.push(shape("circle", { cx: x(one.at), cy: y, r: 4, class: `g${one.generation % PALETTE}` }));
+      continue;
     }
+    const y = 88 - ((generation - first) % 8) * 10;
+    marks.push(shape("circle", { cx: x(at), cy: y, r: 3 + Math.sqrt(count), class: `g${generation % PALETTE}` }));
+    if (count > 9) marks.push(shape("text", { x: x(at), y: y + 4, class: "many" }, count));
   }
   $("timeline").replaceChildren(...marks);
+}
+
+// Calls of one moment and one generation are one dot, as large as they are many.
+function together(every) {
+  const groups = [];
+  for (const one of every) {
+    const last = groups.at(-1);
+    if (last && last.generation === one.generation && one.at - last.at < 500) last.count += 1;
+    else groups.push({ ...one, count: 1 });
+  }
+  return groups;
 }
 
 function shape(name, attributes, text = "") {
