@@ -11,6 +11,7 @@ from broker import errors
 from broker.__main__ import _parser
 from broker.config import PretendedSource, loads
 from broker.services import metrics
+from broker.web.app import Installation
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -118,6 +119,23 @@ def test_every_metric_has_its_heading() -> None:
     }
     explained = {heading for heading in headings(ROOT / "docs/reference/metrics.md") if heading.islower()}
     assert public == explained
+
+
+async def test_every_endpoint_has_its_heading() -> None:
+    """The reference explains the endpoints that there are, and no others."""
+    smallest = "".join(f"{key}: {value}\n" for key, value in SMALLEST.items())
+    everything = smallest + "store: {url: 'memory:'}\nadmin: {token: {file: admin-token}}\n"
+    settings = loads(everything.encode(), file="c.yaml", source=PretendedSource())
+    installation = Installation(settings)
+    served = {
+        f"{route.method} {route.resource.canonical}"
+        for runner in (installation.public_runner(), installation.admin_runner())
+        for route in runner.app.router.routes()
+        if route.resource is not None and route.method not in {"*", "HEAD"}
+    }
+    await installation.close(0)
+    explained = {heading for heading in headings(ROOT / "docs/reference/endpoints.md") if re.match("[A-Z]+ /", heading)}
+    assert served == explained
 
 
 def test_every_command_has_its_heading() -> None:

@@ -123,6 +123,7 @@ async function burst() {
   const refreshes = Math.max(before, ...served) - before;
   result.value = `${served.length} of ${BURST} calls answered, ${refreshes} refresh${refreshes === 1 ? "" : "es"}`;
   result.className = served.length === BURST && refreshes === 1 ? "good" : "bad";
+  await sleep(1000);
   $("burst").disabled = paused = false;
 }
 
