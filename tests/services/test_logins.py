@@ -1,0 +1,307 @@
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import pytest
+
+from broker.core.login import LoginOptions, LoginTransaction, attempt_of
+from broker.core.oauth import FailureKind, TokenFailure, TokenSet
+from broker.core.provider import ProviderOptions
+from broker.core.secret import AccessToken, IdToken, RefreshToken, Secret
+from broker.core.session import SessionOptions
+from broker.errors import LoginFailed, ProviderError, StoreError
+from broker.services.clock import SystemRandomness
+from broker.services.keyring import Keyring, new_key
+from broker.services.logins import AuthorizationResponse, Identified, Logins, Unanswered
+from broker.services.outbound import Outbound
+from broker.services.provider import AuthorizationRequest, AuthorizationServer, Identity
+from broker.services.sessions import Sessions
+from broker.services.spool import Spool
+from broker.services.tokens import TokenBroker
+from broker.services.vault import Vault
+from broker.stores.memory import MemoryBackend, MemoryStore
+from tests.support.clock import ManualClock
+from tests.support.faulty_store import FaultyStore
+from tests.support.waiting import until
+
+SITE = "https://app.example.com"
+KEY = new_key(SystemRandomness())
+
+
+class ScriptedServer(AuthorizationServer):
+    """An authorization server whose answers a test chooses. What it says on the wire is tested with real ones."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        options = ProviderOptions(issuer="https://idp.example.com", client_id="broker")
+        super().__init__("corp", options, outbound=Outbound(None), clock=clock, randomness=SystemRandomness())
+        self.asked: list[AuthorizationRequest] = []
+        self.exchanged: list[Mapping[str, str]] = []
+        self.revoked: list[str] = []
+        self.answer: TokenSet | TokenFailure = TokenFailure(kind=FailureKind.PERMANENT)
+        self.refusal: Exception | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def authorization_url(self, request: AuthorizationRequest) -> str:
+        self.asked.append(request)
+        return "https://idp.example.com/authorize"
+
+    async def check_issuer(self, iss: str | None) -> None:
+        if iss not in {None, "https://idp.example.com"}:
+            raise LoginFailed("iss")
+
+    async def exchange_code(self, *, code: Secret, code_verifier: Secret, redirect_uri: str) -> TokenSet | TokenFailure:
+        self.exchanged.append({"code": code.reveal(), "verifier": code_verifier.reveal(), "redirect_uri": redirect_uri})
+        await self.gate.wait()
+        return self.answer
+
+    async def identify(
+        self, *, id_token: IdToken | None, access_token: AccessToken, nonce: str, parameters: Mapping[str, str]
+    ) -> Identity:
+        if self.refusal is not None:
+            raise self.refusal
+        return Identity(issuer="https://idp.example.com", subject="ada", provider_session="s1", claims={"name": "Ada"})
+
+    async def revoke(self, token: RefreshToken) -> None:
+        self.revoked.append(token.reveal())
+
+
+@dataclass
+class Bench:
+    clock: ManualClock = field(default_factory=ManualClock)
+
+    def __post_init__(self) -> None:
+        self.backend = MemoryBackend(self.clock)
+        self.store = FaultyStore(MemoryStore(self.backend))
+        self.server = ScriptedServer(self.clock)
+        self.logins = self.process([KEY])
+
+    def process(self, keys: list[Secret]) -> Logins:
+        keyring, randomness = Keyring(keys), SystemRandomness()
+        spool = Spool(None, keyring, randomness)
+        spool.open()
+        tokens = TokenBroker(
+            store=self.store,
+            vault=Vault(self.store, keyring),
+            spool=spool,
+            servers={"corp": self.server},
+            clock=self.clock,
+            randomness=randomness,
+        )
+        self.tokens = tokens
+        return Logins(
+            servers={"corp": self.server},
+            tokens=tokens,
+            sessions=Sessions(self.store, keyring, SessionOptions(), self.clock, randomness),
+            store=self.store,
+            keyring=keyring,
+            options=LoginOptions(),
+            public_url=SITE,
+            clock=self.clock,
+            randomness=randomness,
+        )
+
+    async def begin(self, **parameters: str) -> LoginTransaction:
+        transaction, _ = await self.logins.begin("corp", return_url="/a", parameters=parameters, replaces="session:1")
+        return transaction
+
+    def token_set(self) -> TokenSet:
+        now = self.clock.now()
+        return TokenSet(
+            access_token=AccessToken("at"),
+            expires_at=now + 60,
+            requested_at=now,
+            refresh_token=RefreshToken("rt"),
+            id_token=IdToken("it"),
+        )
+
+    async def complete(self, transaction: LoginTransaction, **response: str) -> Identified | Unanswered:
+        return await self.logins.complete(
+            transaction,
+            AuthorizationResponse(
+                code=Secret(response["code"]) if "code" in response else None,
+                error=response.get("error"),
+                iss=response.get("iss"),
+            ),
+        )
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+async def test_a_transaction_opens_in_its_own_attempt_only(bench: Bench) -> None:
+    """Under another name, altered, too late, or as another kind of cookie it is none."""
+    transaction = await bench.begin()
+    attempt, sealed = attempt_of(transaction.state), bench.logins.seal(transaction).encode()
+
+    assert transaction == bench.logins.open(attempt, sealed)
+    assert bench.logins.open("00000000", sealed) is None
+    assert bench.logins.open_return(attempt, sealed) is None
+    for value in (sealed[:-1], sealed[:40] + b"A" + sealed[40:], b"", b"\xff", b"=", b"A" * 4000):
+        assert bench.logins.open(attempt, value) is None
+    bench.clock.advance(LoginOptions().timeout_seconds)
+    assert bench.logins.open(attempt, sealed) is None
+
+
+async def test_the_way_back_is_good_for_a_minute(bench: Bench) -> None:
+    """And is no transaction."""
+    sealed = bench.logins.seal_return("01234567", "/a?b#c").encode()
+
+    assert "/a?b#c" == bench.logins.open_return("01234567", sealed)
+    assert bench.logins.open_return("01234568", sealed) is None
+    assert bench.logins.open("01234567", sealed) is None
+    bench.clock.advance(60)
+    assert bench.logins.open_return("01234567", sealed) is None
+
+
+async def test_lg_01_a_state_is_consumed_once_while_keys_are_rotated(bench: Bench) -> None:
+    """Processes that differ in their newest key share what was used."""
+    transaction = await bench.begin()
+    rotated = bench.process([new_key(SystemRandomness()), KEY])
+
+    await rotated.consume(transaction)
+
+    for logins in (rotated, bench.logins):
+        with pytest.raises(LoginFailed):
+            await logins.consume(transaction)
+
+
+async def test_a_state_that_could_not_be_consumed_is_still_good(bench: Bench) -> None:
+    """The user reloads the page once the store is back."""
+    transaction = await bench.begin()
+    bench.store.down = True
+    with pytest.raises(StoreError):
+        await bench.logins.consume(transaction)
+    bench.store.down = False
+
+    await bench.logins.consume(transaction)
+
+
+async def test_the_code_goes_out_with_its_verifier_and_redirect_uri(bench: Bench) -> None:
+    """As they were at the beginning, and a grant is kept that follows the session."""
+    bench.server.answer = bench.token_set()
+    transaction = await bench.begin()
+
+    result = await bench.complete(transaction, code="c1")
+
+    assert isinstance(result, Identified)
+    assert [
+        {
+            "code": "c1",
+            "verifier": transaction.code_verifier.reveal(),
+            "redirect_uri": f"{SITE}/bff/callback/corp",
+        }
+    ] == bench.server.exchanged
+    grant = await bench.tokens.grant(result.session.grant_id)
+    assert grant is not None
+    assert result.session.ends_at == grant.keep_until
+    assert ("ada", "s1", {"name": "Ada"}) == (
+        result.session.subject,
+        result.session.provider_session,
+        result.session.claims,
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (FailureKind.PERMANENT, LoginFailed),
+        (FailureKind.OPERATOR, ProviderError),
+        (FailureKind.TRANSIENT, ProviderError),
+        (FailureKind.IN_DOUBT, ProviderError),
+    ],
+)
+async def test_a_code_that_brings_no_tokens_is_the_users_or_the_providers_fault(
+    bench: Bench, kind: FailureKind, expected: type[Exception]
+) -> None:
+    """Only a refused code is a failed login; the rest is 503, with when to come again."""
+    bench.server.answer = TokenFailure(kind=kind, error="x", retry_after_seconds=7.0)
+
+    with pytest.raises(expected) as refusal:
+        await bench.complete(await bench.begin(), code="c1")
+
+    if isinstance(refusal.value, ProviderError):
+        assert 7.0 == refusal.value.retry_after_seconds
+
+
+@pytest.mark.parametrize("refusal", [LoginFailed("nonce"), ProviderError("no keys")])
+async def test_tokens_of_somebody_unknown_are_revoked(bench: Bench, refusal: Exception) -> None:
+    """Whatever the check failed for, no grant is kept and the refresh token doesn't live on."""
+    bench.server.answer, bench.server.refusal = bench.token_set(), refusal
+
+    with pytest.raises(type(refusal)):
+        await bench.complete(await bench.begin(), code="c1")
+
+    await until(lambda: ["rt"] == bench.server.revoked)
+    assert {} == bench.backend.records
+
+
+async def test_tokens_that_can_not_be_kept_are_revoked(bench: Bench) -> None:
+    """A store that fails leaves nothing behind."""
+    bench.server.answer = bench.token_set()
+    bench.store.failing.add("create:grant")
+
+    with pytest.raises(StoreError):
+        await bench.complete(await bench.begin(), code="c1")
+
+    await until(lambda: ["rt"] == bench.server.revoked)
+
+
+@pytest.mark.parametrize("refused", [True, False])
+async def test_a_browser_that_hangs_up_leaves_no_loose_token(bench: Bench, refused: bool) -> None:
+    """The answer to the code is still dealt with: kept as a grant that ends with its record, or revoked."""
+    bench.server.answer = bench.token_set()
+    bench.server.refusal = LoginFailed("nonce") if refused else None
+    bench.server.gate.clear()
+    transaction = await bench.begin()
+    waiting = asyncio.ensure_future(bench.complete(transaction, code="c1"))
+    await until(lambda: bool(bench.server.exchanged))
+
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    bench.server.gate.set()
+    await bench.logins.close()
+
+    assert (["rt"] if refused else []) == bench.server.revoked
+    assert (0 if refused else 1) == len(bench.backend.records)
+
+
+@pytest.mark.parametrize("error", ["login_required", "interaction_required", "consent_required"])
+async def test_a_silent_login_may_be_unanswered(bench: Bench, error: str) -> None:
+    """Only if it was asked for; else the error is an error."""
+    assert isinstance(await bench.complete(await bench.begin(prompt="none"), error=error), Unanswered)
+    with pytest.raises(LoginFailed):
+        await bench.complete(await bench.begin(), error=error)
+    with pytest.raises(LoginFailed):
+        await bench.complete(await bench.begin(prompt="none"), error="access_denied")
+
+
+@pytest.mark.parametrize("response", [{"error": "x", "code": "c"}, {"iss": "https://evil.test", "code": "c"}, {}])
+async def test_lg_02_nothing_is_exchanged_that_may_be_foreign(bench: Bench, response: dict[str, str]) -> None:
+    """An error beside a code, another issuer, or no code at all."""
+    with pytest.raises(LoginFailed):
+        await bench.complete(await bench.begin(), **response)
+
+    assert [] == bench.server.exchanged
+
+
+async def test_a_grant_that_is_ended_is_revoked_once(bench: Bench) -> None:
+    """Also if it is ended twice; and not at all where that would end another."""
+    bench.server.answer = bench.token_set()
+    first, second = [
+        result.session.grant_id
+        for result in [await bench.complete(await bench.begin(), code=code) for code in ("c1", "c2")]
+        if isinstance(result, Identified)
+    ]
+
+    assert await bench.logins.end_grant(first) is not None
+    assert await bench.logins.end_grant(first) is None
+    assert await bench.logins.end_grant(second, revoke=False) is not None
+    bench.store.down = True
+    assert await bench.logins.end_grant("unknown") is None
+    await bench.logins.close()
+
+    assert ["rt"] == bench.server.revoked
