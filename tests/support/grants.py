@@ -4,7 +4,7 @@ from typing import Any
 
 from broker.core.grant import Grant, HeldToken, Intent
 from broker.core.oauth import FailureKind, TokenFailure, TokenSet
-from broker.core.provider import ProviderOptions
+from broker.core.provider import ProviderOptions, Rotation
 from broker.core.secret import AccessToken, RefreshToken
 
 NOW = 1_700_000_000.0
@@ -15,6 +15,8 @@ LIFE = 300.0
 
 def provider_options(**changes: Any) -> ProviderOptions:
     """A provider that needs no discovery."""
+    if "rotation" in changes:
+        changes["rotation"] = Rotation(changes["rotation"])
     return ProviderOptions(
         **{
             "client_id": "broker",

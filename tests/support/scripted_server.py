@@ -105,7 +105,7 @@ class ScriptedServer(AuthorizationServer):
         assert grant.refresh_token is not None
         token = grant.refresh_token.reveal()
         self.refreshes.append((token, audience))
-        return await self._play(lambda: self._rotate(token))
+        return await self._play(lambda: self._rotate(token, audience))
 
     async def exchange_token(self, subject_token: AccessToken, audience: Audience) -> TokenOutcome:
         self.exchanges.append((subject_token.reveal(), audience))
@@ -137,12 +137,12 @@ class ScriptedServer(AuthorizationServer):
         assert answer is not None
         return answer
 
-    def _rotate(self, token: str) -> TokenOutcome:
+    def _rotate(self, token: str, audience: Audience) -> TokenOutcome:
         presentation = self.families.present(token, CLIENT)
         if presentation.answer not in GRANTED:
             return failure("permanent", error="invalid_grant", status=400)
         assert presentation.replacement is not None
-        return self._answer(presentation.replacement.token)
+        return self._answer(presentation.replacement.token, audience=audience)
 
     def _answer(self, refresh_token: str | None, *, audience: Audience = DEFAULT_AUDIENCE) -> TokenSet:
         self._issued += 1

@@ -1,0 +1,67 @@
+"""A scripted server, a clock that stands still, and replicas on one memory: where the engine's parts are tested."""
+
+from pathlib import Path
+from typing import Any
+
+from broker.core.audience import DEFAULT_AUDIENCE, Audience
+from broker.core.grant import Grant
+from broker.core.outcome import TokenResult
+from broker.services.refresher import Want
+from tests.support.clock import ManualClock, SeededRandomness
+from tests.support.engine import PROVIDER, Engine, Replica
+from tests.support.grants import LIFE, NOW
+from tests.support.scripted_server import ScriptedServer
+
+
+class Stage:
+    """
+    Attributes:
+        clock: For wall and monotonic time; it stands still.
+        server: The only provider.
+        engine: Opens further replicas.
+        one: The first replica, with one grant.
+        grant_id: The id of that grant, which belongs to alice.
+    """
+
+    def __init__(self, directory: Path, **options: Any) -> None:
+        self.clock = ManualClock(NOW)
+        self.server = ScriptedServer(self.clock, **options)
+        self.engine = Engine(directory, self.clock, SeededRandomness(), {PROVIDER: self.server})
+        self.one: Replica
+        self.grant_id = ""
+
+    async def start(self, **options: Any) -> "Stage":
+        self.one = await self.engine.open(**options)
+        self.grant_id = (await self.one.adopt(self.server.first_tokens())).id
+        return self
+
+    async def close(self) -> None:
+        self.server.recover()
+        await self.engine.close()
+
+    def expire(self) -> None:
+        """Let every access token die."""
+        self.clock.advance(LIFE)
+
+    def come_due(self) -> None:
+        """Let the first access token come inside its leeway."""
+        self.clock.advance(LIFE - 30)
+
+    async def refresh(
+        self,
+        replica: Replica | None = None,
+        audience: Audience = DEFAULT_AUDIENCE,
+        *,
+        rejected_generation: int | None = None,
+    ) -> TokenResult:
+        """Refresh the grant, past whatever is known in process."""
+        want = Want(grant_id=self.grant_id, audience=audience, rejected_generation=rejected_generation)
+        return await (replica or self.one).broker.refresher.refresh(want)
+
+    async def grant(self) -> Grant:
+        """The grant as it is stored."""
+        return await self.one.grant(self.grant_id)
+
+    def presented(self) -> list[str]:
+        """The refresh tokens that were presented, in order."""
+        return [token for token, _ in self.server.refreshes]
