@@ -13,7 +13,7 @@ Source: RFC 9110 sections 5.1, 5.5, 7.6.1 and 10.1.1; Envoy, "Edge best practice
 
 import re
 from collections.abc import Sequence
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 T = TypeVar("T")
 
@@ -142,19 +142,11 @@ def canonical(name: bytes) -> bytes:
     return _NOT_ALPHANUMERIC.sub(b"-", name.lower())
 
 
-class Known(NamedTuple):
-    """
-    What is known of a field line.
-
-    Attributes:
-        passes: The line as it passes on, ``name: value``; None if it doesn't.
-        read: The field's name in lower case if the broker reads it; None if it doesn't.
-        value: The field's value.
-    """
-
-    passes: bytes | None
-    read: bytes | None
-    value: bytes
+Known = tuple[bytes | None, bytes | None, bytes]
+"""
+What is known of a field line: the line as it passes on, ``name: value``, or None if it doesn't; the field's name in
+lower case if the broker reads it, or None; its value. (A plain tuple: one is made for each line that is new.)
+"""
 
 
 def remember(remembered: dict[bytes, T], line: bytes, known: T) -> None:

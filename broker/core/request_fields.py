@@ -10,7 +10,7 @@ Source: RFC 9112 sections 3.2, 6 and 9.3; RFC 9110 sections 5.3, 7.6.1 and 8.6.
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from broker.core.cookies import read_cookie, strip_cookies
 from broker.core.headers import (
@@ -27,6 +27,8 @@ from broker.core.headers import (
 from broker.errors import BadRequest
 
 MAX_CONTENT_LENGTH: Final = (1 << 63) - 1
+MAX_REMEMBERED_COOKIES: Final = 1024
+MAX_REMEMBERED_COOKIE: Final = 2048
 
 # What the broker reads: the name, and whether the field also passes on.
 _READ: Final[dict[bytes, bool]] = {
@@ -79,6 +81,10 @@ _SINGLE: Final = frozenset(
 
 _CONTENT_LENGTH = re.compile(rb"0|[1-9][0-9]{0,18}")
 _NO_OPTIONS: frozenset[bytes] = frozenset()
+_KNOWN_CONNECTIONS = {
+    word: frozenset({word.lower()})
+    for word in (b"close", b"Close", b"keep-alive", b"Keep-Alive", b"upgrade", b"Upgrade")
+}
 _ABOUT_CONNECTION = frozenset({b"close", b"keep-alive", b"upgrade", b"te", b"http2-settings"})
 
 
@@ -116,6 +122,17 @@ class FieldBlock:
     is_session_ambiguous: bool
 
 
+class _Cookies(NamedTuple):
+    """What was read of the cookies: the lines that pass on, and the session id; both are in a FieldBlock, too."""
+
+    lines: tuple[bytes, ...]
+    session_id: bytes | None
+    is_ambiguous: bool
+
+
+_NO_COOKIES = _Cookies((), None, is_ambiguous=False)
+
+
 class FieldRules:
     """
     Reads the field lines of requests.
@@ -141,6 +158,8 @@ class FieldRules:
         self._is_own_cookie = is_own_cookie
         self._own = frozenset(canonical(name.encode()) for name in own_names)
         self._remembered: dict[bytes, Known] = {}
+        self._names: dict[bytes, tuple[bool, bytes | None]] = {}
+        self._cookies: dict[bytes, _Cookies] = {}
 
     def read(self, lines: Iterable[bytes]) -> FieldBlock:
         """
@@ -170,16 +189,16 @@ class FieldRules:
         return self._block(passed, read)
 
     def _block(self, passed: list[bytes], read: dict[bytes, list[bytes]]) -> FieldBlock:
-        connection = _connection_options(read[b"connection"]) if b"connection" in read else _NO_OPTIONS
+        connection = connection_options(read[b"connection"]) if b"connection" in read else _NO_OPTIONS
         named = connection - _ABOUT_CONNECTION
         if named:
             passed = [line for line in passed if name_of(line) not in named]
         content_length, chunked = _framing(read.get(b"content-length"), read.get(b"transfer-encoding"))
-        session_id, is_ambiguous = None, False
-        cookies = read.get(b"cookie")
-        if cookies is not None:
-            session_id, is_ambiguous = self._session_id(cookies)
-            passed += [b"Cookie: " + line for line in strip_cookies(cookies, self._is_own_cookie)]
+        cookies = _NO_COOKIES
+        if b"cookie" in read:
+            values = read[b"cookie"]
+            cookies = (self._cookies.get(values[0]) if len(values) == 1 else None) or self._read_cookies(values)
+            passed += cookies.lines
         return FieldBlock(
             passed,
             b"\r\n".join([*passed, b""]),
@@ -191,29 +210,42 @@ class FieldRules:
             b"keep-alive" in connection,
             _upgrade(read[b"upgrade"], connection) if b"upgrade" in read else b"",
             b"expect" in read and _expects_continue(read[b"expect"][0]),
-            session_id,
-            is_ambiguous,
+            cookies.session_id,
+            cookies.is_ambiguous,
         )
 
-    def _session_id(self, cookies: Sequence[bytes]) -> tuple[bytes | None, bool]:
+    def _read_cookies(self, values: Sequence[bytes]) -> "_Cookies":
+        session_id, is_ambiguous = None, False
         try:
-            return read_cookie(cookies, self._session_cookie), False
+            session_id = read_cookie(values, self._session_cookie)
         except BadRequest:
-            # It matters only where a session is looked at.
-            return None, True
+            is_ambiguous = True  # that matters only where a session is looked at
+        lines = tuple(b"Cookie: " + line for line in strip_cookies(values, self._is_own_cookie))
+        cookies = _Cookies(lines, session_id, is_ambiguous)
+        if len(values) == 1 and len(values[0]) <= MAX_REMEMBERED_COOKIE:
+            if len(self._cookies) >= MAX_REMEMBERED_COOKIES:
+                self._cookies.clear()
+            self._cookies[values[0]] = cookies
+        return cookies
 
     def _judge(self, line: bytes) -> Known:
         parts = FIELD_LINE.fullmatch(line)
         if parts is None:
             raise BadRequest("a header field line is malformed")
         name, value = parts.groups()
+        passes, read = self._names.get(name) or self._judge_name(name)
+        known = (b"%b: %b" % (name, value) if passes else None, read, value)
+        remember(self._remembered, line, known)
+        return known
+
+    def _judge_name(self, name: bytes) -> tuple[bool, bytes | None]:
+        """Whether fields of this name pass on, and the name in lower case if the broker reads them."""
         lower = name.lower()
         if lower == b"sec-websocket-key1":
             raise BadRequest("WebSockets older than RFC 6455 aren't spoken here")
-        passes = b"%b: %b" % (name, value) if self._passes(lower) else None
-        known = Known(passes, lower if lower in _READ else None, value)
-        remember(self._remembered, line, known)
-        return known
+        judged = (self._passes(lower), lower if lower in _READ else None)
+        remember(self._names, name, judged)
+        return judged
 
     def _passes(self, lower: bytes) -> bool:
         twin = canonical(lower)
@@ -254,8 +286,10 @@ def _framing(lengths: Sequence[bytes] | None, codings: Sequence[bytes] | None) -
     return length, False
 
 
-def _connection_options(values: Sequence[bytes]) -> frozenset[bytes]:
-    """The options of the Connection fields, in lower case."""
+def connection_options(values: Sequence[bytes]) -> frozenset[bytes]:
+    """Return the options of ``Connection`` fields, in lower case."""
+    if len(values) == 1 and values[0] in _KNOWN_CONNECTIONS:
+        return _KNOWN_CONNECTIONS[values[0]]
     return frozenset(option.strip(b" \t").lower() for value in values for option in value.split(b",")) - {b""}
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from broker.core.cookies import set_cookie_name
 from broker.core.headers import CONNECTION_FIELDS, FIELD_LINE, Known, name_of, remember
-from broker.core.request_fields import MAX_CONTENT_LENGTH
+from broker.core.request_fields import MAX_CONTENT_LENGTH, connection_options
 from broker.errors import UpstreamUnavailable
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?")
@@ -22,6 +22,7 @@ _NO_OPTIONS: frozenset[bytes] = frozenset()
 _ABOUT_CONNECTION = frozenset({b"close", b"keep-alive", b"upgrade"})
 
 _READ = frozenset({b"content-length", b"transfer-encoding", b"connection", b"upgrade"})
+_JUDGED_BY_VALUE = frozenset({b"set-cookie", b"www-authenticate"})
 
 _TOKEN_ROUTE_FIELDS = frozenset(
     {
@@ -100,6 +101,7 @@ class ResponseRules:
         self._no_store = no_store
         self._is_own_cookie = is_own_cookie
         self._remembered: dict[bytes, Known] = {}
+        self._names: dict[bytes, tuple[bool, bytes | None]] = {}
         self._last: tuple[bytes, str] = (b"", "")
         self._last_head: ResponseHead | None = None
 
@@ -136,7 +138,7 @@ class ResponseRules:
                 passed.append(passes)
             if name is not None:
                 read.setdefault(name, []).append(value)
-        connection = _options(read[b"connection"]) if b"connection" in read else _NO_OPTIONS
+        connection = connection_options(read[b"connection"]) if b"connection" in read else _NO_OPTIONS
         named = connection - _ABOUT_CONNECTION
         if named:
             passed[1:] = [line for line in passed[1:] if name_of(line) not in named]
@@ -150,23 +152,30 @@ class ResponseRules:
         if parts is None:
             raise UpstreamUnavailable("a field line of the answer is malformed")
         name, value = parts.groups()
-        lower = name.lower()
-        passes = b"%b: %b" % (name, value) if self._passes(lower, value) else None
-        known = Known(passes, lower if lower in _READ else None, value)
+        passes, read = self._names.get(name) or self._judge_name(name)
+        if passes and read in _JUDGED_BY_VALUE:
+            passes = self._passes_with(read, value)
+        known = (b"%b: %b" % (name, value) if passes else None, read, value)
         remember(self._remembered, line, known)
         return known
 
-    def _passes(self, name: bytes, value: bytes) -> bool:
+    def _judge_name(self, name: bytes) -> tuple[bool, bytes | None]:
+        """Whether fields of this name may pass, and the name in lower case if more is read of them."""
+        lower = name.lower()
+        dropped = (
+            lower in CONNECTION_FIELDS
+            or lower in _NEVER_PASSED
+            or (self._with_token and lower in _TOKEN_ROUTE_FIELDS)
+            or (self._no_store and lower in _CACHE_FIELDS)
+        )
+        judged = (not dropped, lower if lower in _READ or lower in _JUDGED_BY_VALUE else None)
+        remember(self._names, name, judged)
+        return judged
+
+    def _passes_with(self, name: bytes | None, value: bytes) -> bool:
         if name == b"set-cookie":
             return not self._is_own_cookie(set_cookie_name(value))
-        if name == b"www-authenticate":
-            return not (self._with_token and value.lower().startswith(_PASSWORD_PROMPTS))
-        return not (
-            name in CONNECTION_FIELDS
-            or name in _NEVER_PASSED
-            or (self._with_token and name in _TOKEN_ROUTE_FIELDS)
-            or (self._no_store and name in _CACHE_FIELDS)
-        )
+        return not (self._with_token and value.lower().startswith(_PASSWORD_PROMPTS))
 
 
 def _frame(
@@ -217,7 +226,3 @@ def _declared_length(lengths: Sequence[bytes]) -> int:
     if length > MAX_CONTENT_LENGTH:
         raise UpstreamUnavailable("the answer's Content-Length is not one plain number")
     return length
-
-
-def _options(connections: Sequence[bytes]) -> frozenset[bytes]:
-    return frozenset(option.strip(b" \t").lower() for value in connections for option in value.split(b",")) - {b""}
