@@ -198,8 +198,9 @@ class TokenRequests:
                 url = options.token_endpoint or await self._metadata.need("token_endpoint")
             except ProviderError as fault:
                 return not_sent(fault)
+            # What is particular to the API that the token opens isn't so of the endpoint that it comes from.
             outcome = await self._endpoint.request(
-                url, {"grant_type": "client_credentials", **parameters}, client=client, dialect=Dialect.FORM
+                url, {"grant_type": "client_credentials", **parameters}, client=client, rules=ResponseRules()
             )
             return self._observed(outcome, "client_credentials")
 
