@@ -5,13 +5,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 from prometheus_client.metrics import MetricWrapperBase
 
 from broker import errors
 from broker.__main__ import _parser
 from broker.config import PretendedSource, loads
 from broker.services import metrics
+from broker.services.clock import SystemClock, SystemRandomness
+from broker.stores.base import Busy, Event, StoreDown, Topic
+from broker.stores.open import open_store
+from broker.stores.options import StoreOptions, StoreUrl
 from broker.web.app import Installation
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -171,6 +178,40 @@ def test_every_decision_is_in_the_index() -> None:
         assert 60 >= page.read_text().count("\n")
         assert page.read_text().startswith(f"# {page.name[:4]}: ")
         assert {"Context", "Decision", "Consequences", "What would change it"} <= set(headings(page))
+
+
+async def test_the_acl_of_the_redis_guide_is_enough(tmp_path: Path) -> None:
+    """The user that the guide makes can do all that the store does, and touch nothing else."""
+    (rule,) = re.findall(r"ACL SETUSER .+", (ROOT / "docs/howto/redis.md").read_text())
+    server = RedisServer(tmp_path).start()
+    try:
+        server.command(*rule.replace(">PASSWORD", ">secret").split())
+        location = StoreUrl.parse(f"redis://broker:secret@127.0.0.1:{server.port}/0")
+        store = open_store(StoreOptions(url=location), SystemClock(), SystemRandomness())
+        heard: list[Event] = []
+        store.subscribe(heard.append)
+        await store.start()
+        version = await store.create("session:01", b"a", ttl_seconds=60, tags=("t",), due_at=1.0)
+        assert version is not None
+        version = await store.replace("session:01", b"b", version, ttl_seconds=60, due_at=1.0)
+        assert version is not None
+        assert await store.touch("session:01", 60)
+        assert ["session:01"] == await store.find("t")
+        assert ["session:01"] == await store.due("session", 2.0, 10)
+        lease = await store.lease("session:01", 5)
+        assert not isinstance(lease, (Busy, StoreDown))
+        assert await lease.renew(5)
+        await lease.release()
+        await store.publish(Event(Topic.GENERATION, "g", 2))
+        await until(lambda: Event(Topic.GENERATION, "g", 2) in heard)
+        assert await store.delete("session:01", version)
+        await store.ping()
+        await store.close()
+        for words in (("SET", "other", "x"), ("CONFIG", "GET", "*"), ("FLUSHALL",)):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                server.command(*words, username="broker", password="secret")
+    finally:
+        server.stop()
 
 
 def test_the_container_is_locked_down() -> None:
