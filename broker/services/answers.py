@@ -180,7 +180,7 @@ class Answers:
 
     async def _save(self, provider: Provider, stored: StoredGrant, entry: Entry) -> Grant | None:
         """
-        Write an answer into its grant.
+        Write an answer into its grant, and cross it out in the spool.
 
         Returns:
             The grant as it is now: with this answer, or with a newer one; None if it's gone or has ended.
@@ -188,6 +188,12 @@ class Answers:
         Raises:
             StoreError: If that isn't known.
         """
+        grant = await self._write(provider, stored, entry)
+        self._spool.done(entry.attempt)
+        metrics.SPOOL_RECORDS.set(len(self._spool))
+        return grant
+
+    async def _write(self, provider: Provider, stored: StoredGrant, entry: Entry) -> Grant | None:
         current: StoredGrant | None = stored
         while current is not None and current.grant.ended is None:
             if current.grant.chain_length > entry.chain_length:
@@ -205,8 +211,6 @@ class Answers:
 
     async def _finish(self, provider: Provider, grant: Grant | None, entry: Entry) -> TokenResult | None:
         """Check, tell and hand out what was saved."""
-        self._spool.done(entry.attempt)
-        metrics.SPOOL_RECORDS.set(len(self._spool))
         if grant is None:
             # The user logged out while the server answered: what came must not live on here or there.
             log.info("answer_after_the_end", extra={"grant": entry.grant_id})

@@ -296,7 +296,7 @@ async def test_retry_after_is_obeyed_and_given(stage: Stage) -> None:
 
 async def test_tk_08_a_grant_that_alone_fails_is_not_asked_without_rest(stage: Stage) -> None:
     """Others' successes don't void its backoff."""
-    other = await stage.one.adopt(stage.server.first_tokens("bob"), subject="bob")
+    other = await stage.one.adopt(stage.server.login_tokens("bob"), subject="bob")
     stage.expire()
     stage.server.refuse("operator")
     await stage.refresh()
@@ -542,7 +542,7 @@ async def test_while_the_provider_rests_nothing_is_exchanged(stage: Stage) -> No
 
 async def test_who_waited_for_a_permit_decides_again(stage: Stage) -> None:
     """The breaker opened while two grants waited for a probe; they don't ask in vain."""
-    bob = (await stage.one.adopt(stage.server.first_tokens("bob"), subject="bob")).id
+    bob = (await stage.one.adopt(stage.server.login_tokens("bob"), subject="bob")).id
     stage.expire()
     health = stage.one.broker.providers["corp"].health
     for _ in range(5):
@@ -578,7 +578,7 @@ async def test_a_standing_grant_begins_anew_when_its_refresh_token_has_ended(sta
         return answer(9, requested_at=stage.clock.now(), refresh_token=None)
 
     replica = await stage.engine.open(acquire=acquire)
-    grant = await replica.adopt(stage.server.first_tokens(), origin=Origin.STANDING)
+    grant = await replica.adopt(stage.server.login_tokens(), origin=Origin.STANDING)
     stage.expire()
     stage.server.refuse("permanent")
 
@@ -591,7 +591,7 @@ async def test_a_standing_grant_begins_anew_when_its_refresh_token_has_ended(sta
 
 async def test_without_anything_that_acquires_a_standing_grant_waits_for_its_operator(stage: Stage) -> None:
     """It never ends by itself."""
-    grant = await stage.one.adopt(stage.server.first_tokens(), origin=Origin.STANDING)
+    grant = await stage.one.adopt(stage.server.login_tokens(), origin=Origin.STANDING)
     stage.expire()
     stage.server.refuse("permanent")
 

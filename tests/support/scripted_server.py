@@ -65,6 +65,8 @@ class ScriptedServer(AuthorizationServer):
         self.revocation_fault: ProviderError | None = None
         self.id_tokens: deque[str] = deque()
         self.identities: dict[str, Identity | ProviderError | None] = {}
+        self.hang_at_checks = asyncio.Event()
+        self.hang_at_checks.set()
         self._clock = clock
         self._steps: deque[Step] = deque()
         self._always: Step | None = None
@@ -72,7 +74,7 @@ class ScriptedServer(AuthorizationServer):
 
     # --- what tests say
 
-    def first_tokens(self, subject: str = "alice") -> TokenSet:
+    def login_tokens(self, subject: str = "alice") -> TokenSet:
         """The token response of a login."""
         _, token = self.families.start(
             client_id=CLIENT, subject=subject, scope="openid", sid="sid", auth_time=self._clock.now()
@@ -112,6 +114,7 @@ class ScriptedServer(AuthorizationServer):
         return await self._play(lambda: self._answer(None, audience=audience))
 
     async def check_refreshed(self, id_token: IdToken) -> Identity | None:
+        await self.hang_at_checks.wait()
         said = self.identities.get(id_token.reveal())
         if isinstance(said, ProviderError):
             raise said

@@ -32,7 +32,7 @@ class Stage:
 
     async def start(self, **options: Any) -> "Stage":
         self.one = await self.engine.open(**options)
-        self.grant_id = (await self.one.adopt(self.server.first_tokens())).id
+        self.grant_id = (await self.one.adopt(self.server.login_tokens())).id
         return self
 
     async def close(self) -> None:

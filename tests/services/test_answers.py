@@ -1,0 +1,386 @@
+"""A token response on its way home: on the disk at once, in the store before any check, and never dropped."""
+
+import asyncio
+import logging
+from dataclasses import replace
+
+import pytest
+
+from broker.core.grant import EndReason
+from broker.core.outcome import LoginNeeded, Token
+from broker.core.provider import Rotation
+from broker.errors import ProviderError
+from broker.services.answers import IDENTITY_CHECK_SECONDS, SAVE_RETRY_SECONDS
+from broker.services.provider import Identity
+from broker.services.refresher import Want
+from tests.services.conftest import StartStage
+from tests.support.engine import Replica, access_token
+from tests.support.stage import Stage
+from tests.support.waiting import until, until_async
+
+SAVES = 1 + len(SAVE_RETRY_SECONDS)
+
+
+def family(stage: Stage, number: int = 0) -> str:
+    return list(stage.server.families.by_id)[number]
+
+
+async def nothing_lost(stage: Stage) -> None:
+    """The store has the family's only usable refresh token, and no family was revoked."""
+    grant = await stage.grant()
+    assert grant.refresh_token is not None
+    assert stage.server.ledger.usable(family(stage)) == {grant.refresh_token.reveal()}
+    assert [] == stage.server.ledger.families_revoked()
+
+
+async def die_before_saving(replica: Replica, *grant_ids: str) -> None:
+    """Kill the process after the answers came and before any is saved."""
+    rule = replica.store.trouble("replace", "held", skip=len(grant_ids), count=None)
+    running = [replica.broker.refresher.start(Want(grant_id=grant_id)) for grant_id in grant_ids]
+    await until(lambda: len(replica.spool) == len(running))
+    await rule.reached.wait()
+    await replica.crash()
+
+
+async def refresh_whose_answer_is_not_saved(stage: Stage, replica: Replica) -> str:
+    """Refresh while the store takes the intent and nothing else. Returns the access token that the caller got."""
+    replica.store.trouble("replace", "fails", skip=1, count=None)
+    return access_token(await stage.refresh(replica))
+
+
+async def test_tk_02_an_answer_is_on_the_disk_before_it_is_saved(stage: Stage) -> None:
+    """And off it once it is in the store."""
+    stage.expire()
+    rule = stage.one.store.trouble("replace", "held", skip=1)
+    running = stage.one.broker.refresher.start(Want(grant_id=stage.grant_id))
+    await rule.reached.wait()
+
+    pending = stage.one.spool.pending()
+    rule.released.set()
+    await running
+
+    assert [(stage.grant_id, 1)] == [(entry.grant_id, entry.chain_length) for entry in pending]
+    assert [] == stage.one.spool.pending()
+    await nothing_lost(stage)
+
+
+@pytest.mark.parametrize("trouble", ["fails", "applied"])
+@pytest.mark.parametrize("times", range(1, SAVES))
+async def test_a_store_that_stumbles_costs_the_caller_nothing(stage: Stage, trouble: str, times: int) -> None:
+    """The write is tried again; one that was done and reported as failed is not done twice."""
+    stage.expire()
+    stage.one.store.trouble("replace", trouble, skip=1, count=times)
+
+    assert "at-2" == access_token(await stage.refresh())
+    assert 2 == (await stage.grant()).generation
+    assert [] == stage.one.spool.pending()
+    await nothing_lost(stage)
+
+
+@pytest.mark.parametrize("trouble", ["fails", "applied"])
+async def test_an_answer_that_can_not_be_saved_serves_from_memory_until_it_can(stage: Stage, trouble: str) -> None:
+    """The caller gets its token, and the store gets the answer as soon as it works again."""
+    stage.expire()
+    stage.one.store.trouble("replace", trouble, skip=1, count=None)
+
+    assert "at-2" == access_token(await stage.refresh())
+    stage.clock.advance(60)  # long after what was seen would be stale
+    assert "at-2" == access_token(await stage.one.broker.token(stage.grant_id))
+    assert 1 == len(stage.one.spool)
+    stage.one.store.heal()
+    await until(lambda: len(stage.one.spool) == 0)
+
+    assert 1 == len(stage.presented())
+    await nothing_lost(stage)
+
+
+async def test_what_could_not_be_saved_is_saved_by_whoever_asks_first(stage: Stage) -> None:
+    """Not at the background's leisure."""
+    stage.expire()
+    await refresh_whose_answer_is_not_saved(stage, stage.one)
+    stage.one.store.heal()
+
+    assert "at-2" == access_token(await stage.refresh())
+    await nothing_lost(stage)
+
+
+@pytest.mark.parametrize("alive", [True, False])
+async def test_tk_02_what_a_killed_process_had_is_saved_at_the_next_start(stage: Stage, alive: bool) -> None:
+    """Strict or not, nobody logs in again, and the old refresh token isn't presented."""
+    two = await stage.engine.open()
+    stage.expire()
+    await die_before_saving(two, stage.grant_id)
+    if not alive:
+        stage.clock.advance(1000)
+
+    restarted = await stage.engine.open()
+    await restarted.broker.recover()
+
+    assert ("at-2" if alive else "at-3") == access_token(await stage.refresh(restarted))
+    assert [] == restarted.spool.pending()
+    assert {} == stage.server.ledger.presented_twice()
+    await nothing_lost(stage)
+
+
+async def test_tk_02_another_process_of_the_host_finds_what_a_killed_one_had(stage: Stage) -> None:
+    """Without any restart: before it takes a grant for doubtful, it looks."""
+    two = await stage.engine.open()
+    stage.expire()
+    await die_before_saving(two, stage.grant_id)
+    stage.clock.advance(5)  # the dead process' lease
+
+    assert "at-2" == access_token(await stage.refresh())
+    assert {} == stage.server.ledger.presented_twice()
+    await nothing_lost(stage)
+
+
+async def test_tk_02_who_takes_over_brings_home_all_of_it(stage: Stage) -> None:
+    """Others can't see any more what was taken over: a third process must not take those grants for doubtful."""
+    two = await stage.engine.open()
+    bob = await two.adopt(stage.server.login_tokens("bob"), subject="bob")
+    stage.expire()
+    await die_before_saving(two, stage.grant_id, bob.id)
+    stage.clock.advance(5)
+
+    assert isinstance(await stage.refresh(), Token)
+
+    async def is_saved() -> bool:
+        return (await stage.one.grant(bob.id)).generation == 2
+
+    await until_async(is_saved)
+    await until(lambda: len(stage.one.spool) == 0)
+
+
+async def test_what_was_saved_before_the_crash_is_not_saved_again(stage: Stage) -> None:
+    """The entry was only not crossed out yet."""
+    two = await stage.engine.open()
+    stage.expire()
+    rule = two.store.trouble("replace", "held_answer", skip=1)
+    _ = two.broker.refresher.start(Want(grant_id=stage.grant_id))
+    await rule.reached.wait()
+    await two.crash()
+    await stage.refresh()
+
+    await stage.one.broker.recover()
+    await until(lambda: len(stage.one.spool) == 0)
+
+    assert 2 == (await stage.grant()).generation
+    await nothing_lost(stage)
+
+
+async def test_a_recovery_waits_for_the_store(stage: Stage) -> None:
+    """A start beside a store that is down goes on, and saves when it works."""
+    two = await stage.engine.open()
+    stage.expire()
+    await die_before_saving(two, stage.grant_id)
+    stage.one.store.go_down()
+
+    await stage.one.broker.recover()
+    assert 1 == len(stage.one.spool)
+    stage.one.store.heal()
+    await until(lambda: len(stage.one.spool) == 0)
+
+    await nothing_lost(stage)
+
+
+async def test_an_answer_whose_provider_was_removed_stays_on_the_disk(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The configuration may come back."""
+    two = await stage.engine.open()
+    stage.expire()
+    await die_before_saving(two, stage.grant_id)
+
+    poor = await stage.engine.open(servers={"other": stage.server})
+    await poor.broker.recover()
+    assert "answer_without_a_provider" in caplog.text
+    await poor.close()
+    stage.engine.replicas.remove(poor)
+    await stage.one.broker.recover()
+    await until(lambda: len(stage.one.spool) == 0)
+
+    await nothing_lost(stage)
+
+
+async def test_ft_04_an_answer_whose_record_is_gone_is_dropped(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """The store was restarted empty: one clean re-login, and nothing that stays for ever."""
+    two = await stage.engine.open()
+    stage.expire()
+    await refresh_whose_answer_is_not_saved(stage, two)
+    stage.engine.backend.records.clear()
+    await two.crash()
+
+    await stage.one.broker.recover()
+
+    assert "answer_without_a_grant" in caplog.text
+    assert [] == stage.one.spool.pending()
+    assert LoginNeeded("unknown_grant") == await stage.refresh()
+
+
+# --- logout meanwhile
+
+
+async def test_se_07_a_logout_during_a_refresh_stays_a_logout(stage: Stage) -> None:
+    """What the server answers then is revoked, and nobody gets it."""
+    stage.expire()
+    step = stage.server.hold()
+    running = stage.one.broker.refresher.start(Want(grant_id=stage.grant_id))
+    await step.reached.wait()
+
+    await stage.one.broker.end(stage.grant_id, EndReason.LOGOUT)
+    step.release()
+
+    assert LoginNeeded("logout") == await running
+    grant = await stage.grant()
+    assert grant.ended is not None
+    assert (None, {}) == (grant.refresh_token, grant.tokens)
+    assert stage.server.revoked == [stage.server.ledger.newest(family(stage)).token]
+    assert LoginNeeded("logout") == await stage.one.broker.token(stage.grant_id)
+    assert [] == stage.one.spool.pending()
+
+
+async def test_se_07_a_logout_elsewhere_ends_what_is_served_from_memory(stage: Stage) -> None:
+    """Even if nothing was heard of it: once the answer can be saved, the grant has ended here too."""
+    stage.expire()
+    two = await stage.engine.open()
+    await refresh_whose_answer_is_not_saved(stage, stage.one)
+    stage.engine.backend.replicas = stage.engine.backend.replicas[1:]  # the first replica hears nothing any more
+    await two.broker.end(stage.grant_id, EndReason.LOGOUT)
+    assert stage.one.broker.peek(stage.grant_id) is not None
+
+    stage.one.store.heal()
+    await until(lambda: len(stage.one.spool) == 0)
+
+    assert stage.one.broker.peek(stage.grant_id) is None
+    assert isinstance(await stage.one.broker.token(stage.grant_id), LoginNeeded)
+    assert 1 == len(stage.server.revoked)
+
+
+async def test_a_revocation_that_fails_is_logged(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """It never blocks anything."""
+    stage.expire()
+    stage.server.revocation_fault = ProviderError("down")
+    step = stage.server.hold()
+    running = stage.one.broker.refresher.start(Want(grant_id=stage.grant_id))
+    await step.reached.wait()
+    await stage.one.broker.end(stage.grant_id, EndReason.LOGOUT)
+    step.release()
+
+    assert LoginNeeded("logout") == await running
+    assert "revocation_failed" in caplog.text
+
+
+# --- the id token of a refresh
+
+
+def identity(subject: str) -> Identity:
+    return Identity(issuer="https://idp.example", subject=subject, provider_session=None, claims={"name": "A"})
+
+
+async def test_jw_04_an_id_token_of_the_same_user_renews_what_is_known_of_it(stage: Stage) -> None:
+    """Listeners hear who it is, after the tokens were saved."""
+    heard: list[tuple[int, Identity]] = []
+    stage.one.broker.on_identified(lambda grant, who: heard.append((grant.generation, who)))
+    stage.expire()
+    stage.server.id_tokens.append("id-2")
+    stage.server.identities["id-2"] = identity("alice")
+
+    await stage.refresh()
+
+    assert [(2, identity("alice"))] == heard
+
+
+@pytest.mark.parametrize("said", [None, ProviderError("no keys")])
+async def test_jw_04_an_id_token_that_can_not_be_believed_is_left_out(stage: Stage, said: ProviderError | None) -> None:
+    """The session lives: a bad signature says nothing about the tokens beside it."""
+    heard: list[Identity] = []
+    stage.one.broker.on_identified(lambda _grant, who: heard.append(who))
+    stage.expire()
+    stage.server.id_tokens.append("id-2")
+    stage.server.identities["id-2"] = said
+
+    assert isinstance(await stage.refresh(), Token)
+    assert [] == heard
+
+
+@pytest.mark.parametrize("store", ["works", "fails at the end", "fails for long"])
+async def test_jw_04_a_refresh_that_becomes_anothers_ends_the_grant(
+    stage: Stage, store: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody gets that token, here or elsewhere, and it is revoked (OpenID Connect Core section 12.2)."""
+    two = await stage.engine.open()
+    stage.expire()
+    stage.server.id_tokens.append("id-2")
+    stage.server.identities["id-2"] = identity("mallory")
+    if store != "works":
+        stage.one.store.trouble("replace", "fails", skip=2, count=1 if store == "fails at the end" else None)
+
+    with caplog.at_level(logging.ERROR):
+        result = await stage.refresh()
+
+    assert LoginNeeded(EndReason.SUBJECT_CHANGED) == result
+    assert LoginNeeded(EndReason.SUBJECT_CHANGED) == await stage.one.broker.token(stage.grant_id)
+    assert stage.one.broker.peek(stage.grant_id) is None
+    assert "subject_changed" in caplog.text
+    stage.one.store.heal()
+
+    async def has_ended() -> bool:
+        return (await stage.grant()).ended is not None
+
+    await until_async(has_ended)
+    assert isinstance(await stage.refresh(two), LoginNeeded)
+    assert 1 == len(stage.server.revoked)
+
+
+@pytest.mark.slow
+async def test_keys_that_do_not_come_hold_nobody_up_for_long(stage: Stage) -> None:
+    """The check has a deadline, and the tokens are saved before it."""
+    stage.expire()
+    stage.server.id_tokens.append("id-2")
+    stage.server.hang_at_checks.clear()
+    running = stage.one.broker.refresher.start(Want(grant_id=stage.grant_id))
+
+    async def is_saved() -> bool:
+        return (await stage.grant()).generation == 2
+
+    await until_async(is_saved)
+    assert not running.done()
+    assert isinstance(await asyncio.wait_for(running, IDENTITY_CHECK_SECONDS + 1), Token)
+
+
+# --- too late
+
+
+async def test_a_link_that_is_not_the_last_any_more_replaces_nothing(
+    start_stage: StartStage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another process was given a newer token meanwhile, within the server's grace."""
+    stage = await start_stage(rotation=Rotation.GRACE)
+    stage.expire()
+    two = await stage.engine.open()
+    await refresh_whose_answer_is_not_saved(stage, stage.one)
+    stage.engine.backend.leases.clear()
+    newer = await stage.refresh(two)
+
+    stage.one.store.heal()
+    await until(lambda: len(stage.one.spool) == 0)
+
+    grant = await stage.grant()
+    assert (2, access_token(newer)) == (grant.generation, grant.tokens[""].access_token.reveal())
+    assert "answer_superseded" in caplog.text
+
+
+async def test_a_record_that_went_back_takes_the_answer_again(stage: Stage) -> None:
+    """A failover lost the intent: the answer is still the newest link."""
+    stage.expire()
+    before = await stage.one.vault.read(stage.grant_id)
+    assert before is not None
+    await refresh_whose_answer_is_not_saved(stage, stage.one)
+    current = await stage.one.vault.read(stage.grant_id)
+    assert current is not None
+    stage.one.store.heal()
+    await stage.one.vault.replace(current, replace(before.grant), due_at=None)
+
+    await until(lambda: len(stage.one.spool) == 0)
+
+    await nothing_lost(stage)
