@@ -12,6 +12,7 @@ Source: RFC 6265 section 4.2.1 and 5.4; draft-ietf-httpbis-rfc6265bis section 4.
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 from urllib.parse import unquote_to_bytes
 
@@ -21,6 +22,7 @@ from broker.errors import BadRequest
 MAX_COOKIE_BYTES = 4096
 """Browsers drop a cookie whose name and value are longer (rfc6265bis section 5.6)."""
 
+_MAX_JUDGED = 1024
 _WHITE_SPACE = b" \t"
 _LOOSE = bytes(set(range(256)) - set(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"))
 _VALUE = re.compile(r"[A-Za-z0-9_.~-]*")
@@ -62,11 +64,17 @@ class CookieNames:
         fullmatch = re.compile(
             rb"%b(?:session|login-[0-9a-f]{8})" % re.escape(self.prefix.lower()).encode(), re.IGNORECASE
         ).fullmatch
+        judged: dict[bytes, bool] = {}
 
         def is_ours(name: bytes) -> bool:
-            if b"%" in name:
-                name = unquote_to_bytes(name)
-            return fullmatch(name.translate(None, _LOOSE)) is not None
+            # Browsers send the same few names with every request.
+            known = judged.get(name)
+            if known is None:
+                if len(judged) >= _MAX_JUDGED:
+                    judged.clear()
+                plain = unquote_to_bytes(name) if b"%" in name else name
+                known = judged[name] = fullmatch(plain.translate(None, _LOOSE)) is not None
+            return known
 
         return is_ours
 
@@ -90,14 +98,16 @@ def read_cookie(header_values: Sequence[bytes], name: bytes) -> bytes | None:
     for line in header_values:
         if name not in line:
             continue
-        for pair in line.split(b";"):
-            key, equals, value = pair.partition(b"=")
-            if not equals or key.strip(_WHITE_SPACE) != name:
-                continue
+        for value in _values_of(name)(line):
             if found is not None:
                 raise BadRequest("the cookie came twice")
             found = value.strip(_WHITE_SPACE)
     return found
+
+
+@lru_cache(maxsize=16)
+def _values_of(name: bytes) -> Callable[[bytes], list[bytes]]:
+    return re.compile(rb"(?:^|;)[ \t]*%b[ \t]*=([^;]*)" % re.escape(name)).findall
 
 
 def read_cookies(header_values: Sequence[bytes], name: re.Pattern[bytes]) -> list[tuple[bytes, bytes]]:
