@@ -1,6 +1,5 @@
 import asyncio
-import gc
-import tracemalloc
+import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
@@ -12,9 +11,8 @@ from broker.core.session import Index, Session, SessionOptions
 from broker.errors import StoreError
 from broker.services.clock import SystemRandomness
 from broker.services.keyring import Keyring, new_key
-from broker.services.session_cache import SessionCache, entry_of
-from broker.services.session_records import SessionRecords, StoredSession
-from broker.services.sessions import Sessions
+from broker.services.session_records import SessionRecords
+from broker.services.sessions import MAX_TOUCHING, Sessions
 from broker.stores.base import Event, Topic
 from broker.stores.memory import MemoryBackend, MemoryStore
 from tests.support.clock import ManualClock
@@ -597,48 +595,25 @@ async def test_ft_15_a_wall_clock_that_jumps_back_makes_nothing_immortal(host: H
     assert await process.sessions.load(cookie(session_id)) is None
 
 
-def entry(number: int) -> tuple[bytes, StoredSession]:
-    session = Session(
-        grant_id=f"{number:032x}",
-        provider="corp",
-        issuer="https://idp.example.com",
-        subject=f"user-{number}",
-        claims={"name": "Ada Lovelace", "email": "ada@example.com", "groups": [f"group-{at}" for at in range(100)]},
-        authenticated_at=float(number),
-        last_seen_at=number + 0.5,
-        ends_at=number + 1.5,
-        provider_session=f"sid-{number}",
-    )
-    return number.to_bytes(32), StoredSession(f"session:{number:064x}", number, session)
+async def test_uses_of_very_many_sessions_are_not_remembered_for_ever(host: Host) -> None:
+    """What is known of writes that failed is bounded."""
+    process = await host.process()
+    session_id = await process.sessions.start(host.session())
+    process.sessions._touching = {number.to_bytes(32): math.inf for number in range(MAX_TOUCHING)}
+    host.clock.advance(IDLE / 2)
+
+    assert await process.sessions.load(cookie(session_id)) is not None
+    await process.settled()
+
+    assert len(process.sessions._touching) <= 1
+    assert 1 == process.store.calls["replace"]
 
 
-def test_the_cache_is_bounded() -> None:
-    """The sessions that were read longest ago go first, and unknown ids take no room beyond theirs."""
-    cache = SessionCache(100)
-    for number in range(1000):
-        digest, stored = entry(number)
-        cache.put(digest, entry_of(stored, idle_timeout_seconds=60.0, read_at=0.0))
-        cache.put_absent(b"absent" + digest, until=1.0)
+async def test_an_id_that_was_drawn_before_is_never_shared(host: Host) -> None:
+    """A broken source of randomness is an error, not somebody else's session."""
+    process = await host.process()
+    records = SessionRecords(process.store, Keyring([KEY]))
+    await records.create("x" * 43, host.session("ada"), ttl_seconds=60.0)
 
-    assert 100 == len(cache)
-    assert 100 == len(cache._digests)
-    assert len(cache._absent) <= 100
-    assert cache.get(entry(999)[0]) is not None
-    assert cache.get(entry(899)[0]) is None
-
-
-def test_a_cached_session_takes_less_than_3_kib_and_no_time_to_collect() -> None:
-    """Two thousand sessions with a hundred groups each; none of them is left to the garbage collector to visit."""
-    cache = SessionCache(10_000)
-    tracemalloc.start()
-    try:
-        for number in range(2000):
-            digest, stored = entry(number)
-            cache.put(digest, entry_of(stored, idle_timeout_seconds=60.0, read_at=float(number)))
-        size = tracemalloc.get_traced_memory()[0] / 2000
-    finally:
-        tracemalloc.stop()
-    gc.collect()
-
-    assert size < 3 * 1024
-    assert not [one for one in cache._entries.values() if gc.is_tracked(one)]
+    with pytest.raises(StoreError):
+        await records.create("x" * 43, host.session("bob"), ttl_seconds=60.0)
