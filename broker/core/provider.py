@@ -175,6 +175,7 @@ class ProviderOptions:
 
     dialect: Dialect = option("How token requests are written.", default=Dialect.FORM)
     refresh_grant_type: bool = option("Whether a refresh says grant_type.", default=True)
+    dpop: bool = option("Bind tokens to a key of the grant (RFC 9449).", default=False)
     refresh_scope: bool = option("Whether a refresh repeats the scope.", default=False)
     token_parameters: Mapping[str, str] = option("Sent with every token request.", default_factory=dict)
     token_response: Mapping[str, str] = option(

@@ -235,21 +235,27 @@ class Logins:
         self, server: AuthorizationServer, transaction: LoginTransaction, code: Secret
     ) -> Identified | BrokerError:
         """Exchange the code and keep the grant. Errors are returned: nobody may be left to wait for them."""
+        dpop_key = server.new_dpop_key()
         answer = await server.exchange_code(
             code=code,
             code_verifier=transaction.code_verifier,
             redirect_uri=self._redirect_uri(transaction.provider),
+            dpop_key=dpop_key,
         )
         if isinstance(answer, TokenFailure):
             return _failure(answer)
         try:
-            return await self._identify(server, transaction, answer)
+            return await self._identify(server, transaction, answer, dpop_key)
         except BrokerError as error:
             self._revoke_soon(transaction.provider, answer.refresh_token)
             return error
 
     async def _identify(
-        self, server: AuthorizationServer, transaction: LoginTransaction, tokens: TokenSet
+        self,
+        server: AuthorizationServer,
+        transaction: LoginTransaction,
+        tokens: TokenSet,
+        dpop_key: RefreshToken | None,
     ) -> Identified:
         identity = await server.identify(
             id_token=tokens.id_token,
@@ -265,6 +271,7 @@ class Logins:
             origin=Origin.BROWSER,
             keep_until=times.ends_at,
             ttl_seconds=times.grant_ttl_seconds,
+            dpop_key=dpop_key,
         )
         return Identified(
             Session(

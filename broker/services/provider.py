@@ -2,8 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from urllib.parse import urlencode
+from dataclasses import dataclass
 
 from broker.core.audience import Audience
 from broker.core.grant import Grant
@@ -14,8 +13,10 @@ from broker.core.provider import Dialect, ProviderOptions
 from broker.core.secret import AccessToken, IdToken, RefreshToken, Secret
 from broker.core.standing import StandingGrantOptions
 from broker.errors import BadRequest, LoginFailed, ProviderError
+from broker.services.authorization import Authorization, AuthorizationRequest, with_query
 from broker.services.clock import Clock, Randomness
 from broker.services.device_flow import DeviceFlow
+from broker.services.dpop import new_dpop_key
 from broker.services.first_tokens import FirstTokens
 from broker.services.id_tokens import IdTokens, Login
 from broker.services.jwks import Jwks
@@ -24,32 +25,14 @@ from broker.services.outbound import Outbound
 from broker.services.token_requests import TokenRequests
 from broker.services.userinfo import Userinfo
 
+__all__ = ["AuthorizationRequest", "AuthorizationServer", "Identity"]
+
 log = logging.getLogger(__name__)
 
 PROTOCOL_CLAIMS = frozenset(
     {"iss", "sub", "aud", "exp", "iat", "nbf", "nonce", "at_hash", "c_hash", "s_hash", "azp", "jti", "sid", "typ"}
 )
 """Claims that are about the token, and say nothing of the user."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuthorizationRequest:
-    """
-    What a login asks for (RFC 6749 section 4.1.1).
-
-    Attributes:
-        redirect_uri: Where the answer comes.
-        state: Ties the answer to the browser.
-        nonce: Ties the id token to the login.
-        code_challenge: S256 of the verifier (RFC 7636).
-        parameters: Further parameters that the configuration allows (``prompt``, ``acr_values`` …).
-    """
-
-    redirect_uri: str
-    state: str
-    nonce: str
-    code_challenge: str
-    parameters: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,13 +87,13 @@ class AuthorizationServer:
         self._tokens = TokenRequests(
             name, options, metadata=self._metadata, outbound=outbound, clock=clock, randomness=randomness
         )
+        self._authorization = Authorization(options, metadata=self._metadata, requests=self._tokens)
         self._first_tokens = FirstTokens(self._tokens, clock=clock, randomness=randomness)
         self.device_flow = DeviceFlow(self._tokens, metadata=self._metadata, clock=clock)
 
     async def authorization_url(self, request: AuthorizationRequest) -> str:
         """Return where the browser is sent to. Raises ``ProviderError`` if the metadata can't be had."""
-        endpoint = await self._metadata.need("authorization_endpoint")
-        return with_query(endpoint, self._authorization_parameters(request))
+        return await self._authorization.url(request)
 
     async def check_issuer(self, iss: str | None) -> None:
         """
@@ -129,17 +112,35 @@ class AuthorizationServer:
         elif iss != (self.options.issuer or server.issuer):
             raise LoginFailed("iss: the authorization response is from another server")
 
-    async def exchange_code(self, *, code: Secret, code_verifier: Secret, redirect_uri: str) -> TokenOutcome:
-        """Exchange an authorization code (RFC 6749 section 4.1.3)."""
-        return await self._tokens.exchange_code(code=code, code_verifier=code_verifier, redirect_uri=redirect_uri)
+    def new_dpop_key(self) -> RefreshToken | None:
+        """Return a new key to bind a grant's tokens to (RFC 9449), where the configuration wants that; else None."""
+        return new_dpop_key() if self.options.dpop else None
+
+    async def exchange_code(
+        self, *, code: Secret, code_verifier: Secret, redirect_uri: str, dpop_key: RefreshToken | None = None
+    ) -> TokenOutcome:
+        """
+        Exchange an authorization code (RFC 6749 section 4.1.3).
+
+        Args:
+            code: From the authorization response.
+            code_verifier: Of the login (RFC 7636 section 4.5).
+            redirect_uri: Of the login.
+            dpop_key: What :meth:`new_dpop_key` made; it must be kept with the grant.
+        """
+        return await self._tokens.exchange_code(
+            code=code, code_verifier=code_verifier, redirect_uri=redirect_uri, dpop_key=dpop_key
+        )
 
     async def refresh(self, grant: Grant, audience: Audience) -> TokenOutcome:
         """Present the grant's refresh token once (RFC 6749 section 6). Never retries by itself."""
         return await self._tokens.refresh(grant, audience)
 
-    async def exchange_token(self, subject_token: AccessToken, audience: Audience) -> TokenOutcome:
+    async def exchange_token(
+        self, subject_token: AccessToken, audience: Audience, *, dpop_key: RefreshToken | None = None
+    ) -> TokenOutcome:
         """Exchange an access token for one of another audience (RFC 8693)."""
-        return await self._tokens.exchange_token(subject_token, audience)
+        return await self._tokens.exchange_token(subject_token, audience, dpop_key=dpop_key)
 
     async def first_tokens(self, grant: StandingGrantOptions, audience: Audience) -> TokenOutcome:
         """Ask for the tokens of a standing grant (RFC 6749 sections 4.3 and 4.4, RFC 7523 section 2.1)."""
@@ -276,23 +277,6 @@ class AuthorizationServer:
         await self._metadata.close()
         await self._outbound.close()
 
-    def _authorization_parameters(self, request: AuthorizationRequest) -> dict[str, str]:
-        """Return the authorization request. The caller's choices count only where the configuration lists them."""
-        allowed = set(self.options.allowed_parameters)
-        scope = {"scope": self.options.scope} if self.options.scope else {}
-        return {
-            **self.options.authorization_parameters,
-            **{name: value for name, value in request.parameters.items() if name in allowed},
-            "response_type": "code",
-            "client_id": self.options.client_id,
-            "redirect_uri": request.redirect_uri,
-            **scope,
-            "state": request.state,
-            "nonce": request.nonce,
-            "code_challenge": request.code_challenge,
-            "code_challenge_method": "S256",
-        }
-
     def _identity(self, claims: Mapping[str, object]) -> Identity:
         issuer, sid = claims.get("iss"), claims.get("sid")
         return Identity(
@@ -302,8 +286,3 @@ class AuthorizationServer:
             provider_session=sid if isinstance(sid, str) else None,
             claims={name: value for name, value in claims.items() if name not in PROTOCOL_CLAIMS},
         )
-
-
-def with_query(endpoint: str, parameters: Mapping[str, str]) -> str:
-    """Return *endpoint* with *parameters* after whatever query it has (RFC 6749 section 3.1)."""
-    return f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(parameters)}"

@@ -406,7 +406,7 @@ class Refresher:
             if not permitted:
                 return None
             started = self._clock.monotonic()
-            outcome = await provider.server.exchange_token(subject.access_token, audience)
+            outcome = await provider.server.exchange_token(subject.access_token, audience, dpop_key=grant.dpop_key)
             await self._observe(provider, grant, outcome, self._clock.monotonic() - started)
             return outcome
 

@@ -14,7 +14,9 @@ from broker.core.token_response import ResponseRules, read_token_response
 from broker.errors import ProviderError, ProviderProtocolError
 from broker.services.client_auth import ClientAuthentication, Credentials
 from broker.services.clock import Clock
+from broker.services.dpop import Proofs
 from broker.services.outbound import Answer, Exchange, NoAnswer, NotSent, Outbound
+from broker.services.signing import SigningKey
 
 log = logging.getLogger(__name__)
 
@@ -24,10 +26,13 @@ CONTENT_TYPES = {Dialect.FORM: "application/x-www-form-urlencoded", Dialect.JSON
 class TokenEndpoint:
     """The token endpoint of one provider, and those that are spoken to alike."""
 
-    def __init__(self, *, outbound: Outbound, clock: Clock, rules: ResponseRules, timeout_seconds: float) -> None:
+    def __init__(
+        self, *, outbound: Outbound, clock: Clock, rules: ResponseRules, proofs: Proofs, timeout_seconds: float
+    ) -> None:
         self._outbound = outbound
         self._clock = clock
         self._rules = rules
+        self._proofs = proofs
         self._timeout_seconds = timeout_seconds
 
     async def request(
@@ -38,24 +43,38 @@ class TokenEndpoint:
         client: ClientAuthentication,
         dialect: Dialect = Dialect.FORM,
         rules: ResponseRules | None = None,
+        dpop_key: SigningKey | None = None,
     ) -> TokenOutcome:
         """
-        Ask for tokens, once. Only where the client's own access token is refused is the request sent again, with a new
-        one: whoever answers 401 to the caller has not looked at what it asked for.
+        Ask for tokens, once.
+
+        Only a request that was refused unlooked-at is sent again: where the client's own access token was refused
+        (401), with a new one; where a proof lacks the server's nonce (RFC 9449 section 8), with that. Each once.
         """
-        for last in (False, True):
+        rules = replace(rules or self._rules, dpop=dpop_key is not None)
+        renewed = nonced = False
+        while True:
             try:
                 credentials = await client.credentials()
             except ProviderError as fault:
                 return not_sent(fault)
             if isinstance(credentials, TokenFailure):
                 return credentials
+            if dpop_key is not None:
+                proof = {"DPoP": self._proofs.proof(dpop_key, method="POST", url=url)}
+                credentials = replace(credentials, headers={**credentials.headers, **proof})
             requested_at = self._clock.now()
             exchange = await self.post(url, parameters, credentials=credentials, dialect=dialect)
-            outcome = self._read(exchange, requested_at, rules or self._rules)
-            if last or not _client_refused(outcome) or not client.renew(credentials):
+            outcome = self._read(exchange, requested_at, rules)
+            learned = (
+                isinstance(exchange, Answer) and dpop_key is not None and self._proofs.learn(url, exchange.headers)
+            )
+            if learned and not nonced and isinstance(outcome, TokenFailure) and outcome.error == "use_dpop_nonce":
+                nonced = True
+            elif not renewed and _client_refused(outcome) and client.renew(credentials):
+                renewed = True
+            else:
                 return outcome
-        raise AssertionError("unreachable")
 
     async def post(
         self, url: str, parameters: Mapping[str, str], *, credentials: Credentials, dialect: Dialect = Dialect.FORM

@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from broker.core.audience import Audience
 from broker.core.client_auth import ClientAuthMethod, ClientTokenOptions
 from broker.core.grant import Grant
-from broker.core.oauth import TokenFailure, TokenOutcome
+from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome, TokenSet
 from broker.core.provider import Dialect, ProviderOptions
-from broker.core.secret import AccessToken, Secret
+from broker.core.secret import AccessToken, RefreshToken, Secret
 from broker.core.token_response import ResponseRules
 from broker.core.troubleshooting import key_to_look_at
 from broker.errors import ProviderError
 from broker.services.client_auth import ClientAuthentication
 from broker.services.client_token import ClientToken
 from broker.services.clock import Clock, Randomness
+from broker.services.dpop import Proofs, load_dpop_key
 from broker.services.metadata import Metadata
 from broker.services.outbound import Answer, Outbound
 from broker.services.token_endpoint import TokenEndpoint, not_sent, spared
@@ -54,6 +55,7 @@ class TokenRequests:
             outbound=outbound,
             clock=clock,
             rules=ResponseRules.of(options),
+            proofs=Proofs(clock, randomness),
             timeout_seconds=options.token_endpoint_timeout_seconds,
         )
         self._client_token: ClientToken | None = None
@@ -66,12 +68,19 @@ class TokenRequests:
         """How the provider is spoken to."""
         return self._options
 
-    async def exchange_code(self, *, code: Secret, code_verifier: Secret, redirect_uri: str) -> TokenOutcome:
+    async def exchange_code(
+        self, *, code: Secret, code_verifier: Secret, redirect_uri: str, dpop_key: RefreshToken | None = None
+    ) -> TokenOutcome:
         """Exchange an authorization code (RFC 6749 section 4.1.3, RFC 7636 section 4.5)."""
-        return await self.ask(
+        outcome = await self.ask(
             "authorization_code",
             {"code": code.reveal(), "code_verifier": code_verifier.reveal(), "redirect_uri": redirect_uri},
+            dpop_key=dpop_key,
         )
+        if dpop_key is not None and isinstance(outcome, TokenSet) and outcome.token_type != "DPoP":
+            # RFC 9449 section 5: whoever asked for a bound token must not take a bearer token for one.
+            return TokenFailure(kind=FailureKind.OPERATOR, detail="dpop: the server gave a bearer token")
+        return outcome
 
     async def refresh(self, grant: Grant, audience: Audience) -> TokenOutcome:
         """Present the grant's refresh token once (RFC 6749 section 6)."""
@@ -81,9 +90,11 @@ class TokenRequests:
         if audience.scope is None and self._options.refresh_scope:
             parameters["scope"] = grant.scope or self._options.scope
         grant_type = "refresh_token" if self._options.refresh_grant_type else None
-        return await self.ask(grant_type, parameters, url=self._options.refresh_endpoint)
+        return await self.ask(grant_type, parameters, url=self._options.refresh_endpoint, dpop_key=grant.dpop_key)
 
-    async def exchange_token(self, subject_token: AccessToken, audience: Audience) -> TokenOutcome:
+    async def exchange_token(
+        self, subject_token: AccessToken, audience: Audience, *, dpop_key: RefreshToken | None = None
+    ) -> TokenOutcome:
         """
         Exchange an access token for one of another audience (RFC 8693 section 2.1).
 
@@ -97,6 +108,7 @@ class TokenRequests:
                 "requested_token_type": ACCESS_TOKEN_TYPE,
                 **targets(audience),
             },
+            dpop_key=dpop_key,
         )
         return spared(outcome, "token exchange") if isinstance(outcome, TokenFailure) else outcome
 
@@ -108,6 +120,7 @@ class TokenRequests:
         url: str | None = None,
         dialect: Dialect | None = None,
         rules: ResponseRules | None = None,
+        dpop_key: RefreshToken | None = None,
     ) -> TokenOutcome:
         """
         Ask for tokens, once.
@@ -118,6 +131,7 @@ class TokenRequests:
             url: Where to ask; the token endpoint if left out.
             dialect: How it is written; as configured if left out.
             rules: How the answer is read; as configured if left out.
+            dpop_key: The key to bind the tokens to, or to which they are bound.
         """
         try:
             url = url or await self._metadata.need("token_endpoint")
@@ -130,6 +144,7 @@ class TokenRequests:
             client=self._client,
             dialect=dialect or self._options.dialect,
             rules=rules,
+            dpop_key=None if dpop_key is None else load_dpop_key(dpop_key),
         )
         return self._observed(outcome, grant_type)
 

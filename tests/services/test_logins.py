@@ -50,7 +50,9 @@ class ScriptedServer(AuthorizationServer):
         if iss not in {None, "https://idp.example.com"}:
             raise LoginFailed("iss")
 
-    async def exchange_code(self, *, code: Secret, code_verifier: Secret, redirect_uri: str) -> TokenSet | TokenFailure:
+    async def exchange_code(
+        self, *, code: Secret, code_verifier: Secret, redirect_uri: str, dpop_key: RefreshToken | None = None
+    ) -> TokenSet | TokenFailure:
         self.exchanged.append({"code": code.reveal(), "verifier": code_verifier.reveal(), "redirect_uri": redirect_uri})
         await self.gate.wait()
         return self.answer

@@ -109,7 +109,9 @@ class ScriptedServer(AuthorizationServer):
         self.refreshes.append((token, audience))
         return await self._play(lambda: self._rotate(token, audience))
 
-    async def exchange_token(self, subject_token: AccessToken, audience: Audience) -> TokenOutcome:
+    async def exchange_token(
+        self, subject_token: AccessToken, audience: Audience, *, dpop_key: RefreshToken | None = None
+    ) -> TokenOutcome:
         self.exchanges.append((subject_token.reveal(), audience))
         return await self._play(lambda: self._answer(None, audience=audience))
 

@@ -1,0 +1,97 @@
+"""The authorization request: what the browser is sent to the authorization server with (RFC 6749 section 4.1.1)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlencode
+
+from broker.core.json_object import read_object
+from broker.core.provider import ProviderOptions, PushedAuthorization
+from broker.errors import ProviderError, ProviderProtocolError
+from broker.services.metadata import Metadata
+from broker.services.token_requests import TokenRequests
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthorizationRequest:
+    """
+    What a login asks for (RFC 6749 section 4.1.1).
+
+    Attributes:
+        redirect_uri: Where the answer comes.
+        state: Ties the answer to the browser.
+        nonce: Ties the id token to the login.
+        code_challenge: S256 of the verifier (RFC 7636).
+        parameters: Further parameters that the configuration allows (``prompt``, ``acr_values`` …).
+    """
+
+    redirect_uri: str
+    state: str
+    nonce: str
+    code_challenge: str
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+class Authorization:
+    """Writes authorization requests for one provider, into the URL or pushed ahead of it (RFC 9126)."""
+
+    def __init__(self, options: ProviderOptions, *, metadata: Metadata, requests: TokenRequests) -> None:
+        self._options = options
+        self._metadata = metadata
+        self._requests = requests
+
+    async def url(self, request: AuthorizationRequest) -> str:
+        """
+        Return where the browser is sent to.
+
+        Raises:
+            ProviderError: If the metadata can't be had, or the server doesn't take the pushed request.
+        """
+        endpoint = await self._metadata.need("authorization_endpoint")
+        parameters = self._parameters(request)
+        if await self._pushes():
+            parameters = {"client_id": self._options.client_id, "request_uri": await self._push(parameters)}
+        return with_query(endpoint, parameters)
+
+    def _parameters(self, request: AuthorizationRequest) -> dict[str, str]:
+        """Return the request. Its caller's choices count only where the configuration lists them."""
+        allowed = set(self._options.allowed_parameters)
+        return {
+            **self._options.authorization_parameters,
+            **{name: value for name, value in request.parameters.items() if name in allowed},
+            **({"scope": self._options.scope} if self._options.scope else {}),
+            "response_type": "code",
+            "client_id": self._options.client_id,
+            "redirect_uri": request.redirect_uri,
+            "state": request.state,
+            "nonce": request.nonce,
+            "code_challenge": request.code_challenge,
+            "code_challenge_method": "S256",
+        }
+
+    async def _pushes(self) -> bool:
+        match self._options.pushed_authorization:
+            case PushedAuthorization.ALWAYS:
+                return True
+            case PushedAuthorization.NEVER:
+                return False
+            case PushedAuthorization.AUTO:
+                return (await self._metadata.server()).requires_pushed_authorization
+
+    async def _push(self, parameters: Mapping[str, str]) -> str:
+        """Push the request, and return the ``request_uri`` that stands for it (RFC 9126 section 2)."""
+        endpoint = await self._metadata.need("pushed_authorization_request_endpoint")
+        answer = await self._requests.post(endpoint, parameters)
+        members = read_object(answer.content or b"") or {}
+        request_uri = members.get("request_uri")
+        if answer.status not in {200, 201}:
+            error = members.get("error")
+            named = f" with error {error[:64]!r}" if isinstance(error, str) and error.isprintable() else ""
+            raise ProviderError(f"the pushed authorization request was refused: status {answer.status}{named}")
+        if not isinstance(request_uri, str) or not 0 < len(request_uri) <= 2048 or not request_uri.isprintable():
+            raise ProviderProtocolError("request_uri is missing from the answer to a pushed authorization request")
+        return request_uri
+
+
+def with_query(endpoint: str, parameters: Mapping[str, str]) -> str:
+    """Return *endpoint* with *parameters* after whatever query it has (RFC 6749 section 3.1)."""
+    return f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(parameters)}"

@@ -1,0 +1,117 @@
+"""Authorization requests, in the URL and pushed ahead. What the URL holds is tested in test_provider.py."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+
+from broker.core.provider import PushedAuthorization
+from broker.core.secret import Secret
+from broker.errors import ProviderError
+from broker.services.authorization import AuthorizationRequest, with_query
+from tests.support.document_server import DocumentServer
+from tests.support.providers import authorization_server
+
+REQUEST = AuthorizationRequest(
+    redirect_uri="https://app.example/cb", state="s-1", nonce="n-1", code_challenge="ch", parameters={"prompt": "login"}
+)
+PUSHED = (201, {"request_uri": "urn:ietf:params:oauth:request_uri:6esc", "expires_in": 60})
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[DocumentServer]:
+    async with DocumentServer() as server:
+        server.answers["/par"] = PUSHED
+        yield server
+
+
+def metadata(server: DocumentServer, *, required: bool) -> None:
+    server.answers["/.well-known/openid-configuration"] = (
+        200,
+        {
+            "issuer": server.url,
+            "authorization_endpoint": f"{server.url}/authorize",
+            "pushed_authorization_request_endpoint": f"{server.url}/par",
+            "require_pushed_authorization_requests": required,
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "required", "pushed"),
+    [
+        (PushedAuthorization.AUTO, True, True),
+        (PushedAuthorization.AUTO, False, False),
+        (PushedAuthorization.ALWAYS, False, True),
+        (PushedAuthorization.NEVER, True, False),
+    ],
+)
+async def test_a_request_is_pushed_where_the_server_or_the_operator_wants_it(
+    server: DocumentServer, option: PushedAuthorization, required: bool, pushed: bool
+) -> None:
+    """RFC 9126: pushed with the client's own authentication; the URL then holds only its reference."""
+    metadata(server, required=required)
+    async with authorization_server(
+        issuer=server.url,
+        client_secret=Secret("s"),
+        pushed_authorization=option,
+        allowed_parameters=("prompt",),
+    ) as provider:
+        url = await provider.authorization_url(REQUEST)
+
+    query = dict(parse_qsl(urlsplit(url).query))
+    assert pushed is (server.count("/par") == 1)
+    if pushed:
+        assert {"client_id": "client-1", "request_uri": PUSHED[1]["request_uri"]} == query
+        (request,) = [request for request in server.requests if request.path == "/par"]
+        assert request.headers["Authorization"].startswith("Basic ")
+        query = dict(parse_qsl(request.content.decode()))
+    assert {
+        "response_type": "code",
+        "client_id": "client-1",
+        "redirect_uri": "https://app.example/cb",
+        "scope": "openid",
+        "state": "s-1",
+        "nonce": "n-1",
+        "code_challenge": "ch",
+        "code_challenge_method": "S256",
+        "prompt": "login",
+    } == query
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (400, {"error": "invalid_request"}),
+        (401, {"error": "invalid_client\r\nX: y"}),
+        (201, {}),
+        (201, {"request_uri": 7}),
+        (201, {"request_uri": "a\r\nb"}),
+        (201, b"<html>"),
+        (503, b""),
+    ],
+)
+async def test_a_push_that_fails_fails_the_login(server: DocumentServer, answer: tuple[int, Any]) -> None:
+    """Nobody is sent away with a request that the server doesn't have."""
+    metadata(server, required=True)
+    server.answers["/par"] = answer
+    async with authorization_server(issuer=server.url) as provider:
+        with pytest.raises(ProviderError) as caught:
+            await provider.authorization_url(REQUEST)
+
+    assert "\n" not in str(caught.value)
+
+
+async def test_a_scope_that_is_empty_is_not_sent() -> None:
+    """A plain OAuth 2.0 server without scopes isn't asked for an empty one."""
+    async with authorization_server(
+        authorization_endpoint="https://as.example/a", token_endpoint="https://as.example/t", scope=""
+    ) as provider:
+        assert "scope" not in await provider.authorization_url(REQUEST)
+
+
+def test_a_query_is_added_to_what_is_there() -> None:
+    """RFC 6749 section 3.1: an endpoint may have a query, which must be kept."""
+    assert "https://a/?b=c&d=e+f" == with_query("https://a/?b=c", {"d": "e f"})
+    assert "https://a/?d=%26" == with_query("https://a/", {"d": "&"})

@@ -1,0 +1,84 @@
+"""Proofs of possession."""
+
+import base64
+import hashlib
+from typing import Any
+
+import pytest
+from joserfc.jwk import ECKey
+
+from broker.core.compact_jws import read_compact
+from broker.core.secret import AccessToken
+from broker.services.clock import SystemRandomness
+from broker.services.dpop import MAX_NONCES, Proofs, load_dpop_key, new_dpop_key
+from broker.services.id_tokens import verify
+from tests.support.clock import ManualClock
+
+NOW = 1_800_000_000
+URL = "https://as.example/token"
+
+
+@pytest.fixture
+def proofs() -> Proofs:
+    return Proofs(ManualClock(NOW), SystemRandomness())
+
+
+def test_a_proof_is_for_one_request(proofs: Proofs) -> None:
+    """RFC 9449 section 4.2: typ, jwk and a signature by it; jti, htm, htu without query, iat."""
+    key = load_dpop_key(new_dpop_key())
+
+    jws = read_compact(proofs.proof(key, method="POST", url=f"{URL}?a=b#c"))
+    other = read_compact(proofs.proof(key, method="POST", url=URL))
+
+    jwk: Any = jws.header["jwk"]
+    assert ("dpop+jwt", "ES256", {"kty", "crv", "x", "y"}) == (jws.header["typ"], jws.header["alg"], set(jwk))
+    assert verify(jws, "ES256", ECKey.import_key(jwk))
+    claims = jws.claims()
+    jti = claims.pop("jti")
+    assert {"htm": "POST", "htu": URL, "iat": NOW} == claims
+    assert jti != other.claims()["jti"]
+
+
+def test_a_proof_for_an_upstream_is_for_one_token(proofs: Proofs) -> None:
+    """RFC 9449 section 7: ath is the hash of the access token that is sent along."""
+    key = load_dpop_key(new_dpop_key())
+
+    claims = read_compact(
+        proofs.proof(key, method="GET", url="https://api.example/a", access_token=AccessToken("at"))
+    ).claims()
+
+    assert base64.urlsafe_b64encode(hashlib.sha256(b"at").digest()).rstrip(b"=").decode() == claims["ath"]
+
+
+def test_a_nonce_is_sent_to_the_server_that_gave_it(proofs: Proofs) -> None:
+    """A nonce counts for its origin, until a newer one comes."""
+    key = load_dpop_key(new_dpop_key())
+
+    assert proofs.learn(URL, {"DPoP-Nonce": "n-1"})
+    assert not proofs.learn("https://as.example/other", {"DPoP-Nonce": "n-1"})
+    assert "n-1" == read_compact(proofs.proof(key, method="POST", url=URL)).claims()["nonce"]
+    assert "nonce" not in read_compact(proofs.proof(key, method="POST", url="https://b.example/")).claims()
+    assert proofs.learn(URL, {"DPoP-Nonce": "n-2"})
+    assert "n-2" == read_compact(proofs.proof(key, method="POST", url=URL)).claims()["nonce"]
+
+
+@pytest.mark.parametrize("headers", [{}, {"DPoP-Nonce": ""}, {"DPoP-Nonce": "a\x00"}, {"DPoP-Nonce": "x" * 5000}])
+def test_a_senseless_nonce_is_none(proofs: Proofs, headers: dict[str, str]) -> None:
+    """A missing, empty, unprintable or huge nonce is no reason to try again."""
+    assert not proofs.learn(URL, headers)
+
+
+def test_nonces_are_bounded(proofs: Proofs) -> None:
+    """Of many servers' nonces the oldest are forgotten."""
+    for number in range(MAX_NONCES * 2):
+        proofs.learn(f"https://{number}.example/", {"DPoP-Nonce": "n"})
+
+    assert MAX_NONCES == len(proofs._nonces)
+
+
+def test_each_grant_has_a_key_of_its_own() -> None:
+    """Two keys differ, and neither shows itself."""
+    first, second = new_dpop_key(), new_dpop_key()
+
+    assert first != second
+    assert "RefreshToken(…)" == repr(first)
