@@ -111,18 +111,16 @@ class EventChannel:
 
     async def _listen(self, connection: Connection, address: Address) -> None:
         is_silent = False
-        while True:
+        while address == await self._client.topology.locate(self._channel, 0.0):
             reply = await connection.read_response(timeout=PING_SECONDS)
             if reply is None and is_silent:
                 raise StoreError(f"redis at {address} has fallen silent")
             if reply is None:
-                if address != await self._client.topology.locate(self._channel, 0.0):
-                    log.info("events_moved", extra={"address": str(address)})
-                    return
                 await connection.send_command("PING")
             elif (event := _read(reply)) is not None:
                 self._tell(event)
             is_silent = reply is None
+        log.info("events_moved", extra={"address": str(address)})
 
 
 def _write(event: Event) -> str:

@@ -159,7 +159,7 @@ def running(*servers: RedisServer) -> Iterator[None]:
 
 
 class SentinelSetup:
-    """A master, replicas, and three Sentinels that replace it within about two seconds."""
+    """A master, replicas, and three Sentinels that replace it within about three seconds."""
 
     MASTER = "broker"
 
@@ -168,12 +168,19 @@ class SentinelSetup:
         follow = f"replicaof 127.0.0.1 {master.port}"
         others = (RedisServer(directory / f"server-{n + 1}", follow, *options) for n in range(replicas))
         self.servers = [master, *others]
-        lines = (
+        self.sentinels = [
+            RedisServer(directory / f"sentinel-{n}", *self._watch(master, n), kind="sentinel") for n in range(3)
+        ]
+
+    def _watch(self, master: RedisServer, number: int) -> tuple[str, ...]:
+        # With much less patience, Sentinels on a busy machine take each new master for dead, too, and go round in
+        # circles; with the same patience, each of the three may vote for itself.
+        patience = 1500 + 300 * number
+        return (
             f"sentinel monitor {self.MASTER} 127.0.0.1 {master.port} 2",
-            f"sentinel down-after-milliseconds {self.MASTER} 500",
-            f"sentinel failover-timeout {self.MASTER} 4000",
+            f"sentinel down-after-milliseconds {self.MASTER} {patience}",
+            f"sentinel failover-timeout {self.MASTER} 2000",
         )
-        self.sentinels = [RedisServer(directory / f"sentinel-{n}", *lines, kind="sentinel") for n in range(3)]
 
     @property
     def url(self) -> str:
@@ -270,7 +277,7 @@ class ClusterSetup:
             server.stop()
 
 
-def raw(server: RedisServer, *words: str, password: str | None = None) -> Any:
+def raw(server: RedisServer, *words: str | bytes | int, password: str | None = None) -> Any:
     """Return an answer as it came, not as redis-py reads it."""
     arguments = {"port": server.port, "socket_timeout": 5, "protocol": 2, "password": password}
     connection: Any = redis.Connection(**arguments)  # type: ignore[no-untyped-call]
