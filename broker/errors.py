@@ -33,6 +33,8 @@ heading in the reference. The text of an exception is for the log and never reac
 Expected outcomes (a login is needed, a lease is busy) are return values, not exceptions.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 
@@ -42,6 +44,9 @@ class BrokerError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     title: ClassVar[str] = "The broker failed"
+
+    login_parameters: Mapping[str, str] = MappingProxyType({})
+    """Where a login helps: what its URL must say (``provider``, ``returnUrl``, ``acr_values`` …). Callers see it."""
 
     def __init__(self, detail: str = "", *, retry_after_seconds: float | None = None) -> None:
         """

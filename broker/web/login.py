@@ -12,6 +12,7 @@ send the session cookie with none of them, and the first page would find no sess
 import logging
 import re
 from collections.abc import Mapping
+from typing import assert_never
 from urllib.parse import urlencode
 
 from aiohttp import web
@@ -185,21 +186,31 @@ class LoginEndpoints:
         if _TOKENS_IN_URL & query.keys():
             raise LoginFailed("a token came in the URL")  # only codes are taken (RFC 9700 section 2.1.2)
         transaction = self._transaction(request, provider, query.get("state", ""))
-        await self._logins.consume(transaction)
-        attempt = attempt_of(transaction.state)
-        request[SET_COOKIES] = [self._expire(self._cookies.login(attempt))]
         response = AuthorizationResponse(
             code=Secret(query["code"]) if "code" in query else None, error=query.get("error"), iss=query.get("iss")
         )
-        result = await self._logins.complete(transaction, response)
-        if isinstance(result, Identified):
-            await self._begin_session(request, transaction, result.session)
-        else:
-            assert isinstance(result, Unanswered)
-            metrics.LOGINS.labels(provider, "unanswered").inc()
+        try:
+            await self._take(request, transaction, response)
+        except BrokerError as error:
+            # Whoever starts again wants to get to where they wanted to go.
+            error.login_parameters = {"provider": provider, "returnUrl": transaction.return_url}
+            raise
+        attempt = attempt_of(transaction.state)
         ticket = self._logins.seal_return(attempt, transaction.return_url)
         request[SET_COOKIES] = [self._set(self._cookies.login(attempt), ticket, RETURN_SECONDS)]
         return see_other(f"{self._options.base_path}/return?attempt={attempt}")
+
+    async def _take(self, request: web.Request, transaction: LoginTransaction, response: AuthorizationResponse) -> None:
+        await self._logins.consume(transaction)
+        request[SET_COOKIES] = [self._expire(self._cookies.login(attempt_of(transaction.state)))]
+        result = await self._logins.complete(transaction, response)
+        match result:
+            case Identified(session):
+                await self._begin_session(request, transaction, session)
+            case Unanswered():
+                metrics.LOGINS.labels(transaction.provider, "unanswered").inc()
+            case _:
+                assert_never(result)
 
     def _transaction(self, request: web.Request, provider: str, state: str) -> LoginTransaction:
         """

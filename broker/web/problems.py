@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
+from urllib.parse import urlencode
 
 from aiohttp import web
 
@@ -109,11 +110,14 @@ def problem_response(
         request_id: Names the request.
         login_url: The path of the login; None where there is none.
     """
+    if login_url is not None and error.login_parameters:
+        login_url = f"{login_url}?{urlencode(error.login_parameters)}"
     if not is_navigation(request):
         response = _document(error, request_id, login_url)
     elif error.status == 401 and login_url is not None and _may_redirect(request):
         back = _own_url(request, login_url)
-        response = see_other(login_url if back is None else with_return_url(login_url, back))
+        named = "returnUrl" in error.login_parameters
+        response = see_other(login_url if back is None or named else with_return_url(login_url, back))
     else:
         links = _ways_on(request, error, login_url)
         response = page_response(error_page(error.title, request_id=request_id, links=links), status=error.status)
@@ -150,7 +154,7 @@ def _may_redirect(request: web.BaseRequest) -> bool:
 def _own_url(request: web.BaseRequest, login_url: str) -> str | None:
     """Return where the user is, if it is somewhere that a login may end."""
     url = request.raw_path
-    return url if is_safe_return_url(url, base_path=login_url.rpartition("/")[0]) else None
+    return url if is_safe_return_url(url, base_path=login_url.partition("?")[0].rpartition("/")[0]) else None
 
 
 def _ways_on(request: web.BaseRequest, error: BrokerError, login_url: str | None) -> Mapping[str, str]:
