@@ -1,7 +1,10 @@
+from urllib.parse import parse_qsl, urlsplit
+
 import pytest
 
 from broker.core.audience import DEFAULT_AUDIENCE
 from broker.core.grant import EndReason
+from tests.support.authorization_server import CLIENT_SECRET
 from tests.web.conftest import SITE, Site
 from tests.web.test_login import SESSION, log_in, session_of
 
@@ -208,3 +211,35 @@ async def test_se_02_two_session_cookies_are_refused(site: Site) -> None:
     )
 
     assert (400, "bad_request") == (answer.status, answer.json()["code"])
+
+
+async def test_lk_01_no_secret_is_written_to_the_log(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """At debug level, over login, errors and logout: no id, cookie, state, code, proof, token or client secret."""
+    caplog.set_level("DEBUG")
+    access_log: list[str] = []
+    process = await site.start(access_log=access_log)
+    browser = await site.browser()
+    await log_in(browser)
+    session_id = session_of(browser) or ""
+    live = await process.sessions.load(session_id.encode())
+    assert live is not None
+    grant = await process.tokens.grant(live.grant_id)
+    assert grant is not None
+    assert grant.refresh_token is not None
+    assert grant.id_token is not None
+    logout_url = (await browser.fetch(USER)).json()["logout_url"]
+    await browser.fetch(USER, headers={})
+    await browser.go(next(url for response in browser.responses for url in response.hops if "/callback/" in url))
+    await browser.go(SITE + logout_url, from_origin=SITE)
+
+    asked = [dict(parse_qsl(urlsplit(response.url).query)) for response in browser.responses]
+    secrets = {query[name] for query in asked for name in ("code", "state", "nonce") if name in query}
+    secrets |= {
+        line.partition(";")[0].partition("=")[2] for response in browser.responses for line in response.set_cookies
+    }
+    secrets |= {session_id, logout_url.rpartition("=")[2], CLIENT_SECRET}
+    secrets |= {token.reveal() for token in (grant.refresh_token, grant.id_token, grant.tokens[""].access_token)}
+    logged = repr([record.__dict__ for record in caplog.records]) + caplog.text + repr(access_log)
+    assert "session_started" in logged
+    assert len(secrets - {""}) > 8
+    assert not [secret for secret in secrets - {""} if secret in logged]
