@@ -22,6 +22,7 @@ from broker.demo.signing import SigningKey
 from broker.services.clock import SystemClock, SystemRandomness
 
 ACCESS_TOKEN_SECONDS = 15.0
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class World:
@@ -45,8 +46,11 @@ class World:
     def start(self, *, not_its_own: Iterable[socket]) -> None:
         """Fork. It must not run yet: neither an event loop nor a thread. The process closes what is *not_its_own*."""
         read_end, self._lifeline = os.pipe()
+        # A Ctrl-C in these moments waits until the child ignores it.
+        held_back = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         self._pid = os.fork()
         if self._pid:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held_back)
             os.close(read_end)
             self._provider.close()
             self._api.close()
@@ -54,8 +58,8 @@ class World:
         code = 1
         try:
             # Ctrl-C reaches the whole group; the broker still needs this process while it drains.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            for number in STOP_SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
             os.close(self._lifeline)
             for each in not_its_own:
                 each.close()
