@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from broker.web.workers import listening_sockets
 
-SCRIPT = """
+SCRIPT = r"""
 import os, signal, sys, time
 from broker.web import workers
 
@@ -18,12 +18,11 @@ workers.RESTART_SECONDS = 0.05
 def worker() -> int:
     ended = []
     signal.signal(signal.SIGTERM, lambda *_: ended.append(1))
-    print("up", os.getpid(), flush=True)
+    os.write(1, b"up %d\n" % os.getpid())  # in one piece: both workers write to one pipe
     while not ended:
         time.sleep(0.01)
     return int(sys.argv[1])
 
-print("supervisor", os.getpid(), flush=True)
 sys.exit(workers.Supervisor([worker, worker]).run())
 """
 
@@ -32,7 +31,10 @@ sys.exit(workers.Supervisor([worker, worker]).run())
 def started(exit_code: int = 0) -> Iterator[tuple["subprocess.Popen[str]", list[int]]]:
     command = [sys.executable, "-c", SCRIPT, str(exit_code)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        yield process, [pid_of(process) for _ in range(3)][1:]
+        try:
+            yield process, [pid_of(process) for _ in range(2)]
+        finally:
+            process.send_signal(signal.SIGTERM)
 
 
 def pid_of(process: "subprocess.Popen[str]") -> int:
