@@ -106,6 +106,8 @@ class Installation:
             tokens=self.tokens,
             trusted_proxies=self.trusted_proxies,
             base_path=settings.base_path,
+            limits=settings.limits,
+            events=self.store,
             access_log=access_log,
             clock=clock,
             randomness=randomness,
@@ -135,6 +137,7 @@ class Installation:
             app,
             proxy=self.proxy,
             outermost=outermost,
+            limits=self.settings.limits,
             shutdown_timeout_seconds=self.settings.drain_timeout_seconds,
         )
 

@@ -1,9 +1,17 @@
 """A caller's body on its way to the upstream: counted, and kept as long as it may have to be sent again."""
 
+import asyncio
+import math
+
 from aiohttp import StreamReader, web
 
-from broker.errors import BadRequest, BrokerError, PayloadTooLarge
+from broker.core.limit_options import GRACE_SECONDS, MIN_BODY_BYTES_PER_SECOND
+from broker.errors import BadRequest, BrokerError, PayloadTooLarge, RequestTimeout
 from broker.services.upstream import Exchange
+
+
+class _GivenUpError(Exception):
+    """The caller is too slow."""
 
 
 class RequestBody:
@@ -14,20 +22,36 @@ class RequestBody:
         received_bytes: How much of it has come.
     """
 
-    __slots__ = ("_content", "_ended", "_kept", "_max_bytes", "_max_kept_bytes", "received_bytes")
+    __slots__ = (
+        "_began_at",
+        "_content",
+        "_ended",
+        "_kept",
+        "_loop",
+        "_max_bytes",
+        "_max_kept_bytes",
+        "_pause_seconds",
+        "_waiting_since",
+        "received_bytes",
+    )
 
-    def __init__(self, content: StreamReader, *, max_bytes: int, max_kept_bytes: int) -> None:
+    def __init__(self, content: StreamReader, *, max_bytes: int, max_kept_bytes: int, pause_seconds: float) -> None:
         """
         Args:
             content: Where it comes from.
             max_bytes: A larger one is refused.
             max_kept_bytes: One of at most this size is kept.
+            pause_seconds: How long the caller may send nothing.
         """
         self._content = content
         self._max_bytes = max_bytes
         self._max_kept_bytes = max_kept_bytes
+        self._pause_seconds = pause_seconds
         self._kept: bytearray | None = bytearray()
         self._ended = False
+        self._loop = asyncio.get_running_loop()
+        self._began_at = self._loop.time()
+        self._waiting_since = math.inf
         self.received_bytes = 0
 
     @property
@@ -40,6 +64,17 @@ class RequestBody:
         """Whether all of it has come, so that sending it waits for nobody."""
         return self._content.is_eof()
 
+    def is_late(self, now: float) -> bool:
+        """Return whether the caller, at *now* on the loop's clock, has sent nothing or too little for too long."""
+        if now - self._waiting_since > self._pause_seconds:
+            return True
+        due = (now - self._began_at - GRACE_SECONDS) * MIN_BODY_BYTES_PER_SECOND
+        return self._waiting_since < math.inf and self.received_bytes < due
+
+    def give_up(self) -> None:
+        """Stop waiting for the caller; :meth:`send` then returns ``RequestTimeout``."""
+        self._content.set_exception(_GivenUpError())
+
     async def send(self, exchange: Exchange) -> BrokerError | None:
         """
         Send it, from its beginning.
@@ -51,7 +86,9 @@ class RequestBody:
             exchange.write(bytes(self._kept))
         try:
             while not self._ended:
+                self._waiting_since = self._loop.time()
                 data = await self._content.readany()
+                self._waiting_since = math.inf
                 if not data:
                     self._ended = True
                     break
@@ -60,11 +97,19 @@ class RequestBody:
                     return PayloadTooLarge("the body is larger than the route allows")
                 self._keep(data)
                 exchange.write(data)
-                await exchange.drain()
+                await self._drain(exchange)
+        except _GivenUpError:
+            return RequestTimeout("the body came too slowly")
         except (web.RequestPayloadError, ConnectionError) as error:
             return BadRequest(f"the body broke off or is malformed ({type(error).__name__})")
         exchange.finish()
         return None
+
+    async def _drain(self, exchange: Exchange) -> None:
+        """Wait for the upstream; that is not the caller's fault."""
+        began_at = self._loop.time()
+        await exchange.drain()
+        self._began_at += self._loop.time() - began_at
 
     def _keep(self, data: bytes) -> None:
         if self._kept is not None:

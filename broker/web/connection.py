@@ -2,12 +2,16 @@
 A caller's connection: aiohttp's, with what a proxy needs besides.
 
 A relay writes the upstream's answer straight to the transport. So it must hear when the caller is slow, and when it is
-gone; aiohttp tells that only to its own writer.
+gone; aiohttp tells that only to its own writer. And no caller may keep a connection busy by being slow: with its head,
+with its body, or with taking the answer. aiohttp has a timer for none of these (SECURITY M6, DS-01).
 """
 
+import asyncio
 import logging
+import math
 import socket
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,9 +19,13 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
+from broker.core.limit_options import LimitOptions
+
 if TYPE_CHECKING:
     from broker.web.gate import Call
     from broker.web.relay import Relay
+
+WATCH_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +62,54 @@ class Handover:
     relay: "Relay"
 
 
+class Awaited(Protocol):
+    """A body that is being received."""
+
+    def is_late(self, now: float) -> bool:
+        """Whether it should have come by *now*, on the loop's clock."""
+        ...
+
+    def give_up(self) -> None:
+        """Stop waiting for it."""
+        ...
+
+
+class Watch:
+    """Looks after connections whose caller may be too slow: once a second, at those alone where something is due."""
+
+    def __init__(self, limits: LimitOptions) -> None:
+        """
+        Args:
+            limits: How long is too long.
+        """
+        self.limits = limits
+        self.count_connections: Callable[[], int] = lambda: 0
+        self._watched: set[CallerConnection] = set()
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def has_room(self) -> bool:
+        """Whether one more connection may be taken."""
+        return self.count_connections() <= self.limits.max_connections
+
+    def add(self, connection: "CallerConnection") -> None:
+        """Look after *connection*."""
+        self._watched.add(connection)
+        if self._timer is None:
+            self._timer = self._loop.call_later(WATCH_SECONDS, self._look)
+
+    def discard(self, connection: "CallerConnection") -> None:
+        """Look after it no more."""
+        self._watched.discard(connection)
+
+    def _look(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        self._watched = {connection for connection in list(self._watched) if connection.check(now)}
+        if self._watched:
+            self._timer = self._loop.call_later(WATCH_SECONDS, self._look)
+
+
 class CallerConnection(RequestHandler):
     """
     One connection of a caller.
@@ -61,12 +117,18 @@ class CallerConnection(RequestHandler):
     Attributes:
         relay: What is being written to it past aiohttp; None while aiohttp writes itself.
         handover: What the fast path leaves to the slow one, for the request that comes next.
+        body: The body that is being received; None if there is none.
     """
 
-    __slots__ = ("handover", "relay")
+    __slots__ = ("_head_since", "_limits", "_watch", "_write_since", "body", "handover", "relay")
 
-    def __init__(self, server: web.Server, **kwargs: Any) -> None:
+    def __init__(self, server: web.Server, *, watch: "Watch", limits: LimitOptions, **kwargs: Any) -> None:
         super().__init__(server, **kwargs)
+        self._watch = watch
+        self._limits = limits
+        self._head_since = math.inf
+        self._write_since = math.inf
+        self.body: Awaited | None = None
         self.relay: Relaying | None = None
         self.handover: Handover | None = None
 
@@ -81,21 +143,78 @@ class CallerConnection(RequestHandler):
         """Whether the connection is closed after the request that is being answered."""
         return self._close or self._force_close
 
+    # --- what happens to it
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if not self._watch.has_room():
+            log.warning("too_many_connections")
+            self.force_close()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            self._head_since = math.inf
+        elif data and self._head_since == math.inf:
+            # aiohttp still waits for a request: this is a part of its head.
+            self._head_since = self._loop.time()
+            self._watch.add(self)
+
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._write_since = self._loop.time()
+        self._watch.add(self)
         if self.relay is not None:
             self.relay.pause()
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self._write_since = math.inf
         if self.relay is not None:
             self.relay.resume()
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self._watch.discard(self)
         relay, self.relay = self.relay, None
         if relay is not None:
             relay.caller_lost()
         super().connection_lost(exc)
+
+    # --- patience
+
+    def receive(self, body: "Awaited") -> None:
+        """Watch the body of the request that is being served."""
+        self.body = body
+        self._watch.add(self)
+
+    def check(self, now: float) -> bool:
+        """End what takes too long at *now*, on the loop's clock. Returns whether there is anything left to watch."""
+        if now - self._head_since > self._limits.header_timeout_seconds:
+            log.info("slow_head", extra={"peer": self.peer})
+            self.refuse_head()
+        elif now - self._write_since > self._limits.reader_timeout_seconds:
+            log.info("slow_reader", extra={"peer": self.peer})
+            self.reset()
+        elif self.body is not None and self.body.is_late(now):
+            log.info("slow_body", extra={"peer": self.peer})
+            self.body.give_up()
+            self.body = None
+        return self._head_since < math.inf or self._write_since < math.inf or self.body is not None
+
+    def refuse_head(self) -> None:
+        """Answer a head that doesn't come to its end."""
+        self._head_since = math.inf
+        if self.transport is not None:
+            self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        self.force_close()
+
+    # --- its end
+
+    def close_soon(self) -> None:
+        """Close it after the answer, without waiting for the rest of the request."""
+        self._lingering_time = 0.0
+        self.close()
 
     def reset(self) -> None:
         """End the connection so that the caller can't take what it got for the whole answer (SECURITY UP-04)."""
@@ -117,7 +236,14 @@ class CallerConnection(RequestHandler):
         self.handover = None
         if not isinstance(exc, HttpProcessingError | ValueError):
             return super().handle_error(request, status, exc, message)
-        log.info("malformed_request", extra={"status": status, "error": type(exc).__name__})
-        response = web.Response(status=status, text="", content_type="text/plain")
+        log.info("malformed_request", extra={"status": status, "error": type(exc).__name__, "peer": self.peer})
+        self._lingering_time = 0.0
+        response = web.Response(
+            status=status,
+            body=b'{"type":"urn:token-broker:problem:bad_request","title":"The request is malformed","status":%d,'
+            b'"code":"bad_request"}' % status,
+            content_type="application/problem+json",
+            headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"},
+        )
         response.force_close()
         return response

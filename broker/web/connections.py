@@ -11,7 +11,8 @@ from typing import TypeAlias
 
 from aiohttp import web
 
-from broker.web.connection import CallerConnection
+from broker.core.limit_options import LimitOptions
+from broker.web.connection import CallerConnection, Watch
 from broker.web.fast_path import FastConnection, fits
 from broker.web.proxy import Proxy
 
@@ -24,12 +25,13 @@ log = logging.getLogger(__name__)
 class ConnectionServer(web.Server):
     """Makes the connections, and hands their requests on."""
 
-    def __init__(self, server: web.Server, *, proxy: Proxy, outermost: Outer, fast: bool) -> None:
+    def __init__(self, server: web.Server, *, proxy: Proxy, outermost: Outer, limits: LimitOptions, fast: bool) -> None:
         """
         Args:
             server: aiohttp's server of the application, whose settings are taken over.
             proxy: Takes every request that isn't for the broker's own endpoints.
             outermost: The middleware around the proxy; the application brings its own.
+            limits: How long callers may take, and how many there may be.
             fast: Whether the fast path is on.
         """
         self._application = server.request_handler
@@ -37,9 +39,10 @@ class ConnectionServer(web.Server):
         self._outermost = outermost
         self._own = proxy.base_path
         self._below_own = (f"{self._own}/", f"{self._own}?")
-        self._connection: Callable[..., CallerConnection] = (
-            partial(FastConnection, proxy=proxy) if fast else CallerConnection
-        )
+        watch = Watch(limits)
+        self._connection: Callable[..., CallerConnection] = partial(CallerConnection, watch=watch, limits=limits)
+        if fast:
+            self._connection = partial(FastConnection, proxy=proxy, watch=watch, limits=limits)
         super().__init__(
             self._dispatch,
             request_factory=server.request_factory,
@@ -47,6 +50,7 @@ class ConnectionServer(web.Server):
             loop=server._loop,  # noqa: SLF001 - aiohttp has no public way to derive a server
             **server._kwargs,  # noqa: SLF001
         )
+        watch.count_connections = self._connections.__len__
 
     def __call__(self) -> CallerConnection:
         return self._connection(self, loop=self._loop, **self._kwargs)
@@ -69,6 +73,7 @@ class ProxyRunner(web.AppRunner):
         proxy: Proxy,
         outermost: Outer,
         shutdown_timeout_seconds: float = 30.0,
+        limits: LimitOptions | None = None,
         fast: bool = True,
     ) -> None:
         """
@@ -77,8 +82,10 @@ class ProxyRunner(web.AppRunner):
             proxy: Serves everything else.
             outermost: The middleware around the proxy. *app* has it too.
             shutdown_timeout_seconds: How long requests may take to end.
+            limits: What callers may take.
             fast: Whether the fast path is used, if this aiohttp is one whose insides are known.
         """
+        self._limits = limits = limits or LimitOptions()
         super().__init__(
             app,
             access_log=None,
@@ -86,9 +93,9 @@ class ProxyRunner(web.AppRunner):
             auto_decompress=False,
             # A handler is cancelled with its caller; token requests are shielded from that.
             handler_cancellation=True,
-            keepalive_timeout=75.0,
-            max_line_size=16 << 10,
-            max_field_size=16 << 10,
+            keepalive_timeout=limits.keepalive_timeout_seconds,
+            max_line_size=limits.max_header_field_bytes,
+            max_field_size=limits.max_header_field_bytes,
             lingering_time=5.0,
             shutdown_timeout=shutdown_timeout_seconds,
         )
@@ -100,4 +107,6 @@ class ProxyRunner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
-        return ConnectionServer(server, proxy=self._proxy, outermost=self._outermost, fast=self._fast)
+        return ConnectionServer(
+            server, proxy=self._proxy, outermost=self._outermost, limits=self._limits, fast=self._fast
+        )

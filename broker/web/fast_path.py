@@ -131,10 +131,14 @@ class FastConnection(CallerConnection):
                 method=_METHODS[method], target=target, version=(1, 1), block=self._block(data[end:-4]), peer=self._peer
             )
             head, block, lane = call.head, call.head.block, call.lane
-            if block.content_length is not None or block.chunked or head.upgrade or not gate.admit_at_once(call):
+            if block.content_length is not None or block.chunked or head.upgrade or lane.route.scrub:
                 return False
+            if not gate.admit_at_once(call):
+                return False
+            gate.limit(call)
             call.request_id = proxy.request_id(call, self._peer)
-            relay = Relay(self, head, hold_401=call.may_retry, done=self._done)
+            watched = proxy.watched(call)
+            relay = Relay(self, head, hold_401=call.may_retry, watched=watched, done=self._done)
             exchange = Exchange(head.method, call.compose(), relay, lane.answers, lane.route.timeout)
         except BrokerError:
             self.relay = None

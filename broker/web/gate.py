@@ -22,7 +22,15 @@ from broker.core.outcome import Cause, LoginNeeded, Token, TokenResult, Unavaila
 from broker.core.request_fields import FieldBlock, FieldRules
 from broker.core.request_head import RequestHead, read_head
 from broker.core.routing import Navigation, Route, RouteTable, TokenKind
-from broker.errors import BadRequest, NoSession, PayloadTooLarge, ProviderError, SessionExpired, StoreError
+from broker.errors import (
+    BadRequest,
+    NoSession,
+    PayloadTooLarge,
+    ProviderError,
+    SessionExpired,
+    StoreError,
+    TooManyRequests,
+)
 from broker.services.sessions import LiveSession
 from broker.services.upstream import Upstream
 from broker.web.lanes import Lane
@@ -109,6 +117,7 @@ class Gate:
         trusted_proxies: TrustedProxies,
         standing_grants: Mapping[str, str],
         base_path: str,
+        monotonic: Callable[[], float],
     ) -> None:
         """
         Args:
@@ -120,6 +129,7 @@ class Gate:
             trusted_proxies: Whose forwarding fields are believed.
             standing_grants: The ids of standing grants by their configured names.
             base_path: The path of the broker's own endpoints, which no reading of a forwarded path may name.
+            monotonic: The clock of rate limits.
         """
         parts = urlsplit(public_url)
         self._own_origin = f"{parts.scheme}://{parts.netloc}"
@@ -129,7 +139,10 @@ class Gate:
         self._tokens = tokens
         self._trusted = trusted_proxies
         self._standing_grants = standing_grants
-        self.lanes = tuple(Lane(route, upstream_of(route), public_url=public_url, cookies=cookies) for route in routes)
+        self.lanes = tuple(
+            Lane(route, upstream_of(route), public_url=public_url, cookies=cookies, monotonic=monotonic)
+            for route in routes
+        )
         self._table = RouteTable(zip(routes, self.lanes, strict=True), reserved=(base_path,))
         self._hosts = KnownHosts(public_url, sorted(self._table.hosts))
         self.fields = FieldRules(
@@ -205,6 +218,19 @@ class Gate:
             self._take_session(call, await self._sessions.load(session_id))
         await self._ask_for_token(call)
 
+    def limit(self, call: Call) -> None:
+        """
+        Count the call against its caller's rate.
+
+        Raises:
+            TooManyRequests: If the route's limit is exceeded.
+        """
+        buckets = call.lane.buckets
+        if buckets is not None:
+            wait = buckets.take(call.session.key if call.session is not None else call.caller.address)
+            if wait:
+                raise TooManyRequests("the route's rate limit is exceeded", retry_after_seconds=wait)
+
     def given_request_id(self, call: Call, peer: str) -> str | None:
         """Return the request's id, if a trusted proxy gave it one."""
         given = call.head.values(b"x-request-id")
@@ -227,7 +253,10 @@ class Gate:
             call.session = session
             call.grant_id = session.grant_id
         elif call.lane.kind is TokenKind.USER:
-            raise NoSession("no live session")
+            error = NoSession("no live session")
+            if route.provider is not None:
+                error.login_parameters = {"provider": route.provider}
+            raise error
 
     def _judge_origin(self, call: Call) -> None:
         head, route = call.head, call.lane.route

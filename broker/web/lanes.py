@@ -1,6 +1,6 @@
 """Routes made ready: everything about a route that doesn't change from request to request, computed once."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
 from broker.core.audience import Audience
@@ -12,6 +12,7 @@ from broker.core.request_head import RequestHead
 from broker.core.response_head import ResponseRules
 from broker.core.routing import CacheControl, RetryOn401, Route, TokenKind
 from broker.errors import ProviderError
+from broker.services.limits import TokenBuckets
 from broker.services.route_stats import RouteStats
 from broker.services.session_cache import LiveSession
 from broker.services.upstream import IDEMPOTENT_METHODS, Upstream
@@ -31,21 +32,32 @@ class Lane:
         audience: For whom its tokens are meant.
         answers: What is done to its answers.
         stats: What is counted of its requests.
+        buckets: How often each caller may come; None for as often as it likes.
     """
 
-    def __init__(self, route: Route, upstream: Upstream, *, public_url: str, cookies: CookieNames) -> None:
+    def __init__(
+        self,
+        route: Route,
+        upstream: Upstream,
+        *,
+        public_url: str,
+        cookies: CookieNames,
+        monotonic: Callable[[], float],
+    ) -> None:
         """
         Args:
             route: Its options.
             upstream: Where its requests go.
             public_url: The origin under which browsers reach the broker.
             cookies: What the broker calls its cookies.
+            monotonic: The clock of rate limits.
         """
         self.route = route
         self.upstream = upstream
         self.kind = route.token.kind
         self.max_body_bytes = route.max_body_bytes
         self.stats = RouteStats(route.name)
+        self.buckets = _buckets(route, monotonic)
         self.audience: Audience = route.audience
         self._cut, self._prefix = _rewriting(route)
         self._upstream_host = b"" if route.upstream_options.preserve_host else upstream.authority
@@ -156,6 +168,13 @@ class Lane:
                 self._rendered.clear()
             self._rendered[key] = lines
         return lines
+
+
+def _buckets(route: Route, monotonic: Callable[[], float]) -> TokenBuckets | None:
+    if route.rate_limit is None:
+        return None
+    limit = route.rate_limit
+    return TokenBuckets(requests_per_second=limit.requests_per_second, burst=limit.burst, monotonic=monotonic)
 
 
 def _rewriting(route: Route) -> tuple[int | None, bytes]:

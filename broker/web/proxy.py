@@ -9,14 +9,16 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import assert_never
 
 from aiohttp import web
 
 from broker.core.forwarded import TrustedProxies
+from broker.core.limit_options import LimitOptions
 from broker.core.outcome import LoginNeeded, Token, TokenResult, Unavailable
 from broker.core.routing import Route
-from broker.errors import BadRequest
+from broker.errors import BadRequest, RequestTimeout
 from broker.services import metrics
 from broker.services.clock import Clock, Randomness, SystemClock, SystemRandomness
 from broker.services.logs import REQUEST_ID
@@ -28,7 +30,9 @@ from broker.web.body import RequestBody
 from broker.web.connection import CallerConnection
 from broker.web.gate import Call, Gate, SessionSource, TokenSource, usable
 from broker.web.middleware import request_names
-from broker.web.relay import Relay, RelayedResponse
+from broker.web.relay import Relay, RelayedResponse, Watched
+from broker.web.scrub import Scrubber
+from broker.web.streams import Streams, Subscription
 
 FLUSH_SECONDS = 1.0
 
@@ -50,6 +54,8 @@ class Proxy:
 
     Attributes:
         gate: Judges them.
+        base_path: The path of the broker's own endpoints.
+        streams: The answers that sessions have open.
     """
 
     def __init__(
@@ -63,6 +69,8 @@ class Proxy:
         trusted_proxies: TrustedProxies | None = None,
         standing_grants: Mapping[str, str] | None = None,
         base_path: str = "/bff",
+        limits: LimitOptions | None = None,
+        events: Subscription | None = None,
         access_log: Callable[[str], None] | None = None,
         clock: Clock | None = None,
         randomness: Randomness | None = None,
@@ -77,10 +85,13 @@ class Proxy:
             trusted_proxies: Whose forwarding fields are believed; by default nobody's.
             standing_grants: The ids of standing grants by their configured names.
             base_path: The path of the broker's own endpoints.
+            limits: How long callers may take.
+            events: Tells of sessions and grants that end, so that their streams end too.
             access_log: Takes one line of JSON for each request of the fast path; the others are the middleware's.
             clock: Time.
             randomness: For the names of requests.
         """
+        clock = clock or SystemClock()
         self.base_path = base_path
         self.gate = Gate(
             routes=routes,
@@ -91,9 +102,12 @@ class Proxy:
             trusted_proxies=trusted_proxies or TrustedProxies(),
             standing_grants=standing_grants or {},
             base_path=base_path,
+            monotonic=clock.monotonic,
         )
         self._access_log = access_log
-        self._clock = clock or SystemClock()
+        self._clock = clock
+        self._limits = limits or LimitOptions()
+        self.streams = Streams(load=partial(sessions.load, used=False), clock=clock, events=events)
         self._new_request_id = request_names(randomness or SystemRandomness())
         self._tasks = Tasks()
         self._loop = asyncio.get_running_loop()
@@ -107,6 +121,7 @@ class Proxy:
         """Let what runs in the background end."""
         await self._tasks.drain(timeout_seconds)
         self._timer.cancel()
+        self.streams.close()
         for lane in self.gate.lanes:
             lane.stats.flush()
 
@@ -154,10 +169,13 @@ class Proxy:
         else:
             call = self._judge(connection, request)
             await self.gate.admit(call)
+            self.gate.limit(call)
             transit = _Transit(call, connection, self._body(call, request) if call.head.has_body else None)
             relay = await self._conclude(transit, await self._attempt(transit, hold_401=call.may_retry))
         call.lane.stats.count(relay.status, self._loop.time() - began_at)
         if relay.error is not None and not relay.started:
+            if isinstance(relay.error, BadRequest | RequestTimeout):
+                connection.close_soon()
             raise relay.error
         return RelayedResponse(relay)
 
@@ -173,7 +191,7 @@ class Proxy:
             )
         except BadRequest:
             # What follows on a connection whose requests can't be told apart isn't read (SECURITY SM-01).
-            connection.close()
+            connection.close_soon()
             raise
         call.request_id = REQUEST_ID.get("")
         return call
@@ -184,6 +202,7 @@ class Proxy:
             request.content,
             max_bytes=route.max_body_bytes,
             max_kept_bytes=route.max_replay_body_bytes if call.may_retry else 0,
+            pause_seconds=self._limits.body_timeout_seconds,
         )
         if call.head.expects_continue and request.transport is not None and not body.is_here:
             # Only now: whoever may not call is told so before it sends its body (RFC 9110 section 10.1.1).
@@ -224,25 +243,33 @@ class Proxy:
     async def _attempt(self, transit: _Transit, *, hold_401: bool) -> Relay:
         """Send the request, and relay its answer. Faults before the answer are in the relay's ``error``."""
         call, body = transit.call, transit.body
-        relay = Relay(transit.connection, call.head, hold_401=hold_401)
-        exchange = Exchange(call.head.method, call.compose(), relay, call.lane.answers, call.lane.route.timeout)
+        relay = Relay(transit.connection, call.head, hold_401=hold_401, watched=self.watched(call))
+        scrubber = self._scrubber(call, relay)
+        exchange = Exchange(
+            call.head.method, call.compose(), scrubber or relay, call.lane.answers, call.lane.route.timeout
+        )
         exchange.upgrade = call.head.upgrade
         if body is not None:
             exchange.expect_body(chunked=call.head.block.chunked)
         relay.exchange = exchange
+        if scrubber is not None:
+            scrubber.exchange = exchange
         try:
             await call.lane.upstream.start(exchange)
             if body is not None:
-                await self._send_body(body, exchange, relay)
+                await self._send_body(transit.connection, body, exchange, relay)
             await relay.wait()
         finally:
             relay.leave()
         return relay
 
-    async def _send_body(self, body: RequestBody, exchange: Exchange, relay: Relay) -> None:
+    async def _send_body(
+        self, connection: CallerConnection, body: RequestBody, exchange: Exchange, relay: Relay
+    ) -> None:
         if body.is_here:
             await _send(body, exchange, relay)
             return
+        connection.receive(body)
         sending = self._tasks.spawn(_send(body, exchange, relay), name="proxy:body")
         try:
             await relay.wait()
@@ -251,6 +278,18 @@ class Proxy:
                 await sending
         finally:
             sending.cancel()
+            connection.body = None
+
+    def watched(self, call: Call) -> Watched | None:
+        """Return who ends the call's answer with its session; None if it has none."""
+        session_id = call.head.block.session_id
+        return Watched(self.streams, call.session, session_id) if call.session is not None and session_id else None
+
+    @staticmethod
+    def _scrubber(call: Call, relay: Relay) -> Scrubber | None:
+        if not call.lane.route.scrub or call.token is None:
+            return None
+        return Scrubber(relay, call.token.access_token.reveal().encode())
 
 
 async def _send(body: RequestBody, exchange: Exchange, relay: Relay) -> None:

@@ -7,17 +7,28 @@ way that the caller can't take for the end of the answer.
 
 import asyncio
 from collections.abc import Callable
+from typing import NamedTuple
 
 from aiohttp import web
 
 from broker.core.request_head import RequestHead
 from broker.core.response_head import ResponseHead
 from broker.errors import BrokerError, UpstreamError
+from broker.services.session_cache import LiveSession
 from broker.services.upstream import Exchange
 from broker.web.connection import CallerConnection
+from broker.web.streams import Streams
 
 MAX_HELD_BYTES = 64 << 10
 """A 401 is held back up to this size, while a newer token is sought."""
+
+
+class Watched(NamedTuple):
+    """Who ends a stream when its session ends."""
+
+    streams: Streams
+    session: LiveSession
+    session_id: bytes
 
 
 class Relay:
@@ -47,6 +58,7 @@ class Relay:
     _held_bytes = b""
     _chunked = False
     _tunnel = False
+    _is_watched = False
     _waiter: asyncio.Future[None] | None = None
 
     def __init__(
@@ -55,6 +67,7 @@ class Relay:
         request: RequestHead,
         *,
         hold_401: bool,
+        watched: Watched | None = None,
         done: Callable[[], None] | None = None,
     ) -> None:
         """
@@ -62,11 +75,13 @@ class Relay:
             connection: Where the answer goes.
             request: What it answers.
             hold_401: Whether a 401 is held back, so that the request can be sent again.
+            watched: Ends it with the session, if it takes longer than one read.
             done: Is called when nothing more comes, for whoever doesn't :meth:`wait`.
         """
         self._connection = connection
         self._request = request
         self._hold_401 = hold_401
+        self._watched = watched
         self._done = done
         self.keep_alive = request.keep_alive
         connection.relay = self
@@ -89,6 +104,13 @@ class Relay:
         if not self.ended:
             self.error = error
             self.keep_alive = False
+            self._give_up()
+
+    def cut(self) -> None:
+        """End it: its session has ended."""
+        if not self.ended:
+            self.keep_alive = False
+            self.started = True  # nothing else is written after this
             self._give_up()
 
     def leave(self) -> None:
@@ -132,6 +154,8 @@ class Relay:
             self._held_bytes = body
         else:
             self._begin(head, body, complete=complete)
+            if not complete:
+                self._be_watched()
 
     def on_upgraded(self, head: ResponseHead, body: bytes) -> None:
         self.status = 101
@@ -139,6 +163,7 @@ class Relay:
         self._tunnel = True
         self.keep_alive = False
         self._write(b"%bConnection: Upgrade\r\nUpgrade: %b\r\n\r\n%b" % (head.passed, head.upgrade, body))
+        self._be_watched()
         assert self.exchange is not None
         self._connection.set_parser(TunnelReader(self.exchange))  # type: ignore[arg-type]  # it has all that is called
 
@@ -217,9 +242,16 @@ class Relay:
         if transport is not None:
             transport.write(data)
 
+    def _be_watched(self) -> None:
+        if self._watched is not None and not self.ended:
+            self._is_watched = True
+            self._watched.streams.add(self, self._watched.session, self._watched.session_id)
+
     def _finish(self) -> None:
         self.ended = True
         self.exchange = None
+        if self._is_watched and self._watched is not None:
+            self._watched.streams.remove(self, self._watched.session.key)
         if self._connection.relay is self:
             self._connection.relay = None
         if self._waiter is not None and not self._waiter.done():

@@ -1,0 +1,36 @@
+"""What callers may take of the broker's time, memory and connections, as the operator configures it."""
+
+from dataclasses import dataclass
+
+from broker.core.options import OptionError, option
+
+MIN_BODY_BYTES_PER_SECOND = 256
+"""A body that comes more slowly than this, once its first half minute is over, is cut off."""
+GRACE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitOptions:
+    """Limits on callers' connections. Bodies and rates are limited by routes."""
+
+    header_timeout_seconds: float = option("How long the head of a request may take to arrive.", default=15.0)
+    body_timeout_seconds: float = option(
+        "How long a caller may send nothing of a body that it has begun. On the whole it must be faster than "
+        f"{MIN_BODY_BYTES_PER_SECOND} bytes a second.",
+        default=30.0,
+    )
+    reader_timeout_seconds: float = option(
+        "How long a caller may take nothing of an answer that waits for it.", default=60.0
+    )
+    keepalive_timeout_seconds: float = option("How long a connection is kept open between two requests.", default=75.0)
+    max_header_field_bytes: int = option("The longest header field, or request target.", default=16 << 10)
+    max_connections: int = option("How many connections one process takes.", default=20_000)
+
+    def __post_init__(self) -> None:
+        for key in ("header_timeout", "body_timeout", "reader_timeout", "keepalive_timeout"):
+            if not 0 < getattr(self, f"{key}_seconds") <= 3600:
+                raise OptionError(key, "a duration above 0 and at most 1h")
+        if not 1 << 10 <= self.max_header_field_bytes <= 1 << 20:
+            raise OptionError("max_header_field", "a size from 1KiB to 1MiB")
+        if self.max_connections < 1:
+            raise OptionError("max_connections", "a number above 0")
