@@ -1,0 +1,341 @@
+"""Refreshing the grants of absent users, and settling what a crash left in doubt."""
+
+import asyncio
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from broker.core.audience import DEFAULT_AUDIENCE
+from broker.core.grant import EndReason, Origin
+from broker.core.refresh import begin, succeed
+from broker.services.keepalive import BATCH, CLAIM_SECONDS, PROVIDER_SECONDS, UNREADABLE_SECONDS
+from broker.services.refresher import Want
+from broker.services.tasks import Tasks
+from tests.services.conftest import StartStage
+from tests.support.engine import PROVIDER, Replica
+from tests.support.grants import LIFE
+from tests.support.scripted_server import ScriptedServer
+from tests.support.stage import Stage
+from tests.support.waiting import until
+
+IDLE = 1800.0
+
+
+async def idle_stage(start_stage: StartStage, **options: Any) -> Stage:
+    return await start_stage(**{"idle_timeout_seconds": IDLE, "keep_alive_per_second": 1000.0, **options})
+
+
+async def log_in(stage: Stage, count: int, **changes: Any) -> list[str]:
+    return [
+        (await stage.one.adopt(stage.server.login_tokens(f"user{number}"), subject=f"user{number}", **changes)).id
+        for number in range(count)
+    ]
+
+
+async def keep(stage: Stage, seconds: float, *, step: float = 30.0) -> int:
+    """Let time pass and every replica scan. Returns how many grants were claimed."""
+    claimed = 0
+    for _ in range(round(seconds / step)):
+        stage.clock.advance(step)
+        for replica in stage.engine.replicas:
+            claimed += await replica.keep_alive.scan()
+    return claimed
+
+
+async def test_absent_users_stay_logged_in(start_stage: StartStage) -> None:
+    """A server's 30-minute idle limit doesn't end an 8-hour session over lunch."""
+    stage = await idle_stage(start_stage)
+    await log_in(stage, 5)
+
+    await keep(stage, 8 * 3600)
+
+    by_family: dict[str | None, list[float]] = {}
+    for presentation in stage.server.ledger.presented:
+        by_family.setdefault(presentation.family, []).append(presentation.at)
+    gaps = [later - earlier for moments in by_family.values() for earlier, later in pairwise(moments)]
+    assert 6 == len(by_family)
+    assert 0.39 * IDLE < min(gaps) <= max(gaps) < 0.55 * IDLE
+    assert {} == stage.server.ledger.presented_twice()
+
+
+async def test_a_grant_that_is_due_is_claimed_by_one_replica(start_stage: StartStage) -> None:
+    """However many look at once."""
+    stage = await idle_stage(start_stage)
+    await log_in(stage, 10)
+    for _ in range(3):
+        await stage.engine.open()
+    stage.clock.advance(IDLE / 2)
+
+    claims = await asyncio.gather(*(replica.keep_alive.scan() for replica in stage.engine.replicas))
+
+    assert 11 == sum(claims)
+    assert 11 == len(stage.presented())
+    assert {} == stage.server.ledger.presented_twice()
+
+
+async def test_due_times_are_jittered(start_stage: StartStage) -> None:
+    """The logins of one morning don't come due in one minute."""
+    stage = await idle_stage(start_stage)
+    await log_in(stage, 40)
+    due = sorted(kept.due_at for kept in stage.engine.backend.records.values() if kept.due_at is not None)
+
+    assert 41 == len(due)
+    assert due[-1] - due[0] > 0.05 * IDLE
+
+
+async def test_a_refresh_by_its_user_puts_the_due_time_off(start_stage: StartStage) -> None:
+    """What is used needs no help."""
+    stage = await idle_stage(start_stage)
+    for _ in range(20):
+        stage.expire()
+        await stage.refresh()
+        assert 0 == await stage.one.keep_alive.scan()
+
+
+async def test_a_grant_is_not_kept_beyond_its_session_or_its_chain(start_stage: StartStage) -> None:
+    """Nobody can use it any more."""
+    stage = await idle_stage(start_stage, max_rotation_seconds=3600.0)
+    (short,) = await log_in(stage, 1, keep_until=stage.clock.now() + 600)
+
+    await keep(stage, 4 * 3600)
+
+    first, second = stage.server.families.by_id.values()
+    counts = Counter(entry.family for entry in stage.server.ledger.presented)
+    assert 0 == counts[second.id]
+    assert 3 <= counts[first.id] <= 4
+    assert (await stage.one.grant(short)).generation == 1
+
+
+async def test_a_server_without_limits_is_left_alone(stage: Stage) -> None:
+    """Where nothing is known to end, nothing is kept alive."""
+    await keep(stage, 3600)
+
+    assert [] == stage.presented()
+
+
+async def test_a_server_that_ends_refresh_tokens_at_a_known_time_needs_no_option(stage: Stage) -> None:
+    """refresh_expires_in says it."""
+    tokens = replace(stage.server.login_tokens("bob"), refresh_expires_at=stage.clock.now() + 1000)
+    bob = await stage.one.adopt(tokens, subject="bob")
+    await keep(stage, 510)
+
+    assert 2 == (await stage.one.grant(bob.id)).generation
+
+
+async def test_refresh_expires_in_0_and_an_idle_limit(start_stage: StartStage) -> None:
+    """Keycloak's offline sessions report 0 and are ended when idle: idle_timeout covers it."""
+    stage = await idle_stage(start_stage)
+    tokens = replace(stage.server.login_tokens("bob"), refresh_expires_at=None)
+    bob = await stage.one.adopt(tokens, subject="bob")
+    await keep(stage, IDLE)
+
+    assert 2 <= (await stage.one.grant(bob.id)).generation
+
+
+async def test_the_rate_is_within_the_providers_budget(start_stage: StartStage) -> None:
+    """A thousand idle grants don't flood their server."""
+    stage = await idle_stage(start_stage, keep_alive_per_second=50.0)
+    await log_in(stage, 10)
+    stage.clock.advance(IDLE)
+    began = asyncio.get_running_loop().time()
+
+    assert 11 == await stage.one.keep_alive.scan()
+
+    assert asyncio.get_running_loop().time() - began > 10 / 50
+
+
+async def test_what_was_claimed_and_not_settled_is_looked_at_again(start_stage: StartStage) -> None:
+    """A provider that is down for a while, or a claimer that dies, costs time and nothing else."""
+    stage = await idle_stage(start_stage)
+    stage.clock.advance(IDLE / 2)
+    stage.server.refuse_always("operator")
+    await stage.one.keep_alive.scan()
+    assert 1 == (await stage.grant()).generation
+    stage.server.recover()
+
+    await keep(stage, 2 * CLAIM_SECONDS)
+
+    assert 2 == (await stage.grant()).generation
+
+
+async def test_tk_02_what_a_crash_left_in_doubt_is_settled_soon(start_stage: StartStage) -> None:
+    """Without the user, within its server's grace."""
+    stage = await start_stage(rotation="grace")
+    two = await stage.engine.open()
+    stage.server.hold()
+    _ = two.broker.refresher.start(Want(grant_id=stage.grant_id, rejected_generation=1))
+    await until(lambda: len(stage.presented()) == 1)
+    await two.crash()
+    stage.engine.replicas.remove(two)
+
+    await keep(stage, 6, step=1)
+
+    grant = await stage.grant()
+    assert (2, None) == (grant.generation, grant.intent)
+    assert [] == stage.server.ledger.families_revoked()
+
+
+async def test_a_strict_doubt_is_not_presented_while_the_access_token_lives(start_stage: StartStage) -> None:
+    """The keep-alive asks the same rules as everybody."""
+    stage = await idle_stage(start_stage)
+    stored = await stage.one.vault.read(stage.grant_id)
+    assert stored is not None
+    doubtful = begin(stored.grant, attempt="a", owner="dead", now=stage.clock.now())
+    await stage.one.vault.replace(stored, doubtful, due_at=stage.clock.now())
+
+    await keep(stage, LIFE - 30)
+    assert [] == stage.presented()
+    await keep(stage, 3 * CLAIM_SECONDS)
+
+    assert 1 == len(stage.presented())
+    assert 2 == (await stage.grant()).generation
+
+
+async def test_an_ended_grant_is_not_due_any_more(start_stage: StartStage) -> None:
+    """Whatever due time was left."""
+    stage = await idle_stage(start_stage)
+    await stage.one.broker.end(stage.grant_id, EndReason.LOGOUT)
+    stored = await stage.one.vault.read(stage.grant_id)
+    assert stored is not None
+    await stage.one.vault.replace(stored, stored.grant, due_at=stage.clock.now())
+
+    assert 0 == await stage.one.keep_alive.scan()
+    assert [] == await stage.one.vault.due(stage.clock.now() + 10 * IDLE, 10)
+
+
+async def test_ft_12_the_end_of_the_process_does_not_cut_off_a_rotation(start_stage: StartStage) -> None:
+    """The scan is cancelled; the refresh that it began is drained."""
+    stage = await idle_stage(start_stage)
+    stage.clock.advance(IDLE / 2)
+    step = stage.server.hold()
+    tasks = Tasks()
+    scanning = tasks.spawn(stage.one.keep_alive.scan(), name="scan")
+    await step.reached.wait()
+    scanning.cancel()
+    await asyncio.sleep(0)
+    closing = tasks.spawn(stage.one.broker.close(5), name="closing")
+    await asyncio.sleep(0.01)
+    step.release()
+    await closing
+
+    assert 2 == (await stage.grant()).generation
+
+
+async def test_cr_04_records_that_can_not_be_opened_do_not_hide_the_others(start_stage: StartStage) -> None:
+    """A key was removed, or a later release wrote them: they are looked at now and then, and left as they are."""
+    stage = await idle_stage(start_stage)
+    store, ring = stage.one.store, stage.one.vault._keyring
+    for number in range(BATCH + 20):
+        key = f"grant:{number:064x}"
+        value = b"garbage" if number % 2 else ring.seal("grant", key, b'{"v": 2}')
+        await store.create(key, value, ttl_seconds=1e6, due_at=stage.clock.now() - 1)
+    stage.clock.advance(IDLE / 2)
+
+    for _ in range(3):
+        await stage.one.keep_alive.scan()
+
+    assert 2 == (await stage.grant()).generation
+    record = await store.get(f"grant:{1:064x}")
+    assert record is not None
+    assert b"garbage" == record.value
+    stage.clock.advance(2 * UNREADABLE_SECONDS)
+    assert len(await stage.one.vault.due(stage.clock.now(), 1000)) >= BATCH + 20
+
+
+async def test_ds_05_a_slow_provider_does_not_starve_another(start_stage: StartStage) -> None:
+    """They are served side by side, and none for longer than its share of a scan."""
+    stage = await idle_stage(start_stage)
+    await log_in(stage, 3)
+    fast = ScriptedServer(stage.clock, name="fast", idle_timeout_seconds=IDLE, keep_alive_per_second=1000.0)
+    both: Replica = await stage.engine.open(servers={PROVIDER: stage.server, "fast": fast})
+    bob = await both.broker.adopt(
+        "fast", fast.login_tokens("bob"), subject="bob", origin=Origin.BROWSER, keep_until=None, ttl_seconds=1e6
+    )
+    stage.clock.advance(IDLE / 2)
+    step = stage.server.hold()
+    tasks = Tasks()
+    scanning = tasks.spawn(both.keep_alive.scan(), name="scan")
+    await step.reached.wait()
+    await until(lambda: len(fast.refreshes) == 1)
+    stage.clock.advance(PROVIDER_SECONDS)
+    step.release()
+
+    assert 2 == await scanning  # one of each: the other three of the slow one are left to the next scan
+    assert 2 == (await both.grant(bob.id)).generation
+
+
+async def test_a_provider_that_rests_is_passed_over_quickly(start_stage: StartStage) -> None:
+    """No budget is spent on requests that aren't made."""
+    stage = await idle_stage(start_stage, keep_alive_per_second=1.0)
+    await log_in(stage, 20)
+    stage.clock.advance(IDLE / 2)
+    stage.server.refuse("transient", retry_after_seconds=60.0)
+    began = asyncio.get_running_loop().time()
+
+    assert 21 == await stage.one.keep_alive.scan()
+
+    assert asyncio.get_running_loop().time() - began < 1
+    assert 1 == len(stage.presented())
+
+
+async def test_a_grant_of_a_removed_provider_is_left_alone(start_stage: StartStage) -> None:
+    """It comes back with its configuration."""
+    stage = await idle_stage(start_stage)
+    poor = await stage.engine.open(servers={"other": stage.server})
+    stage.clock.advance(IDLE / 2)
+
+    assert 1 == await poor.keep_alive.scan()
+    assert [] == stage.presented()
+
+
+async def test_a_grant_that_was_refreshed_between_the_look_and_the_claim_is_not_refreshed_again(
+    start_stage: StartStage,
+) -> None:
+    """The claim is a compare-and-set on what was seen."""
+    stage = await idle_stage(start_stage)
+    stage.clock.advance(IDLE / 2)
+    rule = stage.one.store.trouble("replace", "held")
+    tasks = Tasks()
+    scanning = tasks.spawn(stage.one.keep_alive.scan(), name="scan")
+    await rule.reached.wait()
+    two = await stage.engine.open()
+    await stage.refresh(two, rejected_generation=1)
+    rule.released.set()
+
+    assert 0 == await scanning
+    assert 1 == len(stage.presented())
+
+
+async def test_it_runs_until_it_is_cancelled_and_survives_the_store(
+    start_stage: StartStage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A store that is down is asked again a second later."""
+    stage = await idle_stage(start_stage)
+    stage.clock.advance(IDLE / 2)
+    stage.one.store.trouble("due", "fails")
+    tasks = Tasks()
+    running = tasks.spawn(stage.one.keep_alive.run(), name="keep-alive")
+
+    await until(lambda: len(stage.presented()) == 1, seconds=5)
+    assert "keep_alive_without_store" in caplog.text
+    running.cancel()
+    await asyncio.wait([running])
+
+    assert running.cancelled()
+
+
+async def test_what_counts_as_idle_begins_anew_with_each_refresh(start_stage: StartStage) -> None:
+    """The due time follows the last token response."""
+    stage = await idle_stage(start_stage)
+    stored = await stage.one.vault.read(stage.grant_id)
+    assert stored is not None
+    assert succeed(stored.grant, DEFAULT_AUDIENCE, stage.server.login_tokens("x")).refreshed_at == stage.clock.now()
+    stage.clock.advance(IDLE / 4)
+    await stage.refresh(rejected_generation=1)
+    (due,) = [kept.due_at for kept in stage.engine.backend.records.values()]
+
+    assert due is not None
+    assert 0.4 * IDLE <= due - stage.clock.now() <= 0.5 * IDLE
