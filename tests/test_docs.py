@@ -11,6 +11,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from broker import errors
 from broker.__main__ import _parser
 from broker.config import PretendedSource, loads
+from broker.core.refresh import TABLE
 from broker.services import metrics
 from broker.services.clock import SystemClock, SystemRandomness
 from broker.stores.base import Busy, Event, StoreDown, Topic
@@ -126,6 +127,13 @@ def test_every_metric_has_its_heading() -> None:
     }
     explained = {heading for heading in headings(ROOT / "docs/reference/metrics.md") if heading.islower()}
     assert public == explained
+
+
+def test_the_refresh_machine_is_printed_as_it_is() -> None:
+    """The page's table has the rows of the code's, in their order."""
+    page = (ROOT / "docs/reference/refresh-machine.md").read_text()
+    printed = [line for line in page.splitlines() if re.match(r"\| [A-Z_]+ \|", line)]
+    assert [f"| {row.state.name} | {row.condition} | {row.decision} |" for row in TABLE] == printed
 
 
 async def test_every_endpoint_has_its_heading() -> None:
