@@ -4,17 +4,17 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import assert_never
 
 from broker.errors import ConfigError, StoreError
-from broker.stores.base import Busy, Clock, Event, Lease, LeaseOutcome, Randomness, Record, StoreDown
+from broker.stores.base import Clock, Event, LeaseOutcome, Randomness, Record
 from broker.stores.listeners import Listeners
 from broker.stores.options import StoreKind, StoreOptions
-from broker.stores.redis_client import RedisClient, Script
+from broker.stores.redis_client import RedisClient, Script, milliseconds
 from broker.stores.redis_connection import Dialler, Reply, tls_context
 from broker.stores.redis_events import EventChannel
 from broker.stores.redis_indexes import Due, Indexes, Keys
+from broker.stores.redis_leases import acquire
 from broker.stores.redis_topology import Cluster, Sentinels, Standalone, Topology
 
 # A record is a hash:
@@ -95,31 +95,6 @@ if redis.call('PEXPIRE', KEYS[1], ARGV[1]) == 0 then
 end
 return redis.call('HMGET', KEYS[1], 'id', 'tags', 'due')
 """)
-
-ACQUIRE = Script("""
-local owner, ttl = unpack(ARGV)
-if redis.call('SET', KEYS[1], owner, 'NX', 'PX', ttl) then
-  return 1
-elseif redis.call('GET', KEYS[1]) == owner then
-  redis.call('PEXPIRE', KEYS[1], ttl)
-  return 1
-end
-return 0
-""")
-
-RENEW = Script("""
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then
-  return 0
-end
-return redis.call('PEXPIRE', KEYS[1], ARGV[2])
-""")
-
-RELEASE = Script("""
-if redis.call('GET', KEYS[1]) == ARGV[1] then
-  redis.call('DEL', KEYS[1])
-end
-""")
-
 
 PING = Script("""
 redis.call('SET', KEYS[1], '', 'PX', 60000)
@@ -202,7 +177,7 @@ class RedisStore:
     ) -> int | None:
         stamp = self._indexes.stamp()
         due = None if due_at is None else Due(due_at, stamp)
-        ttl = _milliseconds(ttl_seconds)
+        ttl = milliseconds(ttl_seconds)
         await self._indexes.add(key, stamp, tags, due, ttl)
         written = (value, ttl, stamp, " ".join(tags), str(due or ""))
         reply = await self._client.run(CREATE, [self._keys.record(key)], *written, replicas=self._wait_replicas)
@@ -222,7 +197,7 @@ class RedisStore:
     ) -> int | None:
         stamp = self._indexes.stamp()
         due = None if due_at is None else Due(due_at, stamp)
-        ttl = None if ttl_seconds is None else _milliseconds(ttl_seconds)
+        ttl = None if ttl_seconds is None else milliseconds(ttl_seconds)
         await self._indexes.add(key, stamp, (), due, ttl or 0)
         written = (value, version, stamp, ttl or "", str(due or ""))
         match await self._client.run(REPLACE, [self._keys.record(key)], *written, replicas=self._wait_replicas):
@@ -246,7 +221,7 @@ class RedisStore:
         return True
 
     async def touch(self, key: str, ttl_seconds: float) -> bool:
-        ttl = _milliseconds(ttl_seconds)
+        ttl = milliseconds(ttl_seconds)
         reply = await self._client.run(TOUCH, [self._keys.record(key)], ttl)
         if reply is None:
             return False
@@ -260,35 +235,13 @@ class RedisStore:
         return await self._indexes.due(kind, before, limit)
 
     async def lease(self, key: str, ttl_seconds: float) -> LeaseOutcome:
-        lease = _RedisLease(self._client, self._keys.lease(key), self._indexes.stamp())
-        try:
-            is_held = await self._client.run(ACQUIRE, [lease.key], lease.owner, _milliseconds(ttl_seconds)) == 1
-        except StoreError as fault:
-            return StoreDown(str(fault))
-        held: Lease = lease
-        return held if is_held else Busy()
+        return await acquire(self._client, self._keys.lease(key), self._indexes.stamp(), ttl_seconds)
 
     async def publish(self, event: Event) -> None:
         await self._channel.publish(event)
 
     def subscribe(self, listener: Callable[[Event], None]) -> Callable[[], None]:
         return self._listeners.add(listener)
-
-
-@dataclass(frozen=True, slots=True)
-class _RedisLease:
-    """A key that names its owner."""
-
-    client: RedisClient
-    key: str
-    owner: str
-
-    async def renew(self, ttl_seconds: float) -> bool:
-        return await self.client.run(RENEW, [self.key], self.owner, _milliseconds(ttl_seconds)) == 1
-
-    async def release(self) -> None:
-        with contextlib.suppress(StoreError):
-            await self.client.run(RELEASE, [self.key], self.owner)
 
 
 def _client(options: StoreOptions) -> RedisClient:
@@ -317,10 +270,6 @@ def _client(options: StoreOptions) -> RedisClient:
     return RedisClient(
         topology, dialler, timeout_seconds=options.timeout_seconds, max_connections=options.max_connections
     )
-
-
-def _milliseconds(seconds: float) -> int:
-    return max(1, round(seconds * 1000))
 
 
 def _version(reply: Reply) -> int:

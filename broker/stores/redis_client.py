@@ -51,12 +51,28 @@ class Script:
         return (name, body, len(keys), *keys, *arguments)
 
 
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """What the commands of an attempt depend on: the seconds that are left, and whether the server knows the script."""
+@dataclass(slots=True)
+class _Call:
+    """
+    A call on its way.
 
-    seconds: float
-    is_known: bool
+    Attributes:
+        key: A key of the slot.
+        commands: Makes the commands of an attempt, from this.
+        deadline: The event loop's time at which to give up.
+        seconds: What is left of it at the begin of the attempt.
+        is_script_known: Whether the server is thought to know the script.
+        redirected: Where a migration has sent this attempt, and no other.
+        refusal: The last error after which another attempt makes sense.
+    """
+
+    key: str
+    commands: Callable[["_Call"], list[Command]]
+    deadline: float
+    seconds: float = 0.0
+    is_script_known: bool = True
+    redirected: Address | None = None
+    refusal: ResponseError | None = None
 
 
 class RedisClient:
@@ -84,7 +100,7 @@ class RedisClient:
         Raises:
             StoreError: If it answers an error, or nothing in time.
         """
-        [reply] = await self._call(key, lambda _: [words])
+        [reply] = await self._complete(key, lambda _: [words])
         return reply
 
     async def run(self, script: Script, keys: Sequence[str], *arguments: Word, replicas: int = 0) -> Reply:
@@ -101,66 +117,65 @@ class RedisClient:
             StoreError: If it fails, if there is no answer in time, or if too few replicas have it.
         """
 
-        def commands(turn: _Turn) -> list[Command]:
-            wait = [("WAIT", replicas, max(1, int(turn.seconds * WAIT_SHARE * 1000)))] if replicas else []
-            return [script.command(keys, arguments, is_known=turn.is_known), *wait]
+        def commands(call: _Call) -> list[Command]:
+            wait = [("WAIT", replicas, max(1, int(call.seconds * WAIT_SHARE * 1000)))] if replicas else []
+            return [script.command(keys, arguments, is_known=call.is_script_known), *wait]
 
-        reply, *waited = await self._call(keys[0], commands)
+        reply, *waited = await self._complete(keys[0], commands)
         for count in waited:
             if not isinstance(count, int) or count < replicas:
                 raise StoreError(f"written, but not by {replicas} replicas in time: {count!r:.100}")
         return reply
 
-    async def _call(self, key: str, commands: Callable[[_Turn], list[Command]]) -> list[Reply]:
-        """
-        Send the commands to where *key* is.
-
-        Args:
-            key: A key of the slot.
-            commands: Makes them.
-        """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.timeout_seconds
-        is_known = True
-        asked: Address | None = None
-        reason: ResponseError | None = None
+    async def _complete(self, key: str, commands: Callable[[_Call], list[Command]]) -> list[Reply]:
+        """Send the commands to where *key* is, until they are answered. Raises StoreError."""
+        call = _Call(key, commands, asyncio.get_running_loop().time() + self.timeout_seconds)
         for attempt in range(ATTEMPTS):
-            began_at = loop.time()
-            address = asked or await self.topology.locate(key, deadline)
+            if (replies := await self._attempt(call)) is not None:
+                return replies
+            if call.refusal is not None:
+                await asyncio.sleep(PAUSE_SECONDS * (attempt + 1))
+        why = explain(call.refusal) if call.refusal is not None else "from server to server"
+        raise StoreError(f"redis sends us in circles: {why}", retry_after_seconds=1.0)
+
+    async def _attempt(self, call: _Call) -> list[Reply] | None:
+        """Return the answers, or None if another attempt may find a better server. Raises StoreError."""
+        loop = asyncio.get_running_loop()
+        began_at = loop.time()
+        address = call.redirected or await self.topology.locate(call.key, call.deadline)
+        asking: list[Command] = [("ASKING",)] if call.redirected else []
+        call.redirected, call.refusal, call.seconds = None, None, call.deadline - began_at
+        try:
             pool = await self._pool(address)
-            asking: list[Command] = [("ASKING",)] if asked else []
-            try:
-                replies = await pool.exchange([*asking, *commands(_Turn(deadline - began_at, is_known))], deadline)
-            except Unreachable as fault:
-                await self.topology.relearn(began_at, deadline)
-                elsewhere = address != await self.topology.locate(key, deadline)
-                if loop.time() >= deadline or not (fault.was_idle or elsewhere):
-                    raise
-                asked = None
-                continue
-            del replies[: len(asking)]
-            asked = None
-            match replies[0]:
-                case MovedError() as notice:
-                    await self.topology.relearn(began_at, deadline)
-                    self.topology.moved(notice)
-                case AskError() as notice:
-                    asked = Address(notice.host, notice.port)
-                case NoScriptError():
-                    is_known = False
-                case ReadOnlyError() | ClusterDownError() | TryAgainError() as refusal:
-                    # A master that was replaced, or slots on their way. Nothing was done.
-                    reason = refusal
-                    await pool.reset()
-                    await self.topology.relearn(began_at, deadline)
-                    await asyncio.sleep(PAUSE_SECONDS * (attempt + 1))
-                case ResponseError() as refusal:
-                    raise StoreError(f"redis at {address}: {explain(refusal)}")
-                case _:
-                    return replies
-        raise StoreError(
-            f"redis sends us in circles: {explain(reason) if reason else 'moved'}", retry_after_seconds=1.0
-        )
+            replies = await pool.exchange([*asking, *call.commands(call)], call.deadline)
+        except Unreachable as fault:
+            await self.topology.relearn(began_at, call.deadline)
+            is_elsewhere = address != await self.topology.locate(call.key, call.deadline)
+            if loop.time() >= call.deadline or not (fault.was_idle or is_elsewhere):
+                raise
+            return None
+        del replies[: len(asking)]
+        if not isinstance(replies[0], ResponseError):
+            return replies
+        await self._take_refusal(call, replies[0], address, began_at)
+        return None
+
+    async def _take_refusal(self, call: _Call, refusal: ResponseError, address: Address, began_at: float) -> None:
+        """Do what the refusal asks for; nothing was done by the server. Raises StoreError where that is the end."""
+        match refusal:
+            case MovedError():
+                await self.topology.relearn(began_at, call.deadline)
+                self.topology.moved(refusal)
+            case AskError():
+                call.redirected = Address(refusal.host, refusal.port)
+            case NoScriptError():
+                call.is_script_known = False
+            case ReadOnlyError() | ClusterDownError() | TryAgainError():  # a failover, or slots on their way
+                call.refusal = refusal
+                await (await self._pool(address)).reset()
+                await self.topology.relearn(began_at, call.deadline)
+            case _:
+                raise StoreError(f"redis at {address}: {explain(refusal)}")
 
     async def _pool(self, address: Address) -> Pool:
         if self._is_closed:
@@ -178,3 +193,8 @@ class RedisClient:
         while self._pools:
             _, pool = self._pools.popitem()
             await pool.close()
+
+
+def milliseconds(seconds: float) -> int:
+    """Return a lifetime as Redis takes it, at least 1."""
+    return max(1, round(seconds * 1000))

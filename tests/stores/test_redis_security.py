@@ -26,7 +26,7 @@ ACL = (
     " +set +get +del +hget +hmget +hset +pexpire +pttl +time"
     " +zadd +zrange +zrangebyscore +zrem +zremrangebyscore +publish +subscribe"
 )
-"""What the store needs, and no more. The documentation says the same."""
+"""What the store needs of one server, and no more."""
 
 
 class TlsServer:
