@@ -107,7 +107,7 @@ async def test_a_login_asks_for_a_code_with_pkce_state_and_nonce(
 
 
 async def test_lg_06_the_callers_parameters_count_only_if_listed(server: DocumentServer) -> None:
-    """The listed prompt counts; not scope, redirect_uri, acr_values and an invented one don't."""
+    """Only the prompt is listed and counts: scope, redirect_uri, acr_values and an invented one are ignored."""
     chosen = {
         "prompt": "login",
         "acr_values": "none",

@@ -11,7 +11,7 @@ from broker.services.id_tokens import verify
 from tests.support.doubles.base import DAY, Double, Family, Refused, form
 
 CLIENT_ID = "integration-api"
-USERNAME, PASSWORD = "alice@apiax.example", "a password: +&="
+USERNAME, PASSWORD = "integration@example.com", "a password: +&="
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 BASE = "/auth/realms/apiax/protocol/openid-connect"
 
