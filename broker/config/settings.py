@@ -9,6 +9,7 @@ from pathlib import Path
 
 from broker.config.addresses import ListenAddress, PublicUrl
 from broker.config.problems import Notice
+from broker.core.callers import CallersOptions
 from broker.core.limit_options import LimitOptions
 from broker.core.login import LoginOptions
 from broker.core.options import OptionError, option
@@ -90,6 +91,7 @@ class Settings:
     grants: Mapping[str, StandingGrantOptions] = option(
         "Standing grants, which no browser brought, each by a name.", default_factory=dict
     )
+    callers: CallersOptions = option("Callers without a browser, beside handles.", default=CallersOptions())
     routes: tuple[Route, ...] = option("Where requests go, by the longest path, then host, then method.", default=())
     limits: LimitOptions = option("What callers may take of time and connections.", default=LimitOptions())
     login: LoginOptions = option("How users log in and out.", default=LoginOptions())

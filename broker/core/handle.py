@@ -45,13 +45,13 @@ def permits(handle: Handle, *, path: str, address: str, now: float) -> bool:
 
     Args:
         handle: The handle.
-        path: The path of the matched route, as it is configured.
+        path: The request's path, in lower case: routes don't tell cases apart.
         address: The caller's true address.
         now: Unix seconds.
     """
     if handle.ends_at is not None and now >= handle.ends_at:
         return False
-    if handle.routes and not any(_is_below(path, route) for route in handle.routes):
+    if handle.routes and not any(_is_below(path, route.lower()) for route in handle.routes):
         return False
     return not handle.networks or _is_within(address, handle.networks)
 

@@ -34,6 +34,7 @@ MAX_REMEMBERED_COOKIE: Final = 2048
 _READ: Final[dict[bytes, bool]] = {
     b"accept": True,
     b"authorization": False,
+    b"client-cert": False,
     b"connection": False,
     b"content-length": False,
     b"content-location": True,

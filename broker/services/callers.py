@@ -44,13 +44,13 @@ class Shown:
         authorization: Its Authorization field lines.
         client_certificate: ``Client-Cert`` field lines from a trusted proxy (RFC 9440 section 2.1).
         address: The caller's true address.
-        route_path: The path of the matched route.
+        paths: Every reading of the request's path, in lower case.
     """
 
     authorization: Sequence[bytes]
     client_certificate: Sequence[bytes] = ()
     address: str
-    route_path: str
+    paths: Sequence[str]
 
 
 class CallerIssuer:
@@ -129,7 +129,8 @@ class Callers:
         handle = await self._handles.find(credential)
         if handle is None:
             raise NoSession("the handle isn't known or has ended")
-        if not permits(handle, path=shown.route_path, address=shown.address, now=self._clock.now()):
+        now = self._clock.now()
+        if not all(permits(handle, path=path, address=shown.address, now=now) for path in shown.paths):
             log.warning("handle_refused", extra={"handle": handle.id, "client": shown.address})
             raise Forbidden("the handle may not be used here")
         return handle.grant_id

@@ -36,6 +36,10 @@ class StoredGrant:
     version: int
 
 
+class GrantExists(StoreError):
+    """Another grant has this id."""
+
+
 class Vault:
     """The home of grants."""
 
@@ -92,8 +96,16 @@ class Vault:
             tags += self._keyring.lookup_keys(UNATTENDED_TAG, "")[:1]
         version = await self._store.create(key, sealed, ttl_seconds=ttl_seconds, tags=tags, due_at=due_at)
         if version is None:
-            raise StoreError("a grant with this id exists")
+            raise GrantExists("a grant with this id exists")
         return StoredGrant(grant, key, version)
+
+    async def begin(self, grant: Grant, *, ttl_seconds: float) -> bool:
+        """Store a grant that has no tokens yet, unless it is there. Returns whether it was stored. ``StoreError``."""
+        try:
+            await self.create(grant, ttl_seconds=ttl_seconds, due_at=None)
+        except GrantExists:
+            return False
+        return True
 
     async def replace(self, stored: StoredGrant, grant: Grant, *, due_at: float | None) -> StoredGrant | None:
         """

@@ -15,6 +15,7 @@ from broker.config.settings import Settings
 from broker.core.forwarded import TrustedProxies
 from broker.core.grant import Grant
 from broker.errors import StoreError
+from broker.services.callers import Callers
 from broker.services.clock import Clock, Randomness, SystemClock, SystemRandomness
 from broker.services.handles import Handles
 from broker.services.keepalive import KeepAlive
@@ -24,6 +25,7 @@ from broker.services.pool import UpstreamPools
 from broker.services.provider import AuthorizationServer, Identity
 from broker.services.sessions import Sessions
 from broker.services.spool import Spool
+from broker.services.standing import StandingGrants
 from broker.services.tasks import Tasks
 from broker.services.tokens import TokenBroker
 from broker.services.vault import Vault
@@ -79,6 +81,7 @@ class Installation:
             for name, options in settings.providers.items()
         }
         vault = Vault(self.store, keyring)
+        self.standing = StandingGrants(settings.grants, servers=self.servers, vault=vault, keyring=keyring, clock=clock)
         self.tokens = TokenBroker(
             store=self.store,
             vault=vault,
@@ -88,6 +91,7 @@ class Installation:
             randomness=randomness,
             cache_ttl_seconds=settings.session.cache_ttl_seconds,
             max_known=settings.session.max_cached,
+            acquire=self.standing.acquire,
         )
         self.sessions = Sessions(
             self.store, keyring, settings.session, clock, randomness, touch_grant=self.tokens.touch
@@ -95,6 +99,7 @@ class Installation:
         self.handles = Handles(
             self.store, keyring, clock, randomness, cache_ttl_seconds=settings.session.cache_ttl_seconds
         )
+        self.callers = Callers(settings.callers, handles=self.handles, tokens=self.tokens, clock=clock)
         self.keep_alive = KeepAlive(vault, self.tokens.refresher, clock, randomness)
         self.trusted_proxies = TrustedProxies(settings.trusted_proxies)
         self.upstreams = UpstreamPools(route.upstream_options for route in settings.routes)
@@ -105,6 +110,8 @@ class Installation:
             sessions=self.sessions,
             tokens=self.tokens,
             trusted_proxies=self.trusted_proxies,
+            standing_grants=self.standing.ids,
+            callers=self.callers,
             base_path=settings.base_path,
             limits=settings.limits,
             events=self.store,
@@ -186,11 +193,13 @@ class Installation:
             log.error("store_unavailable_at_start", extra={"error": str(fault)})  # noqa: TRY400
             self._tasks.launch(self._start_store_later(), name="store-start")
         self._tasks.launch(self.keep_alive.run(), name="keep-alive")
+        self._tasks.launch(self.standing.run(), name="standing-grants")
 
     async def _start_store(self) -> None:
         await self.store.start()
         # Before the first request: an answer that a killed process had must not be asked for again.
         await self.tokens.recover()
+        await self.standing.ensure()
 
     async def _start_store_later(self) -> None:
         while True:
@@ -209,6 +218,7 @@ class Installation:
         await self.tokens.close(timeout_seconds)
         await self.sessions.close()
         await self.upstreams.close()
+        await self.callers.close()
         for server in self.servers.values():
             await server.close()
         await self.store.close()

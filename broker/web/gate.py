@@ -31,6 +31,7 @@ from broker.errors import (
     StoreError,
     TooManyRequests,
 )
+from broker.services.callers import Shown
 from broker.services.sessions import LiveSession
 from broker.services.upstream import Upstream
 from broker.web.lanes import Lane
@@ -56,6 +57,14 @@ class TokenSource(Protocol):
     async def token(
         self, grant_id: str, audience: Audience = ..., *, rejected_generation: int | None = None
     ) -> TokenResult: ...
+
+
+class CallerSource(Protocol):
+    """Whom callers without a browser speak for (``services.callers.Callers``)."""
+
+    def names_handle(self, authorization: Sequence[bytes]) -> bool: ...
+
+    async def grant_of(self, shown: Shown) -> str | None: ...
 
 
 @dataclass(slots=True)
@@ -118,6 +127,7 @@ class Gate:
         standing_grants: Mapping[str, str],
         base_path: str,
         monotonic: Callable[[], float],
+        callers: CallerSource | None = None,
     ) -> None:
         """
         Args:
@@ -130,6 +140,7 @@ class Gate:
             standing_grants: The ids of standing grants by their configured names.
             base_path: The path of the broker's own endpoints, which no reading of a forwarded path may name.
             monotonic: The clock of rate limits.
+            callers: Finds the grants of callers without a browser; None if there are none.
         """
         parts = urlsplit(public_url)
         self._own_origin = f"{parts.scheme}://{parts.netloc}"
@@ -139,6 +150,7 @@ class Gate:
         self._tokens = tokens
         self._trusted = trusted_proxies
         self._standing_grants = standing_grants
+        self._callers = callers
         self.lanes = tuple(
             Lane(route, upstream_of(route), public_url=public_url, cookies=cookies, monotonic=monotonic)
             for route in routes
@@ -173,6 +185,8 @@ class Gate:
             head.upgrade = b""
         if block.content_length is not None and block.content_length > lane.max_body_bytes:
             raise PayloadTooLarge("the body is larger than the route allows")
+        if b"client-cert" in block.read and not self._trusted.trusts(peer):
+            del block.read[b"client-cert"]  # whoever ends TLS must be a trusted proxy to say this (RFC 9440 section 4)
         return Call(head, lane, self._trusted.caller(peer, block.read.get(b"x-forwarded-for", ())))
 
     def admit_at_once(self, call: Call) -> bool:
@@ -195,7 +209,9 @@ class Gate:
             if block.is_session_ambiguous:
                 raise BadRequest("the session cookie came twice")
             session = self._sessions.peek(block.session_id) if block.session_id is not None else None
-            if session is None and block.session_id is not None:
+            if session is None and (block.session_id is not None or self._shows_caller(block)):
+                return False
+            if session is not None and self._names_handle(block):
                 return False
             self._take_session(call, session)
         if call.grant_id is not None:
@@ -213,10 +229,32 @@ class Gate:
         if self.admit_at_once(call):
             return
         if call.grant_id is None:
-            session_id = call.head.block.session_id
-            assert session_id is not None
-            self._take_session(call, await self._sessions.load(session_id))
+            await self._find_grant(call)
         await self._ask_for_token(call)
+
+    async def _find_grant(self, call: Call) -> None:
+        """A handle goes before the cookie, and the cookie before any other credential: frontends may send one along."""
+        block = call.head.block
+        session = None
+        if block.session_id is not None and not self._names_handle(block):
+            session = await self._sessions.load(block.session_id)
+        if session is None and self._callers is not None and self._shows_caller(block):
+            shown = Shown(
+                authorization=block.read.get(b"authorization", ()),
+                client_certificate=block.read.get(b"client-cert", ()),
+                address=call.caller.address,
+                paths=[path.decode("latin-1") for path in (call.head.target.folded, *call.head.target.readings)],
+            )
+            call.grant_id = await self._callers.grant_of(shown)
+        if call.grant_id is None:
+            self._take_session(call, session)
+
+    def _shows_caller(self, block: FieldBlock) -> bool:
+        return self._callers is not None and (b"authorization" in block.read or b"client-cert" in block.read)
+
+    def _names_handle(self, block: FieldBlock) -> bool:
+        authorization = block.read.get(b"authorization")
+        return authorization is not None and self._callers is not None and self._callers.names_handle(authorization)
 
     def limit(self, call: Call) -> None:
         """

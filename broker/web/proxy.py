@@ -28,7 +28,7 @@ from broker.services.upstream import Exchange
 from broker.web.access_log import access_line
 from broker.web.body import RequestBody
 from broker.web.connection import CallerConnection
-from broker.web.gate import Call, Gate, SessionSource, TokenSource, usable
+from broker.web.gate import Call, CallerSource, Gate, SessionSource, TokenSource, usable
 from broker.web.middleware import request_names
 from broker.web.relay import Relay, RelayedResponse, Watched
 from broker.web.scrub import Scrubber
@@ -68,6 +68,7 @@ class Proxy:
         tokens: TokenSource,
         trusted_proxies: TrustedProxies | None = None,
         standing_grants: Mapping[str, str] | None = None,
+        callers: CallerSource | None = None,
         base_path: str = "/bff",
         limits: LimitOptions | None = None,
         events: Subscription | None = None,
@@ -84,6 +85,7 @@ class Proxy:
             tokens: Gives tokens.
             trusted_proxies: Whose forwarding fields are believed; by default nobody's.
             standing_grants: The ids of standing grants by their configured names.
+            callers: Finds the grants of callers without a browser; by default there are none.
             base_path: The path of the broker's own endpoints.
             limits: How long callers may take.
             events: Tells of sessions and grants that end, so that their streams end too.
@@ -101,6 +103,7 @@ class Proxy:
             tokens=tokens,
             trusted_proxies=trusted_proxies or TrustedProxies(),
             standing_grants=standing_grants or {},
+            callers=callers,
             base_path=base_path,
             monotonic=clock.monotonic,
         )

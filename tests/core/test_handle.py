@@ -35,6 +35,7 @@ def handle(**attributes: object) -> Handle:
         ({"routes": ("/api/orders",)}, "/api/orders/new", "192.0.2.1", 1.0, True),
         ({"routes": ("/api/orders",)}, "/api/ordersx", "192.0.2.1", 1.0, False),
         ({"routes": ("/api/orders",)}, "/api", "192.0.2.1", 1.0, False),
+        ({"routes": ("/API/Orders",)}, "/api/orders", "192.0.2.1", 1.0, True),
         ({"routes": ("/",)}, "/api", "192.0.2.1", 1.0, True),
         ({"networks": ("192.0.2.0/24", "2001:db8::/32")}, "/api", "192.0.2.1", 1.0, True),
         ({"networks": ("192.0.2.0/24", "2001:db8::/32")}, "/api", "2001:db8::1", 1.0, True),

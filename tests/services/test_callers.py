@@ -65,7 +65,7 @@ async def callers(issuer: DocumentServer, grants: Grants, handles: Handles) -> A
 
 
 def shown(*authorization: bytes, certificate: Sequence[bytes] = (), address: str = "192.0.2.1") -> Shown:
-    return Shown(authorization=authorization, client_certificate=certificate, address=address, route_path="/api/orders")
+    return Shown(authorization=authorization, client_certificate=certificate, address=address, paths=["/api/orders"])
 
 
 def token(issuer: DocumentServer, header: dict[str, Any] | None = None, **claims: Any) -> bytes:

@@ -1,0 +1,172 @@
+"""Callers without a browser, through the whole broker."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.support.broker_process import BrokerProcess, Browser, provider_options
+from tests.support.remote_authorization_server import RemoteLedgerServer
+from tests.support.upstream import Upstream
+
+pytestmark = pytest.mark.system
+ADMIN_TOKEN = "an admin token of some length"
+
+
+@pytest.fixture
+async def broker(tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstream) -> AsyncIterator[BrokerProcess]:
+    routes = [
+        {"path": "/api", "upstream": upstream.url, "token": "user"},
+        {"path": "/open", "upstream": upstream.url, "token": "user_or_none"},
+        {"path": "/reports", "upstream": upstream.url, "token": {"grant": "nightly"}},
+    ]
+    made = BrokerProcess(
+        tmp_path,
+        providers={"corp": provider_options(provider.url)},
+        grants={"nightly": {"provider": "corp", "type": "client_credentials", "scope": "reports"}},
+        routes=routes,
+    )
+    made.settings["admin"]["token"] = {"value": ADMIN_TOKEN}
+    async with made:
+        yield made
+
+
+async def admin(broker: BrokerProcess, method: str, path: str, document: Any = None, token: str = ADMIN_TOKEN) -> Any:
+    headers = {"Authorization": f"Bearer {token}"}
+    async with (
+        aiohttp.ClientSession() as http,
+        http.request(method, f"{broker.admin_url}/api{path}", json=document, headers=headers) as response,
+    ):
+        return response.status, await response.json(content_type=None)
+
+
+async def import_grant(broker: BrokerProcess, provider: RemoteLedgerServer, **attributes: Any) -> dict[str, Any]:
+    tokens = await provider.issue("batch")
+    status, issued = await admin(
+        broker,
+        "POST",
+        "/grants",
+        {"provider": "corp", "subject": "batch", "refresh_token": tokens["refresh_token"], **attributes},
+    )
+    assert 201 == status, issued
+    return dict(issued)
+
+
+async def call(broker: BrokerProcess, path: str, handle: str | None = None) -> int:
+    headers = {} if handle is None else {"Authorization": f"Bearer {handle}"}
+    async with aiohttp.ClientSession() as http, http.get(broker.url + path, headers=headers) as response:
+        await response.read()
+        return response.status
+
+
+async def test_a_handle_calls_with_the_imported_grants_token(
+    broker: BrokerProcess, provider: RemoteLedgerServer, upstream: Upstream
+) -> None:
+    """The upstream sees an access token of the grant, and never the handle; parallel first calls refresh once."""
+    issued = await import_grant(broker, provider)
+
+    statuses = await asyncio.gather(*(call(broker, "/api/x", issued["handle"]) for _ in range(20)))
+
+    assert {200} == set(statuses)
+    assert 1 == (await provider.ledger()).count("refresh_token")
+    seen = {value for request in upstream.received for value in request.header("authorization")}
+    assert 1 == len(seen)
+    assert issued["handle"] not in repr(upstream.received)
+    assert issued["handle"] not in broker.log_path.read_text()
+
+
+async def test_a_handle_is_bound_rotated_and_revoked(broker: BrokerProcess, provider: RemoteLedgerServer) -> None:
+    """Its bounds hold at the proxy; a successor takes over; a revoked one is dead at once."""
+    issued = await import_grant(broker, provider, routes=["/api/orders"], networks=["127.0.0.0/8"])
+
+    assert 200 == await call(broker, "/api/orders/1", issued["handle"])
+    assert 401 == await call(broker, "/api/orders/1")
+    status, rotated = await admin(broker, "POST", f"/handles/{issued['id']}/rotate", {"overlap": 60})
+    assert 201 == status
+    status, _ = await admin(broker, "DELETE", f"/handles/{issued['id']}")
+    assert 200 == status
+    assert 401 == await call(broker, "/api/orders/1", issued["handle"])
+    assert 200 == await call(broker, "/api/orders/1", rotated["handle"])
+    assert 403 == await call(broker, "/api/x", rotated["handle"])
+
+
+async def test_a_revoked_grant_takes_its_handles_along(broker: BrokerProcess, provider: RemoteLedgerServer) -> None:
+    """At the broker and at the authorization server."""
+    issued = await import_grant(broker, provider)
+    assert 200 == await call(broker, "/api/x", issued["handle"])
+
+    status, answer = await admin(broker, "DELETE", f"/grants/{issued['grant']}")
+
+    assert (200, True) == (status, answer["revoked_at_provider"])
+    assert 401 == await call(broker, "/api/x", issued["handle"])
+    assert 1 == len((await provider.ledger()).families_revoked(None))
+
+
+async def test_a_standing_grant_gets_its_tokens_by_itself(
+    broker: BrokerProcess, provider: RemoteLedgerServer, upstream: Upstream
+) -> None:
+    """Nobody logs in; parallel first calls ask once."""
+    statuses = await asyncio.gather(*(call(broker, "/reports/daily") for _ in range(10)))
+
+    assert {200} == set(statuses)
+    assert 1 == (await provider.ledger()).count("client_credentials")
+    assert all(request.header("authorization") for request in upstream.received)
+
+
+async def test_hd_01_a_foreign_credential_beside_a_session_is_dropped(
+    broker: BrokerProcess, upstream: Upstream
+) -> None:
+    """The session's own token goes upstream, and exactly one."""
+    async with Browser(broker.url) as browser:
+        await browser.log_in()
+        answer = await browser.get("/api/x", headers={"Authorization": "Bearer foreign"})
+
+    assert 200 == answer.status
+    (authorization,) = upstream.received[-1].header("authorization")
+    assert "foreign" not in authorization
+
+
+async def test_an_unknown_credential_is_refused_even_where_none_is_needed(broker: BrokerProcess) -> None:
+    """Whoever shows something wants to be somebody."""
+    assert 401 == await call(broker, "/open/x", "tbh_" + "A" * 43)
+    assert 401 == await call(broker, "/api/x", "not-a-handle")
+
+
+async def test_ad_01_the_admin_api_wants_its_token(broker: BrokerProcess) -> None:
+    """Another token, none, and a page of a browser are refused; nothing of it is on the public listener."""
+    status, _ = await admin(broker, "GET", "/grants", token="another")
+    async with aiohttp.ClientSession() as http:
+        async with http.get(f"{broker.admin_url}/api/grants") as anonymous:
+            pass
+        headers = {"Authorization": f"Bearer {ADMIN_TOKEN}", "Origin": "https://evil.test"}
+        async with http.get(f"{broker.admin_url}/api/grants", headers=headers) as page:
+            pass
+        async with http.get(f"{broker.url}/api/grants", headers={"Authorization": f"Bearer {ADMIN_TOKEN}"}) as public:
+            pass
+
+    assert (401, 401, 400, 401) == (status, anonymous.status, page.status, public.status)
+
+
+@pytest.mark.parametrize(
+    ("document", "member"),
+    [
+        ({}, "provider"),
+        ({"provider": "nowhere", "subject": "x"}, "provider"),
+        ({"provider": "corp", "subject": "x"}, "refresh_token"),
+        ({"provider": "corp", "subject": "x", "refresh_token": "r", "expires_in": "soon"}, "expires_in"),
+        ({"provider": "corp", "subject": "x", "refresh_token": "r", "netwroks": []}, "netwroks"),
+        ({"provider": "corp", "subject": "x", "refresh_token": "r", "networks": ["everywhere"]}, "networks"),
+        ({"provider": "corp", "subject": "x", "refresh_token": "r", "routes": ["api"]}, "routes"),
+    ],
+)
+async def test_a_wrong_import_names_the_member(broker: BrokerProcess, document: dict[str, Any], member: str) -> None:
+    """And stores nothing."""
+    status, problem = await admin(broker, "POST", "/grants", document)
+    _, listed = await admin(broker, "GET", "/grants")
+
+    assert 400 == status
+    assert problem["title"].startswith(member)
+    assert ["standing"] == [grant["origin"] for grant in listed["grants"]]
