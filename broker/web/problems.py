@@ -28,6 +28,7 @@ SECURITY_HEADERS: Mapping[str, str] = MappingProxyType(
         "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
         "Cross-Origin-Resource-Policy": "same-origin",
         "Referrer-Policy": "no-referrer",
+        "Server": "token-broker",  # aiohttp would name itself, Python, and both versions
         "Vary": "Origin, Cookie",
         "X-Content-Type-Options": "nosniff",
         "X-Frame-Options": "DENY",
