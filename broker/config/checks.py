@@ -95,6 +95,9 @@ def _check_route_references(binder: Binder, path: KeyPath, route: Route) -> None
         binder.refuse((*path, "token", "grant"), expected=_one_of("grants", grants), found=quoted(route.token.grant))
     if route.provider is not None and route.provider not in providers:
         binder.refuse((*path, "provider"), expected=_one_of("providers", providers))
+    released = binder.places.get(("forward_auth", "release_token"))
+    if route.release_token and (released is None or released.value is False):
+        binder.refuse((*path, "release_token"), expected="false, unless `forward_auth.release_token` is true")
     if route.token.kind not in {TokenKind.USER, TokenKind.USER_OR_NONE}:
         return
     if not providers:

@@ -10,6 +10,7 @@ from pathlib import Path
 from broker.config.addresses import ListenAddress, PublicUrl
 from broker.config.problems import Notice
 from broker.core.callers import CallersOptions
+from broker.core.forward_auth import ForwardAuthOptions
 from broker.core.limit_options import LimitOptions
 from broker.core.login import LoginOptions
 from broker.core.options import OptionError, option
@@ -94,6 +95,11 @@ class Settings:
     callers: CallersOptions = option("Callers without a browser, beside handles.", default=CallersOptions())
     routes: tuple[Route, ...] = option("Where requests go, by the longest path, then host, then method.", default=())
     limits: LimitOptions = option("What callers may take of time and connections.", default=LimitOptions())
+    forward_auth: ForwardAuthOptions | None = option(
+        "Answering a gateway that forwards the requests itself, and asks at `/bff/auth` whether one may go on. The "
+        "routes judge its requests as they judge those that the broker forwards.",
+        default=None,
+    )
     login: LoginOptions = option("How users log in and out.", default=LoginOptions())
     base_path: str = option("The path of the broker's own endpoints.", default="/bff")
     log: LogOptions = option("The log.", default=LogOptions())

@@ -204,6 +204,10 @@ class Route:
     cache_control: CacheControl = option(
         "What Cache-Control says of answers that were made with a token.", default=CacheControl.NO_STORE
     )
+    release_token: bool = option(
+        "Give the access token to a gateway that asks at `/bff/auth`, where `forward_auth.release_token` is true, too.",
+        default=False,
+    )
     scrub: bool = option("Refuse answers that hold the very access token that was sent.", default=False)
     rate_limit: RateLimitOptions | None = option("How many requests each caller may send.", default=None)
     insecure: bool = option("Let the token go over plain HTTP to a host that isn't loopback.", default=False)
@@ -217,6 +221,8 @@ class Route:
             _check_path("rewrite_prefix", self.rewrite_prefix)
         if self.audience.key and self.token.kind is TokenKind.NONE:
             raise OptionError("token", "user or {grant: NAME} beside audience, resource, scope or exchange")
+        if self.release_token and self.token.kind is TokenKind.NONE:
+            raise OptionError("release_token", "false, since the route has no token")
         if not 0 <= self.max_replay_body_bytes <= 16 << 20:
             raise OptionError("max_replay_body", "a size of at most 16MiB: it is kept in memory")
         if self.max_body_bytes < 0:

@@ -78,6 +78,10 @@ PROXY_SECONDS = Histogram(
     ["route"], buckets=PROXY_BUCKETS,
 )  # fmt: skip
 
+FORWARD_AUTH = Counter(
+    "forward_auth_total", "Questions of gateways by their answer: allowed, refused, unavailable.", ["result"]
+)
+
 
 def add_to_histogram(child: Histogram, numbers: Sequence[int], total: float) -> None:
     """

@@ -12,6 +12,7 @@ from pathlib import Path
 from aiohttp import web
 
 from broker.config.settings import Settings
+from broker.core.forward_auth import ForwardAuthOptions
 from broker.core.forwarded import TrustedProxies
 from broker.core.grant import Grant
 from broker.errors import StoreError
@@ -35,6 +36,7 @@ from broker.web.admin import Readiness, admin_app
 from broker.web.admin_api import AdminApi
 from broker.web.auth import auth_app
 from broker.web.connections import ProxyRunner
+from broker.web.forward_auth import ForwardAuth
 from broker.web.middleware import Outermost
 from broker.web.proxy import Proxy
 
@@ -139,6 +141,8 @@ class Installation:
             access_log=self._access_log,
         )
         app = web.Application(middlewares=[outermost])
+        if self.settings.forward_auth is not None:
+            self._forward_auth(self.settings.forward_auth, outermost).register(app)
         app.add_subapp(self.settings.base_path, self._auth_app())
         return ProxyRunner(
             app,
@@ -146,6 +150,16 @@ class Installation:
             outermost=outermost,
             limits=self.settings.limits,
             shutdown_timeout_seconds=self.settings.drain_timeout_seconds,
+        )
+
+    def _forward_auth(self, options: ForwardAuthOptions, outermost: Outermost) -> ForwardAuth:
+        return ForwardAuth(
+            options,
+            gate=self.proxy.gate,
+            routes=self.settings.routes,
+            public_url=str(self.settings.public_url),
+            base_path=self.settings.base_path,
+            refuse=outermost.refuse,
         )
 
     def _auth_app(self) -> web.Application:

@@ -139,6 +139,22 @@ class Lane:
         pieces.append(b"\r\n")
         return b"".join(pieces)
 
+    def made_here(self, head: RequestHead, *, token: Token | None, session: LiveSession | None) -> list[bytes]:
+        """
+        Return the lines about the user that :meth:`compose` sends, for a gateway that forwards the request itself: the
+        caller's cookies without ours, the fields that the route sets, and the token.
+
+        Raises:
+            ProviderError: If the token holds what no field may hold.
+        """
+        made = self._constant
+        if session is not None:
+            made += self._claims(session)
+        if token is not None:
+            made += self._authorization(token)
+        cookies = [line for line in head.block.lines if line.startswith(b"Cookie: ")]
+        return [*cookies, *made.split(b"\r\n")[:-1]]
+
     def _path(self, path: bytes) -> bytes:
         if self._cut is None:
             return path

@@ -22,10 +22,13 @@ from broker.errors import (
 )
 from broker.services import logs, metrics
 from broker.services.clock import Clock, Randomness
-from broker.web.problems import OwnResponse, problem_response
+from broker.web.problems import Asked, OwnResponse, problem_response
 
 REQUEST_ID = web.RequestKey("request_id", str)
 """The id of the request, in logs, problems and ``X-Request-ID``, ours and the upstream's."""
+
+ASKED = web.RequestKey("asked", Asked)
+"""What was really asked for, where the request only asks about one that a gateway holds."""
 
 SET_COOKIES = web.RequestKey("set_cookies", list[str])
 """``Set-Cookie`` lines that go out with whatever answers this request, an error included."""
@@ -77,9 +80,9 @@ class Outermost:
         try:
             response = await handler(request)
         except BrokerError as error:
-            response = self._refuse(request, error)
+            response = self.refuse(request, error)
         except web.HTTPException as answer:
-            response = self._refuse(request, _as_error(answer))
+            response = self.refuse(request, _as_error(answer))
         except Exception as fault:
             # The last line: a fault of ours is logged with its traceback, and doesn't show itself.
             ours = BrokerError(type(fault).__name__)
@@ -91,14 +94,16 @@ class Outermost:
             self._access_log(self._access_line(request, response.status, began_at))
         return response
 
-    def _refuse(self, request: web.Request, error: BrokerError) -> web.Response:
+    def refuse(self, request: web.Request, error: BrokerError) -> web.Response:
+        """Log and count *error*, and return what the caller of *request* is told of it."""
         level = logging.INFO if isinstance(error, CallerError) else logging.WARNING
         log.log(level, "request_refused", extra=self._described(request, error))
         return self._problem(request, error)
 
     def _problem(self, request: web.Request, error: BrokerError) -> web.Response:
         metrics.REQUESTS_REFUSED.labels(error.code).inc()
-        return problem_response(request, error, request_id=request[REQUEST_ID], login_url=self._login_url)
+        asked = request.get(ASKED, request)
+        return problem_response(asked, error, request_id=request[REQUEST_ID], login_url=self._login_url)
 
     def _finish(self, request: web.Request, response: OwnResponse) -> None:
         response.headers["X-Request-ID"] = request[REQUEST_ID]
@@ -120,12 +125,13 @@ class Outermost:
 
     def _described(self, request: web.Request, error: BrokerError) -> dict[str, object]:
         """Return what the log says of a request. Its query stays out: codes and tokens are in queries."""
+        asked = request.get(ASKED, request)
         return {
             "code": error.code,
             "status": error.status,
             "detail": str(error),
-            "method": request.method[:16],
-            "path": request.raw_path.partition("?")[0][:MAX_LOGGED_PATH],
+            "method": asked.method[:16],
+            "path": asked.raw_path.partition("?")[0][:MAX_LOGGED_PATH],
             "client": client_address(request, self._trusted_proxies),
         }
 

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Protocol
 from urllib.parse import urlencode
 
 from aiohttp import web
@@ -37,6 +38,25 @@ SECURITY_HEADERS: Mapping[str, str] = MappingProxyType(
 """On every answer that the broker itself makes (SECURITY BR-02, BR-04, BR-05). HSTS is added where there is TLS."""
 
 
+class Asked(Protocol):
+    """What an answer depends on: of a request, or of one that a gateway holds."""
+
+    @property
+    def method(self) -> str:
+        """Its method."""
+        ...
+
+    @property
+    def raw_path(self) -> str:
+        """Its target, as it came."""
+        ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Its fields, by names in any case."""
+        ...
+
+
 class OwnResponse(web.Response):
     """An answer that the broker itself makes, in full. The outermost middleware completes it."""
 
@@ -64,7 +84,7 @@ class OwnResponse(web.Response):
         )
 
 
-def is_navigation(request: web.BaseRequest) -> bool:
+def is_navigation(request: Asked) -> bool:
     """Return whether a person is looking: the browser goes to a page, and doesn't run a script's request."""
     mode = request.headers.get("Sec-Fetch-Mode")
     if mode is not None:
@@ -72,7 +92,7 @@ def is_navigation(request: web.BaseRequest) -> bool:
     return "X-CSRF" not in request.headers and "text/html" in request.headers.get("Accept", "")
 
 
-def is_speculative(request: web.BaseRequest) -> bool:
+def is_speculative(request: Asked) -> bool:
     """Return whether the browser asks ahead of a user who may never come (prefetch, prerender)."""
     purposes = (request.headers.get(name, "").lower() for name in ("Sec-Purpose", "Purpose", "X-Moz", "X-Purpose"))
     return any("prefetch" in purpose or "preview" in purpose or "prerender" in purpose for purpose in purposes)
@@ -97,7 +117,7 @@ def see_other(location: str) -> web.Response:
 
 
 def problem_response(
-    request: web.BaseRequest, error: BrokerError, *, request_id: str, login_url: str | None = None
+    request: Asked, error: BrokerError, *, request_id: str, login_url: str | None = None
 ) -> web.Response:
     """
     Return what the caller is told of *error*.
@@ -146,19 +166,19 @@ def _document(error: BrokerError, request_id: str, login_url: str | None) -> web
     return json_response(document, status=error.status, content_type="application/problem+json")
 
 
-def _may_redirect(request: web.BaseRequest) -> bool:
+def _may_redirect(request: Asked) -> bool:
     """Nobody logs in inside a frame, or ahead of coming; and what was posted can't be taken along."""
     in_window = request.headers.get("Sec-Fetch-Dest", "document") == "document"
     return request.method in ("GET", "HEAD") and in_window and not is_speculative(request)
 
 
-def _own_url(request: web.BaseRequest, login_url: str) -> str | None:
+def _own_url(request: Asked, login_url: str) -> str | None:
     """Return where the user is, if it is somewhere that a login may end."""
     url = request.raw_path
     return url if is_safe_return_url(url, base_path=login_url.partition("?")[0].rpartition("/")[0]) else None
 
 
-def _ways_on(request: web.BaseRequest, error: BrokerError, login_url: str | None) -> Mapping[str, str]:
+def _ways_on(request: Asked, error: BrokerError, login_url: str | None) -> Mapping[str, str]:
     here = _own_url(request, login_url or "/bff/login") if request.method == "GET" else None
     if isinstance(error, CsrfFailed) and here is not None:
         return {here: "Continue"}  # it came from another site; from our own page it may go on, if the user wants to
