@@ -218,6 +218,21 @@ def check_caller_token(claims: Mapping[str, object], expected: Expected, *, subj
     return _text(claims, subject_claim), exp
 
 
+def check_authorization_response(claims: Mapping[str, object], expected: Expected) -> dict[str, str]:
+    """
+    Check a JWT-secured authorization response, and return the parameters in it, ``iss`` among them.
+
+    Raises:
+        ClaimsRefused: If it is from somebody else, meant for somebody else, or too old.
+
+    Source: JARM (JWT Secured Authorization Response Mode for OAuth 2.0) sections 2.1 and 2.4.
+    """
+    _check_party(claims, expected)
+    if _instant(claims, "exp") <= expected.now - expected.skew_seconds:
+        raise ClaimsRefused("exp: the response has expired")
+    return {name: value for name, value in claims.items() if isinstance(value, str) and name != "aud"}
+
+
 def _check_party(claims: Mapping[str, object], expected: Expected) -> None:
     if claims.get("iss") != expected.issuer:
         raise ClaimsRefused("iss: the token is from another issuer")

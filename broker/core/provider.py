@@ -88,6 +88,15 @@ class EmptyAnswer(StrEnum):
     """The grant has ended: the server answers so and names no error (glewlwyd)."""
 
 
+class ResponseMode(StrEnum):
+    """How the authorization response comes."""
+
+    QUERY = "query"
+    """As parameters of the redirect URI (RFC 6749 section 4.1.2)."""
+    JWT = "jwt"
+    """As one signed parameter, and in no other way (JARM)."""
+
+
 class PushedAuthorization(StrEnum):
     """Whether the authorization request is pushed first (RFC 9126)."""
 
@@ -151,6 +160,10 @@ class ProviderOptions:
     pushed_authorization: PushedAuthorization = option(
         "Whether the authorization request is pushed first (RFC 9126).", default=PushedAuthorization.AUTO
     )
+    request_object: bool = option(
+        "Sign the authorization request with the key of client_assertion (RFC 9101).", default=False
+    )
+    response_mode: ResponseMode = option("How the authorization response comes.", default=ResponseMode.QUERY)
     id_token_algorithms: tuple[str, ...] = option(
         "JWS algorithms that are taken. HS256, HS384 and HS512 only if named here.",
         default=tuple(sorted(ID_TOKEN_ALGORITHMS)),
@@ -240,10 +253,11 @@ class ProviderOptions:
         }
         if self.client_secret is None and needs & secret:
             raise OptionError("client_secret", f"a secret for {min(needs & secret)}")
-        if ClientAuthMethod.PRIVATE_KEY_JWT in needs:
+        if ClientAuthMethod.PRIVATE_KEY_JWT in needs or self.request_object:
             key = self.client_assertion
             if key is None or (key.private_key is None and key.pkcs12_file is None):
-                raise OptionError("client_assertion", "a private_key or a pkcs12_file for private_key_jwt")
+                what = "request_object" if self.request_object else "private_key_jwt"
+                raise OptionError("client_assertion", f"a private_key or a pkcs12_file for {what}")
         if ClientAuthMethod.TLS_CLIENT_AUTH in needs and (self.tls is None or self.tls.certificate_file is None):
             raise OptionError("tls", "a certificate_file for tls_client_auth")
 

@@ -4,11 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlencode
 
+from broker.core.client_auth import AssertionOptions
 from broker.core.json_object import read_object
-from broker.core.provider import ProviderOptions, PushedAuthorization
+from broker.core.provider import ProviderOptions, PushedAuthorization, ResponseMode
 from broker.errors import ProviderError, ProviderProtocolError
+from broker.services.clock import Clock, Randomness
 from broker.services.metadata import Metadata
+from broker.services.signing import SigningKey, load_signing_key
 from broker.services.token_requests import TokenRequests
+
+REQUEST_OBJECT_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,10 +39,25 @@ class AuthorizationRequest:
 class Authorization:
     """Writes authorization requests for one provider, into the URL or pushed ahead of it (RFC 9126)."""
 
-    def __init__(self, options: ProviderOptions, *, metadata: Metadata, requests: TokenRequests) -> None:
+    def __init__(
+        self,
+        options: ProviderOptions,
+        *,
+        metadata: Metadata,
+        requests: TokenRequests,
+        clock: Clock,
+        randomness: Randomness,
+    ) -> None:
+        """
+        Raises:
+            ConfigError: If requests are to be signed and the key can't be used.
+        """
         self._options = options
         self._metadata = metadata
         self._requests = requests
+        self._clock = clock
+        self._randomness = randomness
+        self._key = load_signing_key(options.client_assertion or AssertionOptions()) if options.request_object else None
 
     async def url(self, request: AuthorizationRequest) -> str:
         """
@@ -48,6 +68,8 @@ class Authorization:
         """
         endpoint = await self._metadata.need("authorization_endpoint")
         parameters = self._parameters(request)
+        if self._key is not None:
+            parameters = {"client_id": self._options.client_id, "request": await self._signed(parameters, self._key)}
         if await self._pushes():
             parameters = {"client_id": self._options.client_id, "request_uri": await self._push(parameters)}
         return with_query(endpoint, parameters)
@@ -55,10 +77,12 @@ class Authorization:
     def _parameters(self, request: AuthorizationRequest) -> dict[str, str]:
         """Return the request. Its caller's choices count only where the configuration lists them."""
         allowed = set(self._options.allowed_parameters)
+        secured = {"response_mode": "jwt"} if self._options.response_mode is ResponseMode.JWT else {}
         return {
             **self._options.authorization_parameters,
             **{name: value for name, value in request.parameters.items() if name in allowed},
             **({"scope": self._options.scope} if self._options.scope else {}),
+            **secured,
             "response_type": "code",
             "client_id": self._options.client_id,
             "redirect_uri": request.redirect_uri,
@@ -67,6 +91,20 @@ class Authorization:
             "code_challenge": request.code_challenge,
             "code_challenge_method": "S256",
         }
+
+    async def _signed(self, parameters: Mapping[str, str], key: SigningKey) -> str:
+        """Return *parameters* as a request object (RFC 9101 section 4), for this server and for a few minutes."""
+        now = self._clock.now()
+        claims: dict[str, object] = {
+            **parameters,
+            "iss": self._options.client_id,
+            "aud": await self._requests.assertion_audience(),
+            "iat": int(now),
+            "nbf": int(now),
+            "exp": int(now + REQUEST_OBJECT_SECONDS),
+            "jti": self._randomness.token_bytes(16).hex(),
+        }
+        return key.sign(claims, header={"typ": "oauth-authz-req+jwt"})
 
     async def _pushes(self) -> bool:
         match self._options.pushed_authorization:

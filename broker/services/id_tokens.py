@@ -18,6 +18,7 @@ from broker.core.id_token import (
     LogoutClaims,
     check_access_token_hash,
     check_authentication,
+    check_authorization_response,
     check_caller_token,
     check_id_token,
     check_logout_token,
@@ -31,6 +32,8 @@ from broker.services.clock import Clock
 from broker.services.jwks import Jwks
 from broker.services.metadata import Metadata
 from broker.services.signing import mac
+
+AUTHORIZATION_RESPONSE_TYPES = frozenset({"jwt", "oauth-authz-resp+jwt"})
 
 MAX_CANDIDATE_KEYS = 8
 """A signature without ``kid`` is tried with so many keys."""
@@ -110,6 +113,17 @@ class IdTokens:
         """
         _jws, claims, expected = await self._verified(token, CALLER_TOKEN_TYPES)
         return check_caller_token(claims, expected, subject_claim=subject_claim)
+
+    async def check_authorization_response(self, response: str) -> dict[str, str]:
+        """
+        Return the parameters of a JWT-secured authorization response.
+
+        Raises:
+            ClaimsRefused: If it must not be believed.
+            ProviderError: If the keys can't be had.
+        """
+        _jws, claims, expected = await self._verified(response, AUTHORIZATION_RESPONSE_TYPES)
+        return check_authorization_response(claims, expected)
 
     async def _verified(self, token: str, types: frozenset[str]) -> tuple[CompactJws, dict[str, object], Expected]:
         try:

@@ -9,7 +9,7 @@ from broker.core.grant import Grant
 from broker.core.id_token import ClaimsRefused, LogoutClaims
 from broker.core.identity import email_refusal
 from broker.core.oauth import TokenOutcome
-from broker.core.provider import Dialect, ProviderOptions
+from broker.core.provider import Dialect, ProviderOptions, ResponseMode
 from broker.core.secret import AccessToken, IdToken, RefreshToken, Secret
 from broker.core.standing import StandingGrantOptions
 from broker.errors import BadRequest, LoginFailed, ProviderError
@@ -87,13 +87,30 @@ class AuthorizationServer:
         self._tokens = TokenRequests(
             name, options, metadata=self._metadata, outbound=outbound, clock=clock, randomness=randomness
         )
-        self._authorization = Authorization(options, metadata=self._metadata, requests=self._tokens)
+        self._authorization = Authorization(
+            options, metadata=self._metadata, requests=self._tokens, clock=clock, randomness=randomness
+        )
         self._first_tokens = FirstTokens(self._tokens, clock=clock, randomness=randomness)
         self.device_flow = DeviceFlow(self._tokens, metadata=self._metadata, clock=clock)
 
     async def authorization_url(self, request: AuthorizationRequest) -> str:
         """Return where the browser is sent to. Raises ``ProviderError`` if the metadata can't be had."""
         return await self._authorization.url(request)
+
+    async def read_response(self, parameters: Mapping[str, str]) -> Mapping[str, str]:
+        """
+        Return the parameters of an authorization response: as they came, or from the JWT in them (JARM).
+
+        Raises:
+            LoginFailed: If the configuration wants a JWT, and there is none that can be believed.
+            ProviderError: If the keys can't be had.
+        """
+        if self.options.response_mode is ResponseMode.QUERY:
+            return parameters
+        try:
+            return await self._id_tokens.check_authorization_response(parameters.get("response", ""))
+        except ClaimsRefused as refusal:
+            raise LoginFailed(f"authorization response refused: {refusal}") from None
 
     async def check_issuer(self, iss: str | None) -> None:
         """

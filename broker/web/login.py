@@ -182,7 +182,9 @@ class LoginEndpoints:
             raise
 
     async def _complete(self, request: web.Request, provider: str) -> web.StreamResponse:
-        query = single_values(request.query)
+        query: Mapping[str, str] = single_values(request.query)
+        if (server := self._servers.get(provider)) is not None:
+            query = await server.read_response(query)
         if _TOKENS_IN_URL & query.keys():
             raise LoginFailed("a token came in the URL")  # only codes are taken (RFC 9700 section 2.1.2)
         transaction = self._transaction(request, provider, query.get("state", ""))

@@ -6,12 +6,19 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from broker.core.provider import PushedAuthorization
+from broker.core.client_auth import AssertionOptions
+from broker.core.compact_jws import read_compact
+from broker.core.provider import PushedAuthorization, ResponseMode
 from broker.core.secret import Secret
-from broker.errors import ProviderError
+from broker.errors import LoginFailed, ProviderError
 from broker.services.authorization import AuthorizationRequest, with_query
+from broker.services.id_tokens import verify
+from tests.support.clock import ManualClock
 from tests.support.document_server import DocumentServer
+from tests.support.forge import ec_key, pem, public_jwk, sign
 from tests.support.providers import authorization_server
+
+NOW = 1_800_000_000
 
 REQUEST = AuthorizationRequest(
     redirect_uri="https://app.example/cb", state="s-1", nonce="n-1", code_challenge="ch", parameters={"prompt": "login"}
@@ -109,6 +116,75 @@ async def test_a_scope_that_is_empty_is_not_sent() -> None:
         authorization_endpoint="https://as.example/a", token_endpoint="https://as.example/t", scope=""
     ) as provider:
         assert "scope" not in await provider.authorization_url(REQUEST)
+
+
+async def test_a_request_may_be_signed(server: DocumentServer) -> None:
+    """RFC 9101: the URL holds the client and one signed parameter, made for this server and for a few minutes."""
+    key = AssertionOptions(private_key=Secret(pem(ec_key())), key_id="k-1")
+    options: dict[str, Any] = {
+        "issuer": server.url,
+        "client_assertion": key,
+        "request_object": True,
+        "clock": ManualClock(NOW),
+    }
+    metadata(server, required=False)
+    async with authorization_server(**options) as provider:
+        query = dict(parse_qsl(urlsplit(await provider.authorization_url(REQUEST)).query))
+    metadata(server, required=True)
+    async with authorization_server(**options) as provider:
+        pushed = dict(parse_qsl(urlsplit(await provider.authorization_url(REQUEST)).query))
+
+    assert {"client_id", "request"} == query.keys()
+    assert {"client_id", "request_uri"} == pushed.keys()
+    jws = read_compact(query["request"])
+    assert verify(jws, "ES256", ec_key())
+    assert ("oauth-authz-req+jwt", "k-1") == (jws.header["typ"], jws.header["kid"])
+    claims = jws.claims()
+    assert ("client-1", server.url, NOW + 300) == (claims["iss"], claims["aud"], claims["exp"])
+    assert ("s-1", "n-1", "ch", "code") == (
+        claims["state"],
+        claims["nonce"],
+        claims["code_challenge"],
+        claims["response_type"],
+    )
+
+
+def secured(server: DocumentServer, **claims: Any) -> dict[str, str]:
+    """An authorization response as a JWT (JARM section 2.1)."""
+    good = {"iss": server.url, "aud": "client-1", "exp": NOW + 60, "code": "c-1", "state": "s-1"}
+    return {"response": sign({"alg": "ES256", "kid": "k-1"}, {**good, **claims}, ec_key())}
+
+
+async def test_a_response_may_come_signed(server: DocumentServer) -> None:
+    """JARM: the request asks for it, the response is checked, and nothing beside it counts."""
+    metadata(server, required=False)
+    document: Any = server.answers["/.well-known/openid-configuration"]
+    server.answers["/.well-known/openid-configuration"] = (200, {**document[1], "jwks_uri": f"{server.url}/jwks"})
+    server.answers["/jwks"] = (200, {"keys": [public_jwk(ec_key(), "k-1")]})
+    async with authorization_server(
+        issuer=server.url, response_mode=ResponseMode.JWT, clock=ManualClock(NOW)
+    ) as provider:
+        assert "response_mode=jwt" in await provider.authorization_url(REQUEST)
+        parameters = await provider.read_response({**secured(server), "code": "c-evil", "state": "s-evil"})
+        assert {"iss": server.url, "code": "c-1", "state": "s-1"} == parameters
+
+        for refused in (
+            {},
+            {"code": "c-1", "state": "s-1", "iss": server.url},
+            {"response": "garbage"},
+            secured(server, iss="https://evil.example"),
+            secured(server, aud="client-2"),
+            secured(server, exp=NOW - 60),
+            {"response": sign({"alg": "ES256", "kid": "k-1"}, {"iss": server.url}, ec_key("P-256", "other"))},
+        ):
+            with pytest.raises(LoginFailed, match="authorization response"):
+                await provider.read_response(refused)
+
+
+async def test_a_plain_response_is_read_as_it_is(server: DocumentServer) -> None:
+    """Without JARM the parameters are those of the query."""
+    async with authorization_server(token_endpoint=f"{server.url}/token") as provider:
+        assert {"code": "c", "response": "x"} == await provider.read_response({"code": "c", "response": "x"})
 
 
 def test_a_query_is_added_to_what_is_there() -> None:
