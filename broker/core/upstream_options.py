@@ -9,7 +9,9 @@ from urllib.parse import urlsplit
 from broker.core.client_auth import TlsOptions
 from broker.core.options import OptionError, option
 
-_HOST = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?\.?")
+_LABEL = "[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
+_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
+_VISIBLE = re.compile(r"[!-~]+")
 _URL_EXPECTED = "http://HOST[:PORT], https://HOST[:PORT] or unix:/PATH, without a path, query or credentials"
 
 
@@ -43,6 +45,8 @@ class UpstreamAddress:
             if not path.startswith("/") or "\0" in path:
                 raise OptionError("urls", _URL_EXPECTED)
             return cls("", 0, tls=False, socket_path=path)
+        if not _VISIBLE.fullmatch(url):
+            raise OptionError("urls", _URL_EXPECTED)  # urlsplit() drops line ends silently
         try:
             parts = urlsplit(url)
             port = parts.port
