@@ -18,9 +18,13 @@ class RedisBacking:
         self.options = options
         self.opened: list[Store] = []
 
+    def make(self) -> Store:
+        """Return a store that is not started."""
+        self.opened.append(open_store(self.options, SystemClock(), SystemRandomness()))
+        return self.opened[-1]
+
     async def open(self) -> Store:
-        store = open_store(self.options, SystemClock(), SystemRandomness())
-        self.opened.append(store)
+        store = self.make()
         await store.start()
         return store
 

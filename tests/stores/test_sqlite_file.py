@@ -1,0 +1,182 @@
+"""The SQLite store's file: for our eyes only, never mistaken for another, and timed by a clock of its own."""
+
+import os
+import sqlite3
+import stat
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from broker.errors import StoreError
+from broker.services.clock import SystemClock
+from broker.stores.base import Busy
+from broker.stores.listeners import RESYNC
+from broker.stores.sqlite import SqliteStore
+from tests.stores.conftest import TIMEOUT, recovers, works
+from tests.stores.sqlite_process import LONG
+from tests.stores.store_contract import KEY, held, listening
+from tests.support.clock import ManualClock, SeededRandomness
+from tests.support.waiting import until_async
+
+
+async def test_ft_16_a_file_that_we_may_not_write_stops_the_start() -> None:
+    """A file, or a directory, of another user is an error of the start, not of the first login."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        path = directory / "broker.db"
+        path.touch()
+        path.chmod(0o644)
+        directory.chmod(0o755)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)  # root may write everything
+        else:
+            path.chmod(0o444)
+            directory.chmod(0o555)
+        store = SqliteStore(path, SystemClock(), SeededRandomness(), timeout_seconds=TIMEOUT)
+        try:
+            with pytest.raises(StoreError):
+                await store.start()
+            with pytest.raises(StoreError):
+                await store.ping()
+        finally:
+            await store.close()
+            os.seteuid(user)
+            directory.chmod(0o755)
+
+
+@pytest.mark.parametrize("content", [b"not a database, but long enough to be looked at " * 100, b"\0" * 8192])
+async def test_ft_16_a_file_that_is_no_database_is_left_alone(path: Path, content: bytes) -> None:
+    """A file that isn't SQLite's is refused and not overwritten."""
+    path.write_bytes(content)
+    store = SqliteStore(path, SystemClock(), SeededRandomness(), timeout_seconds=TIMEOUT)
+    with pytest.raises(StoreError):
+        await store.start()
+    await store.close()
+    assert content == path.read_bytes()
+
+
+async def test_ft_15_the_wall_clock_ends_nothing(path: Path) -> None:
+    """A wall clock set forward or back an hour, before or after a restart, neither ends a record or lease nor keeps it."""
+    clock = ManualClock()
+    store = SqliteStore(path, clock, SeededRandomness())
+    await store.create(KEY, b"1", ttl_seconds=LONG)
+    held(await store.lease(KEY, LONG))
+    for jump in (3600, -7200):
+        clock.set_wall_clock(jump)
+        await store.close()
+        store = SqliteStore(path, clock, SeededRandomness())
+        assert None is not await store.get(KEY)
+        assert isinstance(await store.lease(KEY, LONG), Busy)
+    clock.advance(LONG)
+    assert None is await store.get(KEY)
+    assert not isinstance(await store.lease(KEY, LONG), Busy)
+    await store.close()
+
+
+async def test_a_boot_ends_leases_and_keeps_records(path: Path) -> None:
+    """After the host was started anew no lease is held, since no holder is left, and records live on by the wall clock."""
+    before = ManualClock()
+    before.advance(10_000)
+    store = SqliteStore(path, before, SeededRandomness())
+    await store.create(KEY, b"1", ttl_seconds=LONG)
+    held(await store.lease(KEY, LONG))
+    await store.close()
+    after = ManualClock(before.now() + LONG / 2)  # its monotonic clock begins anew
+    store = SqliteStore(path, after, SeededRandomness())
+    assert None is not await store.get(KEY)
+    assert not isinstance(await store.lease(KEY, LONG), Busy)
+    after.advance(LONG / 2)
+    assert None is await store.get(KEY)
+    await store.close()
+
+
+async def test_the_file_is_for_our_eyes_only(store: SqliteStore, path: Path) -> None:
+    """Nobody else reads the database or what SQLite puts beside it."""
+    await store.create(KEY, b"1", ttl_seconds=LONG)
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+    assert {"broker.db": 0o600, "broker.db-wal": 0o600, "broker.db-shm": 0o600} == modes
+
+
+async def test_the_mode_of_a_file_that_others_read_is_narrowed(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that others may read is taken from their eyes, and the log says so."""
+    path.touch(mode=0o644)
+    path.chmod(0o644)
+    store = SqliteStore(path, SystemClock(), SeededRandomness())
+    await store.start()
+    await store.close()
+    assert 0o600 == stat.S_IMODE(path.stat().st_mode)
+    assert ["store_file_mode_narrowed"] == [record.message for record in caplog.records]
+
+
+async def test_a_directory_in_which_everybody_writes_is_refused(path: Path) -> None:
+    """Where others could put another file in its place, the store does not start."""
+    path.parent.chmod(0o777)
+    store = SqliteStore(path, SystemClock(), SeededRandomness())
+    with pytest.raises(StoreError, match="writable by everyone"):
+        await store.start()
+    path.parent.chmod(0o1777)  # as /tmp: nobody removes the files of others
+    await until_async(lambda: works(store))
+    await store.close()
+
+
+async def test_a_missing_directory_is_told(path: Path) -> None:
+    """The error names the directory; once it is there, the same store works."""
+    inside = path.parent / "missing" / "broker.db"
+    store = SqliteStore(inside, SystemClock(), SeededRandomness())
+    with pytest.raises(StoreError, match="missing"):
+        await store.start()
+    inside.parent.mkdir(mode=0o700)
+    await recovers(store)
+    await store.close()
+
+
+async def test_a_file_that_is_deleted_is_made_anew(store: SqliteStore, path: Path) -> None:
+    """When the file goes away under the store, records are gone, listeners are told, and everything works."""
+    await store.create(KEY, b"1", ttl_seconds=LONG)
+    heard = await listening(store)
+    for file in tuple(path.parent.iterdir()):
+        file.unlink()
+    assert None is await store.get(KEY)
+    await heard.gets(RESYNC)
+    await recovers(store)
+    assert path.exists()
+
+
+async def test_a_database_of_another_program_is_left_alone(path: Path) -> None:
+    """A path to the wrong database is refused, and nothing is written into it."""
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE theirs (x)")
+    db.close()
+    path.chmod(0o600)
+    store = SqliteStore(path, SystemClock(), SeededRandomness())
+    with pytest.raises(StoreError, match="another program"):
+        await store.start()
+    await store.close()
+    db = sqlite3.connect(path)
+    assert [("theirs",)] == db.execute("SELECT name FROM sqlite_master").fetchall()
+    db.close()
+
+
+async def test_ft_14_a_newer_format_is_left_alone(path: Path) -> None:
+    """A file that a newer release wrote is refused unharmed."""
+    store = SqliteStore(path, SystemClock(), SeededRandomness())
+    await store.start()
+    await store.close()
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+    store = SqliteStore(path, SystemClock(), SeededRandomness())
+    with pytest.raises(StoreError, match="newer release"):
+        await store.start()
+    await store.close()
+
+
+async def test_deleted_records_leave_the_file(store: SqliteStore, path: Path) -> None:
+    """What a logout deletes can't be read from the file afterwards."""
+    await store.create(KEY, b"canary" * 100, ttl_seconds=LONG)
+    await store.delete(KEY)
+    await store.close()  # which moves the log into the file and removes it
+    assert [path] == list(path.parent.iterdir())
+    assert b"canary" not in path.read_bytes()
