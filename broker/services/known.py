@@ -1,7 +1,7 @@
 """What this process knows of grants: enough to serve a live token without asking anybody."""
 
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -39,16 +39,23 @@ class Known:
     A grant as this process last saw it. It holds no refresh token.
 
     Attributes:
+        provider: Whose grant it is; empty if that isn't known.
         generation: The generation that was seen.
         tokens: By :attr:`Audience.key`.
         ended: Why it ended; None while it lives.
         stale_at: Monotonic seconds from which the store must be asked again; infinity if it doesn't know this yet.
     """
 
+    provider: str
     generation: int
     tokens: Mapping[str, KnownToken]
     ended: str | None
     stale_at: float
+
+    @property
+    def state(self) -> str:
+        """``live`` or ``ended``."""
+        return "live" if self.ended is None else "ended"
 
     def token(self, audience: Audience, now: float) -> KnownToken | None:
         """Return the token of *audience* that may be sent at *now* (Unix seconds)."""
@@ -57,7 +64,12 @@ class Known:
 
 
 class KnownGrants:
-    """The last seen grants, bounded: the one that was seen longest ago goes first."""
+    """
+    The last seen grants, bounded: the one that was seen longest ago goes first.
+
+    Attributes:
+        counts: How many there are, by provider and state.
+    """
 
     def __init__(
         self, providers: Mapping[str, ProviderOptions], clock: Clock, *, ttl_seconds: float, limit: int
@@ -74,6 +86,7 @@ class KnownGrants:
         self._ttl_seconds = ttl_seconds
         self._limit = limit
         self._grants: OrderedDict[str, Known] = OrderedDict()
+        self.counts: Counter[tuple[str, str]] = Counter()
 
     def __len__(self) -> int:
         return len(self._grants)
@@ -101,7 +114,9 @@ class KnownGrants:
         A read that began before may yet bring it alive: what it brings is not believed until this is stale.
         """
         stale_at = self._clock.monotonic() + self._ttl_seconds
-        self._put(grant_id, Known(generation=0, tokens={}, ended=reason, stale_at=stale_at))
+        former = self._grants.get(grant_id)
+        provider = "" if former is None else former.provider
+        self._put(grant_id, Known(provider=provider, generation=0, tokens={}, ended=reason, stale_at=stale_at))
 
     def outdate(self, grant_id: str, generation: int) -> None:
         """A newer generation is in the store: ask for it. What is older serves on while the store is down."""
@@ -123,6 +138,7 @@ class KnownGrants:
         self._put(
             grant.id,
             Known(
+                provider=grant.provider,
                 generation=grant.generation,
                 tokens={key: _known_token(grant, key, held, options) for key, held in grant.tokens.items()},
                 ended=None if grant.ended is None else grant.ended.reason,
@@ -135,10 +151,14 @@ class KnownGrants:
         return former.generation > grant.generation or (former.ended is not None and not self.is_stale(former))
 
     def _put(self, grant_id: str, seen: Known) -> None:
+        former = self._grants.pop(grant_id, None)
+        if former is not None:
+            self.counts[former.provider, former.state] -= 1
         self._grants[grant_id] = seen
-        self._grants.move_to_end(grant_id)
+        self.counts[seen.provider, seen.state] += 1
         if len(self._grants) > self._limit:
-            self._grants.popitem(last=False)
+            _, oldest = self._grants.popitem(last=False)
+            self.counts[oldest.provider, oldest.state] -= 1
 
 
 def _known_token(grant: Grant, key: str, held: HeldToken, options: ProviderOptions) -> KnownToken:

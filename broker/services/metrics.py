@@ -54,7 +54,11 @@ UPSTREAM_401_RETRY = Counter(
     "upstream_401_retry_total", "Upstream 401s by what came of them: replayed, passed_on, login_needed, unavailable.",
     ["result"],
 )  # fmt: skip
-GRANTS = Counter("grants_total", "Grants by what happened to them: created, ended.", ["provider", "state"])
+GRANT_EVENTS = Counter("grant_events_total", "What happened to grants: created, ended.", ["provider", "event"])
+GRANTS = Gauge(
+    "grants", "Grants that were used lately, by their state: live, ended.", ["provider", "state"],
+    multiprocess_mode="livesum",
+)  # fmt: skip
 SPOOL_RECORDS = Gauge("spool_records", "Token responses that the store doesn't have yet.", multiprocess_mode="livesum")
 KEEP_ALIVE = Counter("keep_alive_total", "Refreshes of grants that nobody used.", ["provider", "result"])
 

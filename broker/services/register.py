@@ -32,7 +32,7 @@ class Register:
     async def tell_end(self, grant: Grant) -> None:
         """Tell everybody that *grant* has ended, which is written already."""
         assert grant.ended is not None
-        metrics.GRANTS.labels(grant.provider, "ended").inc()
+        metrics.GRANT_EVENTS.labels(grant.provider, "ended").inc()
         log.warning("grant_ended", extra={**about(grant), "reason": grant.ended.reason})
         await self.tell(grant)
 

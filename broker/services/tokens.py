@@ -37,6 +37,8 @@ from broker.stores.base import Event, Store, Topic
 ABANDON_SECONDS = (1.0, 5.0, 30.0)
 """A grant that nobody will ask for is deleted after these, until that works."""
 
+REPORT_SECONDS = 5.0
+
 log = logging.getLogger(__name__)
 
 
@@ -278,7 +280,7 @@ class TokenBroker:
             # It may be there all the same, and would be kept alive although nobody ever asks for it.
             self._tasks.launch(self._abandon(grant.id), name=f"abandon:{grant.id}")
             raise
-        metrics.GRANTS.labels(provider, "created").inc()
+        metrics.GRANT_EVENTS.labels(provider, "created").inc()
         log.info("grant_created", extra={"grant": grant.id, "provider": provider, "origin": origin})
         self._known.learn(grant)
         return grant
@@ -348,6 +350,13 @@ class TokenBroker:
                 pass
 
     # --- life
+
+    async def report(self) -> None:
+        """Bring the gauge of grants up to date now and then, until cancelled."""
+        while True:
+            await asyncio.sleep(REPORT_SECONDS)
+            for (provider, state), count in self._known.counts.items():
+                metrics.GRANTS.labels(provider, state).set(count)
 
     async def recover(self) -> None:
         """Save what dead processes of this host left behind. Call this before the first request is served."""

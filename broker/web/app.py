@@ -208,6 +208,7 @@ class Installation:
             self._tasks.launch(self._start_store_later(), name="store-start")
         self._tasks.launch(self.keep_alive.run(), name="keep-alive")
         self._tasks.launch(self.standing.run(), name="standing-grants")
+        self._tasks.launch(self.tokens.report(), name="grants-gauge")
 
     async def _start_store(self) -> None:
         await self.store.start()

@@ -160,3 +160,18 @@ def test_a_grant_of_an_unknown_provider_is_not_remembered(grants: KnownGrants) -
     grants.learn(replace(FIRST, provider="gone"))
 
     assert 0 == len(grants)
+
+
+def test_the_remembered_grants_are_counted_by_provider_and_state() -> None:
+    """What is replaced, ends or falls out is counted once, or no more."""
+    clock = ManualClock()
+    known = KnownGrants({"corp": provider_options()}, clock, ttl_seconds=5.0, limit=2)
+
+    known.learn(grant(id="a"))
+    known.learn(grant(id="a", generation=2))
+    known.learn(grant(id="b"))
+    known.end("b", "logout")
+    assert {("corp", "live"): 1, ("corp", "ended"): 1} == +known.counts
+
+    known.learn(grant(id="c"))
+    assert {("corp", "live"): 1, ("corp", "ended"): 1} == +known.counts
