@@ -157,7 +157,7 @@ async def test_ad_01_the_admin_api_wants_its_token(broker: BrokerProcess) -> Non
         ({"provider": "nowhere", "subject": "x"}, "provider"),
         ({"provider": "corp", "subject": "x"}, "refresh_token"),
         ({"provider": "corp", "subject": "x", "refresh_token": "r", "expires_in": "soon"}, "expires_in"),
-        ({"provider": "corp", "subject": "x", "refresh_token": "r", "netwroks": []}, "netwroks"),
+        ({"provider": "corp", "subject": "x", "refresh_token": "r", "network": []}, "network"),
         ({"provider": "corp", "subject": "x", "refresh_token": "r", "networks": ["everywhere"]}, "networks"),
         ({"provider": "corp", "subject": "x", "refresh_token": "r", "routes": ["api"]}, "routes"),
     ],
