@@ -2,6 +2,8 @@
 
 import json
 import re
+from datetime import UTC, datetime
+from functools import lru_cache
 
 MAX_LOGGED_PATH = 256
 
@@ -37,9 +39,20 @@ def access_line(
     path = path[:MAX_LOGGED_PATH]
     shown = f'"{path}"' if _PLAIN.fullmatch(path) else json.dumps(path)
     return (
-        f'{{"time":{now:.3f},"level":"info","event":"request","request_id":"{request_id}","client":"{client}",'
+        f'{{"time":"{_instant(now)}","level":"info","event":"request","request_id":"{request_id}","client":"{client}",'
         f'"method":"{method[:16]}","path":{shown},"status":{status},"duration_ms":{seconds * 1000:.1f}'
         + (f',"route":{json.dumps(route)}' if route else "")
         + (f',"session":"{session}"' if session else "")
         + "}"
     )
+
+
+def _instant(now: float) -> str:
+    """Return Unix seconds as every other log record writes them (RFC 3339)."""
+    second, milliseconds = divmod(round(now * 1000), 1000)
+    return f"{_second(second)}.{milliseconds:03d}+00:00"
+
+
+@lru_cache(maxsize=2)
+def _second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")

@@ -20,7 +20,7 @@ USUAL: dict[str, Any] = {
 def test_a_line_says_who_asked_for_what() -> None:
     """One JSON object, with the route and the session where there are any."""
     expected = {
-        "time": 1_700_000_000.123,
+        "time": "2023-11-14T22:13:20.123+00:00",
         "level": "info",
         "event": "request",
         "request_id": "ab-1",
