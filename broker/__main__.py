@@ -9,9 +9,15 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from importlib import import_module
 from pathlib import Path
+from typing import TypeAlias
 
 from broker import __version__
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 # Only what every command needs is imported above: `--help` and `keys new` must not wait for a web server.
 
@@ -41,17 +47,98 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="take every secret and file that the configuration refers to for present",
     )
-    keys = commands.add_parser("keys", help="the keys that seal sessions and grants", allow_abbrev=False)
-    key_commands = keys.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    new = _add(key_commands, "new", _new_key, "make a key and print it")
+    keys = _group(commands, "keys", "the keys that seal sessions and grants")
+    new = _add(keys, "new", _new_key, "make a key and print it")
     new.add_argument("--file", metavar="PATH", type=Path, help="write it to a new file that only its owner can read")
+    _add_grants(_group(commands, "grants", "what the broker holds for callers without a browser"))
+    _add_handles(_group(commands, "handles", "the credentials by which callers without a browser name a grant"))
     schema = _add(commands, "schema", _schema, "print the JSON Schema of the configuration, for editors")
     schema.add_argument("--markdown", action="store_true", help="print the reference of the configuration instead")
     return parser
 
 
+def _add_grants(commands: Commands) -> None:
+    listing = _add(commands, "list", _of("grants", "list_grants"), "show the imported and standing grants")
+    _config(listing)
+    listing.add_argument("--provider", metavar="NAME", help="of one user: at this provider")
+    listing.add_argument("--subject", help="of one user, browsers' grants too")
+    taking = _add(
+        commands, "import", _of("grants", "import_grant"), "hand a token response over, and print a handle for it"
+    )
+    _config(taking)
+    taking.add_argument("--provider", metavar="NAME", required=True, help="whose tokens they are")
+    taking.add_argument("--subject", required=True, help="the user or service that they are for")
+    taking.add_argument("--file", metavar="PATH", type=Path, help="where the JSON is; by default standard input")
+    _bounds(taking)
+    showing = _add(commands, "show", _of("grants", "show_grant"), "show one grant")
+    _config(showing).add_argument("grant", metavar="GRANT")
+    ending = _add(
+        commands, "revoke", _of("grants", "revoke_grant"), "end a grant with its handles, here and at its provider"
+    )
+    _config(ending).add_argument("grant", metavar="GRANT")
+
+
+def _add_handles(commands: Commands) -> None:
+    listing = _add(commands, "list", _of("handles", "list_handles"), "show the handles, without the credentials")
+    _config(listing).add_argument("--grant", help="only those of this grant")
+    issuing = _add(commands, "issue", _of("handles", "issue_handle"), "issue a handle for a grant, and print it")
+    _config(issuing).add_argument("grant", metavar="GRANT")
+    _bounds(issuing)
+    rotating = _add(commands, "rotate", _of("handles", "rotate_handle"), "issue a successor of a handle, and print it")
+    _config(rotating).add_argument("handle", metavar="HANDLE", help="its id, not the credential")
+    rotating.add_argument("--overlap", type=_duration, help="how long the old one is taken, such as 10m; by default 0s")
+    ending = _add(commands, "revoke", _of("handles", "revoke_handle"), "end a handle now")
+    _config(ending).add_argument("handle", metavar="HANDLE", help="its id, not the credential")
+
+
+def _bounds(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--label", help="what the handle is for, in your words")
+    parser.add_argument("--route", metavar="PATH", action="append", help="a path that it may be used for; repeatable")
+    parser.add_argument("--network", metavar="CIDR", action="append", help="where it may be used from; repeatable")
+    parser.add_argument("--ends-at", type=_instant, help="when it ends, such as 2030-01-31T00:00:00Z")
+
+
+def _duration(text: str) -> float:
+    from broker.core.units import parse_duration
+
+    seconds = parse_duration(text)
+    if seconds is None:
+        raise argparse.ArgumentTypeError(f"expected a duration such as 30s or 10m, not {text!r}")
+    return seconds
+
+
+def _instant(text: str) -> float:
+    moment = None
+    with suppress(ValueError):
+        moment = datetime.fromisoformat(text)
+    if moment is None or moment.tzinfo is None:
+        raise argparse.ArgumentTypeError(f"expected a time with its zone such as 2030-01-31T00:00:00Z, not {text!r}")
+    return moment.timestamp()
+
+
+def _config(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("config", metavar="CONFIG", type=Path)
+    return parser
+
+
+def _group(commands: Commands, name: str, summary: str) -> Commands:
+    return commands.add_parser(name, help=summary, allow_abbrev=False).add_subparsers(
+        title="commands", metavar="COMMAND", required=True
+    )
+
+
+def _of(module: str, name: str) -> Callable[[argparse.Namespace], int]:
+    """Return a command of broker.cli, which is imported when it runs."""
+
+    def command(options: argparse.Namespace) -> int:
+        implementation: Callable[[argparse.Namespace], int] = getattr(import_module(f"broker.cli.{module}"), name)
+        return implementation(options)
+
+    return command
+
+
 def _add(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    commands: Commands,
     name: str,
     command: Callable[[argparse.Namespace], int],
     summary: str,

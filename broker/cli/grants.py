@@ -1,0 +1,115 @@
+"""`token-broker grants`: what the broker holds for callers without a browser."""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from broker.cli.admin_client import AdminClient, CommandRefused, printable, quoted
+from broker.cli.running import show_handle, show_table, with_admin_api
+from broker.config.settings import Settings
+from broker.core.json_object import at_path, read_object
+from broker.core.lifetimes import number
+
+MAX_RESPONSE_BYTES = 256 << 10
+TEXTS = ("access_token", "refresh_token", "id_token", "scope", "session_id")
+NUMBERS = ("expires_in", "refresh_expires_in")
+
+
+def list_grants(options: argparse.Namespace) -> int:
+    """Show the imported and standing grants, or those of one user."""
+    query = {"provider": options.provider, "subject": options.subject} if options.subject else {}
+    if bool(options.provider) != bool(options.subject):
+        print("--provider and --subject go together", file=sys.stderr)
+        return 1
+
+    async def ask(client: AdminClient, _settings: Settings) -> None:
+        answer = await client.ask("GET", "/grants", query=query)
+        columns = ("id", "provider", "subject", "origin", "state", "generation", "ended")
+        show_table(columns, ([grant.get(name) for name in columns] for grant in answer["grants"]))
+
+    return with_admin_api(options.config, ask)
+
+
+def show_grant(options: argparse.Namespace) -> int:
+    """Show all that may be said of one grant."""
+
+    async def ask(client: AdminClient, _settings: Settings) -> None:
+        grant = await client.ask("GET", f"/grants/{quoted(options.grant)}")
+        for name, value in grant.items():
+            shown = instant(value) if name.endswith("_at") else ", ".join(value) if isinstance(value, list) else value
+            print(f"{printable(name)}: {printable(shown)}")
+
+    return with_admin_api(options.config, ask)
+
+
+def import_grant(options: argparse.Namespace) -> int:
+    """Hand a token response over to the broker, and print the handle for it."""
+
+    async def ask(client: AdminClient, settings: Settings) -> None:
+        provider = settings.providers.get(options.provider)
+        if provider is None:
+            raise CommandRefused(f"providers.{printable(options.provider)}: there is no such provider")
+        tokens = read_tokens(_response(options.file), provider.token_response)
+        content = {"provider": options.provider, "subject": options.subject, **tokens, **handle_bounds(options)}
+        show_handle(await client.ask("POST", "/grants", content))
+
+    return with_admin_api(options.config, ask)
+
+
+def revoke_grant(options: argparse.Namespace) -> int:
+    """End a grant with its handles, here and at its authorization server."""
+
+    async def ask(client: AdminClient, _settings: Settings) -> None:
+        answer = await client.ask("DELETE", f"/grants/{quoted(options.grant)}")
+        there = "and at the provider" if answer.get("revoked_at_provider") else "the provider did not confirm"
+        print(f"{printable(answer.get('grant'))}: ended here, {there}")
+
+    return with_admin_api(options.config, ask)
+
+
+def read_tokens(document: bytes, names: Mapping[str, str]) -> dict[str, object]:
+    """
+    Return what the broker takes of a token response; other members are ignored (RFC 6749 section 5.1).
+
+    Args:
+        document: JSON, as the token endpoint answered.
+        names: Paths of members that have other names there.
+
+    Raises:
+        CommandRefused: If it is no JSON object, or holds neither a refresh token nor a session to live by.
+    """
+    response = read_object(document)
+    if response is None:
+        raise CommandRefused("the token response is no JSON object")
+    found = {name: at_path(response, names.get(name, name)) for name in (*TEXTS, *NUMBERS)}
+    tokens: dict[str, object] = {name: found[name] for name in TEXTS if isinstance(found[name], str) and found[name]}
+    tokens.update({name: value for name in NUMBERS if (value := number(found[name])) is not None})
+    if not {"refresh_token", "session_id"} & tokens.keys():
+        raise CommandRefused("the token response has neither a refresh_token nor a session_id")
+    return tokens
+
+
+def handle_bounds(options: argparse.Namespace) -> dict[str, object]:
+    """Return what a new handle is bound to."""
+    bounds = {"label": options.label, "routes": options.route, "networks": options.network, "ends_at": options.ends_at}
+    return {name: value for name, value in bounds.items() if value}
+
+
+def instant(value: object) -> str:
+    """Return Unix seconds as RFC 3339 writes them, in UTC."""
+    if not isinstance(value, int | float):
+        return "-"
+    return datetime.fromtimestamp(value, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _response(path: Path | None) -> bytes:
+    # Never an argument: every user of the machine can read the command lines of all processes.
+    try:
+        if path is None:
+            return sys.stdin.buffer.read(MAX_RESPONSE_BYTES)
+        with path.open("rb") as file:
+            return file.read(MAX_RESPONSE_BYTES)
+    except OSError as error:
+        raise CommandRefused(f"{path}: the token response can't be read: {error.strerror}") from None

@@ -1,0 +1,53 @@
+"""How a command begins and ends: the configuration is read, and what goes wrong becomes a line and an exit code."""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+
+from broker.cli.admin_client import AdminClient, CommandRefused, printable
+from broker.config import ConfigErrors, load
+from broker.config.settings import Settings
+
+
+def with_settings(config: Path, command: Callable[[Settings], Awaitable[int]]) -> int:
+    """Run *command* with the settings of *config*, and return the exit code."""
+    try:
+        return asyncio.run(_awaited(command(load(config))))
+    except (ConfigErrors, CommandRefused) as refusal:
+        print(refusal, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def with_admin_api(config: Path, command: Callable[[AdminClient, Settings], Awaitable[None]]) -> int:
+    """Run *command* with a connection to the broker that serves by *config*, and return the exit code."""
+
+    async def connected(settings: Settings) -> int:
+        async with AdminClient(settings.admin) as client:
+            await command(client, settings)
+        return 0
+
+    return with_settings(config, connected)
+
+
+def show_table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print *rows* below the *names* of their columns, aligned."""
+    lines = [list(names), *([printable(value) for value in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def show_handle(answer: dict[str, object]) -> None:
+    """Print a credential alone on standard output, for scripts, and what it belongs to on standard error."""
+    print(
+        f"handle {printable(answer.get('id'))} of grant {printable(answer.get('grant'))}; it is shown only now:",
+        file=sys.stderr,
+    )
+    print(answer["handle"])
+
+
+async def _awaited(running: Awaitable[int]) -> int:
+    return await running

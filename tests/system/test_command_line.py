@@ -1,0 +1,111 @@
+"""The commands that speak to a broker that runs."""
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.support.broker_process import ROOT, BrokerProcess, provider_options
+from tests.support.remote_authorization_server import RemoteLedgerServer
+from tests.support.upstream import Upstream
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture
+async def broker(tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstream) -> AsyncIterator[BrokerProcess]:
+    made = BrokerProcess(
+        tmp_path,
+        providers={"corp": provider_options(provider.url)},
+        routes=[{"path": "/api", "upstream": upstream.url, "token": "user"}],
+    )
+    made.settings["admin"]["token"] = {"value": "an admin token of some length"}
+    async with made:
+        yield made
+
+
+async def command(broker: BrokerProcess, *words: str, given: str = "", code: int = 0) -> tuple[str, str]:
+    """Run a command with the broker's configuration after its first two words, and return what it printed."""
+    config = broker.directory / f"config-{broker.port}.yaml"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "broker", *words[:2], str(config), *words[2:]),
+        cwd=ROOT,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate(given.encode())
+    assert code == process.returncode, err.decode()
+    return out.decode(), err.decode()
+
+
+async def call(broker: BrokerProcess, handle: str) -> int:
+    headers = {"Authorization": f"Bearer {handle}"}
+    async with aiohttp.ClientSession() as http, http.get(f"{broker.url}/api/x", headers=headers) as response:
+        return response.status
+
+
+async def test_a_grants_life_by_commands(broker: BrokerProcess, provider: RemoteLedgerServer) -> None:
+    """Import, list, show, issue, rotate, revoke: each handle works as long as it should, and no token is printed."""
+    response = await provider.issue("batch")
+    printed: list[str] = []
+
+    out, err = await command(
+        broker, "grants", "import", "--provider", "corp", "--subject", "batch", given=json.dumps(response)
+    )
+    first = out.removesuffix("\n")
+    grant = re.findall(r"of grant (\S+);", err)[0]
+    assert re.fullmatch(r"tbh_[A-Za-z0-9_-]{43}", first)
+    assert first not in err
+    assert 200 == await call(broker, first)
+
+    printed += await command(broker, "grants", "list")
+    assert [grant, "corp", "batch", "imported", "FRESH".lower()] == printed[0].lower().splitlines()[1].split()[:5]
+    printed += await command(broker, "grants", "show", grant)
+    assert "subject: batch\n" in printed[-2]
+
+    out, _ = await command(broker, "handles", "issue", grant, "--label", "nightly", "--route", "/other")
+    assert 403 == await call(broker, out.strip())
+    printed += await command(broker, "handles", "list", "--grant", grant)
+    ids = {"nightly" in line: line.split()[0] for line in printed[-2].splitlines()[1:]}
+
+    out, _ = await command(broker, "handles", "rotate", ids[False], "--overlap", "1h")
+    second = out.strip()
+    assert (200, 200) == (await call(broker, first), await call(broker, second))
+    await command(broker, "handles", "revoke", ids[False])
+    assert (401, 200) == (await call(broker, first), await call(broker, second))
+
+    out, _ = await command(broker, "grants", "revoke", grant)
+    assert out.endswith(": ended here, and at the provider\n")
+    assert 401 == await call(broker, second)
+    secrets = {response["access_token"], response["refresh_token"], first, second}
+    assert not any(secret in text for secret in secrets for text in printed)
+
+
+async def test_what_the_broker_refuses_is_1(broker: BrokerProcess) -> None:
+    """Each refusal is one line on standard error."""
+    importing = ("grants", "import", "--subject", "batch", "--provider")
+    for words, given, said in (
+        ((*importing, "nobody"), "{}", "providers.nobody: there is no such provider\n"),
+        ((*importing, "corp"), "{}", "the token response has neither a refresh_token nor a session_id\n"),
+        (
+            (*importing, "corp", "--file", "/nowhere"),
+            "",
+            "/nowhere: the token response can't be read: No such file or directory\n",
+        ),
+        (("grants", "show", "nothing"), "", "there is no such grant\n"),
+        (("grants", "list", "--subject", "x"), "", "--provider and --subject go together\n"),
+        (("handles", "revoke", "nothing"), "", "there is no such handle\n"),
+    ):
+        assert ("", said) == await command(broker, *words, given=given, code=1)
+
+
+async def test_a_wrong_bound_is_2(broker: BrokerProcess) -> None:
+    """A time without its zone, and a duration without a unit, are mistakes of the command line."""
+    await command(broker, "handles", "issue", "g", "--ends-at", "2030-01-31T00:00:00", code=2)
+    await command(broker, "handles", "rotate", "h", "--overlap", "10", code=2)
