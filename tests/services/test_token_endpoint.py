@@ -1,5 +1,6 @@
 """One request at a time: what is sent again, and what never is."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 from aiohttp import web
 
 from broker.core.audience import DEFAULT_AUDIENCE
+from broker.core.client_auth import ClientAuthMethod
 from broker.core.compact_jws import read_compact
 from broker.core.oauth import FailureKind, TokenFailure, TokenSet
 from broker.core.provider import Dialect
@@ -126,6 +128,60 @@ async def test_a_refresh_token_is_presented_once(server: DocumentServer, status:
         await provider.refresh(grant(), DEFAULT_AUDIENCE)
 
     assert 1 == server.count("/token")
+
+
+async def test_what_came_of_a_request_decides_its_class(server: DocumentServer) -> None:
+    """Nothing sent is transient, no answer is in doubt, and Retry-After comes along."""
+
+    async def busy(_request: Request) -> web.Response:
+        return web.Response(status=503, headers={"Retry-After": "7"})
+
+    async def silent(_request: Request) -> web.Response:
+        await asyncio.sleep(30)
+        raise AssertionError
+
+    server.answers |= {"/busy": busy, "/silent": silent}
+    outcomes = []
+    for path in ("busy", "silent"):
+        async with authorization_server(
+            token_endpoint=f"{server.url}/{path}", token_endpoint_timeout_seconds=0.3
+        ) as provider:
+            outcomes.append(await provider.refresh(grant(), DEFAULT_AUDIENCE))
+    async with authorization_server(token_endpoint="http://127.0.0.1:9/token") as provider:
+        outcomes.append(await provider.refresh(grant(), DEFAULT_AUDIENCE))
+
+    kinds = [(outcome.kind, outcome.retry_after_seconds) for outcome in outcomes if isinstance(outcome, TokenFailure)]
+    assert [(FailureKind.TRANSIENT, 7.0), (FailureKind.IN_DOUBT, None), (FailureKind.TRANSIENT, None)] == kinds
+
+
+async def test_without_credentials_nothing_is_sent(server: DocumentServer) -> None:
+    """A client that can't prove itself, for want of metadata or of its own token, presents no refresh token."""
+    options: dict[str, Any] = {"client_secret": Secret("s" * 32), "refresh_endpoint": f"{server.url}/refresh"}
+    methods: dict[ClientAuthMethod, dict[str, Any]] = {
+        ClientAuthMethod.CLIENT_SECRET_JWT: {"issuer": None, "metadata_url": f"{server.url}/nowhere"},
+        ClientAuthMethod.CLIENT_ACCESS_TOKEN: {"token_endpoint": f"{server.url}/nowhere"},
+    }
+    for method, more in methods.items():
+        async with authorization_server(token_endpoint_auth_method=method, **options, **more) as provider:
+            outcome = await provider.refresh(grant(), DEFAULT_AUDIENCE)
+        assert isinstance(outcome, TokenFailure)
+        assert FailureKind.TRANSIENT is outcome.kind
+    assert 0 == server.count("/refresh")
+
+
+async def test_a_client_token_is_replaced_once_after_a_401(server: DocumentServer) -> None:
+    """A second 401 is an answer."""
+    server.answers |= {"/token": (200, {"access_token": "cat", "expires_in": 60}), "/refresh": (401, {"message": "no"})}
+    async with authorization_server(
+        token_endpoint=f"{server.url}/token",
+        refresh_endpoint=f"{server.url}/refresh",
+        client_secret=Secret("s"),
+        token_endpoint_auth_method=ClientAuthMethod.CLIENT_ACCESS_TOKEN,
+    ) as provider:
+        outcome = await provider.refresh(grant(), DEFAULT_AUDIENCE)
+
+    assert isinstance(outcome, TokenFailure)
+    assert (2, 2) == (server.count("/token"), server.count("/refresh"))
 
 
 def test_what_was_not_sent_loses_nothing() -> None:
