@@ -156,6 +156,8 @@ class AdminApi:
         if ended is not None and ended.refresh_token is not None:
             try:
                 await self._servers[ended.provider].revoke(ended.refresh_token)
+                if ended.session_id is not None:
+                    await self._servers[ended.provider].end_provider_session(ended.session_id)
                 revoked = True
             except (ProviderError, KeyError) as fault:
                 log.warning("revocation_failed", extra={"grant": grant.id, "error": type(fault).__name__})

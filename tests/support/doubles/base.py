@@ -87,6 +87,10 @@ class Double:
         """Whether an upstream would take this token."""
         return self._access_tokens.get(access_token, ("", 0.0))[1] > self.clock.now()
 
+    def subject_of(self, access_token: str) -> str:
+        """Whose token it is."""
+        return self._access_tokens[access_token][0]
+
     def calls(self, path: str) -> int:
         """How often *path* was asked for."""
         return sum(logged == path for _, logged, _ in self.log)
