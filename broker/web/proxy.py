@@ -18,7 +18,7 @@ from broker.core.forwarded import TrustedProxies
 from broker.core.limit_options import LimitOptions
 from broker.core.outcome import LoginNeeded, Token, TokenResult, Unavailable
 from broker.core.routing import Route
-from broker.errors import BadRequest, RequestTimeout
+from broker.errors import BadRequest, CallerError, PayloadTooLarge
 from broker.services import metrics
 from broker.services.clock import Clock, Randomness, SystemClock, SystemRandomness
 from broker.services.logs import REQUEST_ID
@@ -177,7 +177,7 @@ class Proxy:
             relay = await self._conclude(transit, await self._attempt(transit, hold_401=call.may_retry))
         call.lane.stats.count(relay.status, self._loop.time() - began_at)
         if relay.error is not None and not relay.started:
-            if isinstance(relay.error, BadRequest | RequestTimeout):
+            if isinstance(relay.error, CallerError):
                 connection.close_soon()
             raise relay.error
         return RelayedResponse(relay)
@@ -192,9 +192,10 @@ class Proxy:
                 block=self.gate.fields.read([b"%b: %b" % field for field in message.raw_headers]),
                 peer=connection.peer,
             )
-        except BadRequest:
+        except CallerError as error:
             # What follows on a connection whose requests can't be told apart isn't read (SECURITY SM-01).
-            connection.close_soon()
+            if isinstance(error, BadRequest | PayloadTooLarge) or message.method == "CONNECT":
+                connection.close_soon()
             raise
         call.request_id = REQUEST_ID.get("")
         return call

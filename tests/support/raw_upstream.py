@@ -154,7 +154,7 @@ async def _read_body(head: bytes, reader: asyncio.StreamReader) -> bytes:
     if re.search(rb"(?i)\r\ntransfer-encoding: *chunked\r\n", head) is None:
         return b""
     body = b""
-    while size := int(await reader.readline(), 16):
+    while size := int(await reader.readuntil(b"\r\n"), 16):
         body += await reader.readexactly(size)
         assert b"\r\n" == await reader.readexactly(2)
     assert b"\r\n" == await reader.readline(), "no trailers are passed on"
