@@ -149,6 +149,7 @@ class FastConnection(CallerConnection):
         self._began_at = self._loop.time()
         if lane.upstream.try_start(exchange):
             return True
+        gate.unlimit(call)
         self._busy = self.relay = None
         return False
 
