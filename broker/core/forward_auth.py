@@ -103,6 +103,11 @@ class ForwardAuthOptions:
         default=(),
         example="[10.0.1.0/24]",
     )
+    client_certificates: bool = option(
+        "Whether the gateway asks clients for certificates and says in `Client-Cert` which one was shown, in place of "
+        "whatever the client sent under that name. Otherwise a request that has the field is refused.",
+        default=False,
+    )
     release_token: bool = option(
         "Whether a gateway is given access tokens, for the routes that say `release_token: true`.", default=False
     )
@@ -160,7 +165,7 @@ def original_request(
         method: The method of the gateway's request.
         below: What its target has behind the endpoint's path.
         scheme: The scheme of ``public_url``.
-        own_names: The canonical names that routes set.
+        own_names: The canonical names that only the broker may set, or nobody.
 
     Raises:
         BadRequest: If that isn't said once and plainly, or the request has a field that must not go on.
@@ -240,7 +245,10 @@ _WORDS = _METHOD_WORDS | _TARGET_WORDS | _HOST_WORDS | _SCHEME_WORDS | {b"host"}
 _BETWEEN_US = CONNECTION_FIELDS | {b"content-length", SECRET_FIELD}
 """Fields of the gateway's own request."""
 
-_OF_PROXIES = frozenset({b"x-forwarded-for", b"x-forwarded-port", b"x-forwarded-server", b"x-forwarded-ssl"})
+CERTIFICATE_FIELDS: Final = frozenset({b"client-cert", b"client-cert-chain"})
+"""What a gateway that ends TLS says of the caller's certificate (RFC 9440)."""
+
+_OF_PROXIES = CERTIFICATE_FIELDS | {b"x-forwarded-for", b"x-forwarded-port", b"x-forwarded-server", b"x-forwarded-ssl"}
 """What proxies add about themselves and the caller."""
 
 _MADE_HERE = frozenset({b"authorization", b"cookie", SECRET_FIELD})

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from broker.core.forward_auth import (
+    CERTIFICATE_FIELDS,
     DIALECTS,
     SECRET_FIELD,
     ForwardAuthOptions,
@@ -72,6 +73,8 @@ class ForwardAuth:
         self._gate = gate
         names = [name for route in routes for name in route.headers.assign]
         self._own_names = frozenset(canonical(name.encode()) for name in names)
+        if not options.client_certificates:
+            self._own_names |= CERTIFICATE_FIELDS
         self._copied = frozenset({"authorization", "cookie", *(name.lower() for name in names)})
         self._public_url = public_url
         self._scheme = urlsplit(public_url).scheme
@@ -118,6 +121,7 @@ class ForwardAuth:
         )
         _check_websocket(original, call)
         await self._gate.admit(call)
+        self._gate.limit(call)
         return call
 
     def _check_gateway(self, request: web.Request, peer: str) -> None:

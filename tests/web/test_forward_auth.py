@@ -16,7 +16,7 @@ from aiohttp import web
 from broker.core.forward_auth import ForwardAuthOptions, Gateway
 from broker.core.forwarded import TrustedProxies
 from broker.core.outcome import Cause, LoginNeeded, Unavailable
-from broker.core.routing import HeaderOptions, Navigation, Route, TokenChoice, TokenKind
+from broker.core.routing import HeaderOptions, Navigation, RateLimitOptions, Route, TokenChoice, TokenKind
 from broker.core.secret import Secret
 from broker.services.clock import SystemClock, SystemRandomness
 from broker.services.pool import UpstreamPools
@@ -52,6 +52,7 @@ ROUTES = [
     Route(path="/pages", upstream=UPSTREAM, token=USER, navigation=Navigation.ALLOW, release_token=True),
     Route(path="/quiet", upstream=UPSTREAM, token=USER, websocket=False, release_token=True),
     Route(path="/service", upstream=UPSTREAM, token=TokenChoice(TokenKind.GRANT, "nightly"), release_token=True),
+    Route(path="/slow", upstream=UPSTREAM, token=USER, rate_limit=RateLimitOptions(requests_per_second=0.01, burst=2)),
     Route(path="/host", host="other.example.com", upstream=UPSTREAM, token=ANONYMOUS),
 ]  # fmt: skip
 
@@ -62,6 +63,7 @@ class Asking:
 
     gateway: Gateway = Gateway.NGINX
     release_token: bool = True
+    client_certificates: bool = False
     networks: tuple[str, ...] = ()
     sessions: FakeSessions = field(default_factory=FakeSessions)
     tokens: FakeTokens = field(default_factory=FakeTokens)
@@ -96,6 +98,7 @@ class Asking:
             secrets=(Secret("an-older-secret-of-the-gateway-01234"), Secret(SECRET)),
             networks=tuple(ip_network(network) for network in self.networks),
             release_token=self.release_token,
+            client_certificates=self.client_certificates,
         )
         ForwardAuth(
             options,
@@ -392,6 +395,22 @@ async def test_rt_03_a_callers_word_for_the_gateways_is_refused(asking: Asking, 
 async def test_hd_02_a_callers_claims_are_refused(asking: Asking, spoofed: str, target: str) -> None:
     """What the gateway would hand on as the broker's word never comes from the caller."""
     assert (await asking.ask(target, *CALL, spoofed)).status in {400, 403}
+
+
+@pytest.mark.parametrize("spoofed", ["Client-Cert: :AAAA:", "client_cert: :AAAA:", "Client-Cert-Chain: :AAAA:"])
+async def test_hd_04_a_client_certificate_is_the_gateways_word(spoofed: str) -> None:
+    """Unless the gateway is configured to say it, a request that says it is refused; in no other spelling ever."""
+    async with Asking() as silent, Asking(client_certificates=True) as speaking:
+        assert 403 == (await silent.ask("/page", spoofed)).status
+        assert (403 if "_" in spoofed else 202) == (await speaking.ask("/page", spoofed)).status
+
+
+async def test_ds_04_a_routes_rate_is_kept(nginx: Asking) -> None:
+    """Questions about a route are counted as its requests are."""
+    answers = [await nginx.ask("/slow", *CALL) for _ in range(3)]
+
+    assert [202, 202, 403] == [answer.status for answer in answers]
+    assert "too_many_requests" == one(answers[2], b"X-Problem")
 
 
 @pytest.mark.parametrize(
