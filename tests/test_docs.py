@@ -18,6 +18,7 @@ from broker.stores.base import Busy, Event, StoreDown, Topic
 from broker.stores.open import open_store
 from broker.stores.options import StoreOptions, StoreUrl
 from broker.web.app import Installation
+from broker.web.floors import UnsafeLibrary
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import until
 
@@ -115,6 +116,7 @@ def test_examples_load(name: str, block: str) -> None:
 def test_every_error_has_its_heading() -> None:
     """The reference explains the codes that there are, and no others."""
     explained = {heading for heading in headings(ROOT / "docs/reference/errors.md") if heading.islower()}
+    assert UnsafeLibrary.code in public_errors()
     assert public_errors() == explained
 
 

@@ -52,3 +52,8 @@ class TokenBuckets:
         if len(self._full_at) > self._max_callers:
             del self._full_at[next(iter(self._full_at))]
         return wait if wait > 1e-9 else 0.0
+
+    def give_back(self, caller: str) -> None:
+        """Put back the token that *caller* took last: it was not used."""
+        if caller in self._full_at:
+            self._full_at[caller] -= self._interval

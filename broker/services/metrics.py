@@ -51,7 +51,8 @@ REFRESH_LOCK_WAIT_SECONDS = Histogram(
     buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 15),
 )  # fmt: skip
 UPSTREAM_401_RETRY = Counter(
-    "upstream_401_retry_total", "Upstream 401s by what came of them: replayed, passed_on, login_needed, unavailable.",
+    "upstream_401_retry_total", "Upstream 401s by what came of them: replayed, passed_on, login_needed, step_up, "
+    "unavailable.",
     ["result"],
 )  # fmt: skip
 GRANT_EVENTS = Counter("grant_events_total", "What happened to grants: created, ended.", ["provider", "event"])

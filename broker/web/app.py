@@ -114,6 +114,7 @@ class Installation:
             trusted_proxies=self.trusted_proxies,
             standing_grants=self.standing.ids,
             callers=self.callers,
+            allowed_parameters={name: server.options.allowed_parameters for name, server in self.servers.items()},
             base_path=settings.base_path,
             limits=settings.limits,
             events=self.store,

@@ -138,7 +138,7 @@ class FastConnection(CallerConnection):
             gate.limit(call)
             call.request_id = proxy.request_id(call, self._peer)
             watched = proxy.watched(call)
-            relay = Relay(self, head, hold_401=call.may_retry, watched=watched, done=self._done)
+            relay = Relay(self, head, hold_401=call.token is not None, watched=watched, done=self._done)
             exchange = Exchange(head.method, call.compose(), relay, lane.answers, lane.route.timeout)
         except BrokerError:
             self.relay = None
@@ -149,6 +149,7 @@ class FastConnection(CallerConnection):
         self._began_at = self._loop.time()
         if lane.upstream.try_start(exchange):
             return True
+        gate.unlimit(call)
         self._busy = self.relay = None
         return False
 

@@ -264,10 +264,13 @@ class Gate:
             TooManyRequests: If the route's limit is exceeded.
         """
         buckets = call.lane.buckets
-        if buckets is not None:
-            wait = buckets.take(call.session.key if call.session is not None else call.caller.address)
-            if wait:
-                raise TooManyRequests("the route's rate limit is exceeded", retry_after_seconds=wait)
+        if buckets is not None and (wait := buckets.take(_who(call))):
+            raise TooManyRequests("the route's rate limit is exceeded", retry_after_seconds=wait)
+
+    def unlimit(self, call: Call) -> None:
+        """Take back what :meth:`limit` counted: the call begins anew."""
+        if call.lane.buckets is not None:
+            call.lane.buckets.give_back(_who(call))
 
     def given_request_id(self, call: Call, peer: str) -> str | None:
         """Return the request's id, if a trusted proxy gave it one."""
@@ -336,6 +339,11 @@ class Gate:
 
 _MARKED = [b"1"]
 _OWN_SITE = (None, [b"same-origin"], [b"none"])
+
+
+def _who(call: Call) -> str:
+    """Whose rate a call counts against."""
+    return call.session.key if call.session is not None else call.caller.address
 
 
 def usable(result: TokenResult, kind: TokenKind) -> Token | None:

@@ -2,23 +2,25 @@
 The proxy: a request that the gate lets through goes up, and what comes back goes down.
 
 An upstream's 401 is held back, as long as the request can be sent again, while the token broker is asked for a newer
-token; with one the request goes up once more, and without one the 401 goes down.
+token; with one the request goes up once more, and without one the 401 goes down. A 401 that asks for a stronger login
+(RFC 9470) is no matter of tokens: the caller is told how to log in.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import assert_never
 
 from aiohttp import web
 
+from broker.core.challenge import read_step_up
 from broker.core.forwarded import TrustedProxies
 from broker.core.limit_options import LimitOptions
 from broker.core.outcome import LoginNeeded, Token, TokenResult, Unavailable
 from broker.core.routing import Route
-from broker.errors import BadRequest, CallerError, PayloadTooLarge
+from broker.errors import BadRequest, CallerError, PayloadTooLarge, StepUpRequired
 from broker.services import metrics
 from broker.services.clock import Clock, Randomness, SystemClock, SystemRandomness
 from broker.services.logs import REQUEST_ID
@@ -69,6 +71,7 @@ class Proxy:
         trusted_proxies: TrustedProxies | None = None,
         standing_grants: Mapping[str, str] | None = None,
         callers: CallerSource | None = None,
+        allowed_parameters: Mapping[str, Collection[str]] | None = None,
         base_path: str = "/bff",
         limits: LimitOptions | None = None,
         events: Subscription | None = None,
@@ -86,6 +89,7 @@ class Proxy:
             trusted_proxies: Whose forwarding fields are believed; by default nobody's.
             standing_grants: The ids of standing grants by their configured names.
             callers: Finds the grants of callers without a browser; by default there are none.
+            allowed_parameters: What a login URL may ask for, by providers; for upstreams that want a stronger login.
             base_path: The path of the broker's own endpoints.
             limits: How long callers may take.
             events: Tells of sessions and grants that end, so that their streams end too.
@@ -107,6 +111,7 @@ class Proxy:
             base_path=base_path,
             monotonic=clock.monotonic,
         )
+        self._allowed_parameters = allowed_parameters or {}
         self._access_log = access_log
         self._clock = clock
         self._limits = limits or LimitOptions()
@@ -174,10 +179,10 @@ class Proxy:
             await self.gate.admit(call)
             self.gate.limit(call)
             transit = _Transit(call, connection, self._body(call, request) if call.head.has_body else None)
-            relay = await self._conclude(transit, await self._attempt(transit, hold_401=call.may_retry))
+            relay = await self._conclude(transit, await self._attempt(transit, hold_401=call.token is not None))
         call.lane.stats.count(relay.status, self._loop.time() - began_at)
         if relay.error is not None and not relay.started:
-            if isinstance(relay.error, CallerError):
+            if isinstance(relay.error, CallerError) and not isinstance(relay.error, StepUpRequired):
                 connection.close_soon()
             raise relay.error
         return RelayedResponse(relay)
@@ -216,18 +221,21 @@ class Proxy:
     async def _conclude(self, transit: _Transit, relay: Relay) -> Relay:
         """Make the best of a first attempt."""
         call = transit.call
-        if relay.rejected:
-            return await self._retry(transit, relay)
         if relay.status == 401 and call.token is not None:
-            # It can't be sent again, but the next request shall have a newer token.
+            # It's too large to be held, but the next request shall have a newer token.
             self._tasks.launch(self._renew(call), name="proxy:renew")
+        if relay.rejected and read_step_up(relay.challenges) is None:
+            relay = await self._retry(transit, relay)
+        if relay.rejected:
+            self._pass_on(call, relay)
         return relay
 
     async def _retry(self, transit: _Transit, rejected: Relay) -> Relay:
-        """Send the request again with a newer token; without one, the 401 passes on."""
+        """Send the request again with a newer token. Without one, what is returned is the first answer."""
         call = transit.call
         assert call.token is not None
-        if transit.body is not None and not transit.body.is_replayable:
+        if not call.may_retry or (transit.body is not None and not transit.body.is_replayable):
+            # It can't be sent again, but the next request shall have a newer token.
             self._tasks.launch(self._renew(call), name="proxy:renew")
         else:
             refused = call.token.generation
@@ -235,9 +243,28 @@ class Proxy:
             newer = usable(result, call.lane.kind)
             if newer is not None and newer.generation != refused:
                 call.token = newer
-                return await self._attempt(transit, hold_401=False)
-        rejected.release()
+                return await self._attempt(transit, hold_401=True)
         return rejected
+
+    def _pass_on(self, call: Call, rejected: Relay) -> None:
+        """Let a 401 go down. If a stronger login helps, the caller learns how to ask for it (RFC 9470)."""
+        step_up = read_step_up(rejected.challenges)
+        if step_up is None or call.session is None:
+            rejected.release()
+            return
+        provider = call.session.provider
+        error = StepUpRequired("the upstream wants a stronger login")
+        allowed = self._allowed_parameters.get(provider, ())
+        asked = {name: value for name, value in step_up.parameters.items() if name in allowed}
+        if len(asked) < len(step_up.parameters):
+            left_out = ", ".join(sorted(step_up.parameters.keys() - asked.keys()))
+            log.warning(
+                "step_up_not_allowed",
+                extra={"look_at": f"providers.{provider}.allowed_parameters", "left_out": left_out},
+            )
+        error.login_parameters = {"provider": provider, **asked}
+        rejected.error = error
+        metrics.UPSTREAM_401_RETRY.labels("step_up").inc()
 
     async def _renew(self, call: Call) -> TokenResult:
         result = await self.gate.renew(call)

@@ -6,6 +6,7 @@ way that the caller can't take for the end of the answer.
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ from broker.web.streams import Streams
 
 MAX_HELD_BYTES = 64 << 10
 """A 401 is held back up to this size, while a newer token is sought."""
+
+_CHALLENGE = re.compile(rb"^www-authenticate:[ \t]*([^\r\n]*?)[ \t]*\r$", re.IGNORECASE | re.MULTILINE)
 
 
 class Watched(NamedTuple):
@@ -91,6 +94,12 @@ class Relay:
         if not self.ended:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
+
+    @property
+    def challenges(self) -> list[str]:
+        """The values of ``WWW-Authenticate`` in the 401 that is held back."""
+        passed = b"" if self._held is None else self._held.passed
+        return [value.decode("latin-1") for value in _CHALLENGE.findall(passed)]
 
     def release(self) -> None:
         """Write the 401 that was held back: no newer token is to be had."""

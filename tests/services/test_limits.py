@@ -55,3 +55,14 @@ def test_a_long_pause_fills_a_bucket_only_once() -> None:
 
     assert [0.0] * 3 == [buckets.take("a") for _ in range(3)]
     assert buckets.take("a") > 0
+
+
+def test_a_token_can_be_given_back() -> None:
+    """What was taken in vain isn't missed."""
+    buckets = TokenBuckets(requests_per_second=1, burst=1, monotonic=ManualClock().monotonic)
+    buckets.take("a")
+    buckets.give_back("a")
+    buckets.give_back("nobody")
+
+    assert 0.0 == buckets.take("a")
+    assert 0 < buckets.take("a")

@@ -10,17 +10,20 @@ from aiohttp import web
 
 from broker.core.audience import DEFAULT_AUDIENCE, Audience
 from broker.core.forwarded import TrustedProxies
+from broker.core.limit_options import LimitOptions
 from broker.core.outcome import LoginNeeded, Token, TokenResult
 from broker.core.routing import Route, TokenChoice, TokenKind
 from broker.core.secret import AccessToken
 from broker.core.session import Session
 from broker.errors import BrokerError, StoreError
+from broker.services.clock import Clock, SystemClock
 from broker.services.logs import REQUEST_ID
 from broker.services.pool import UpstreamPools
 from broker.services.session_cache import LiveSession, entry_of
 from broker.services.session_records import StoredSession
 from broker.web.connections import ProxyRunner
 from broker.web.proxy import Proxy
+from broker.web.streams import Subscription
 
 ANONYMOUS = TokenChoice(TokenKind.NONE)
 USER = TokenChoice(TokenKind.USER)
@@ -121,6 +124,10 @@ class ProxyUnderTest:
     tokens: FakeTokens = field(default_factory=FakeTokens)
     standing_grants: dict[str, str] = field(default_factory=dict)
     fast: bool = True
+    access_log: Callable[[str], None] | None = None
+    limits: LimitOptions = field(default_factory=LimitOptions)
+    events: Subscription | None = None
+    clock: Clock = field(default_factory=SystemClock)
     port: int = 0
     proxy: Proxy | None = None
     pools: UpstreamPools | None = None
@@ -138,12 +145,17 @@ class ProxyUnderTest:
             tokens=self.tokens,
             trusted_proxies=TrustedProxies(self.trusted),
             standing_grants=self.standing_grants,
+            access_log=self.access_log,
+            limits=self.limits,
+            events=self.events,
+            clock=self.clock,
         )
         self._runner = ProxyRunner(
             web.Application(),
             proxy=self.proxy,
             outermost=_errors_by_code,
             shutdown_timeout_seconds=2,
+            limits=self.limits,
             fast=self.fast,
         )
         await self._runner.setup()

@@ -13,6 +13,8 @@ from tests.support.authorization_server import CLIENT_ID, CLIENT_SECRET, LedgerS
 
 CLAIMS = web.RequestKey("claims", Mapping[str, Any])
 
+INVALID_TOKEN = 'Bearer error="invalid_token"'
+
 TokenCheck = Callable[[str], Awaitable[Mapping[str, Any]]]
 """Returns the introspection response (RFC 7662 section 2.2) for an access token."""
 
@@ -66,6 +68,7 @@ class Upstream:
         self.misdirected: list[Mapping[str, Any]] = []
         self.refuse_next = 0
         self.running = 0
+        self._challenge = INVALID_TOKEN
         self._check = check
         self._audience = audience
         self._records = records
@@ -100,9 +103,10 @@ class Upstream:
             await self._runner.cleanup()
             self._runner = None
 
-    def refuse(self, count: int = 1) -> None:
-        """Answer the next *count* requests 401, whatever their token."""
+    def refuse(self, count: int = 1, *, challenge: str = INVALID_TOKEN) -> None:
+        """Answer the next *count* requests 401 with *challenge*, whatever their token."""
         self.refuse_next += count
+        self._challenge = challenge
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Callable[..., Any]) -> web.StreamResponse:
@@ -110,9 +114,8 @@ class Upstream:
         claims = await self._judge(request)
         if claims is None:
             await request.read()
-            response: web.StreamResponse = web.Response(
-                status=401, headers={"WWW-Authenticate": 'Bearer error="invalid_token"'}
-            )
+            response: web.StreamResponse = web.Response(status=401, headers={"WWW-Authenticate": self._challenge})
+            self._challenge = INVALID_TOKEN if self.refuse_next == 0 else self._challenge
         else:
             request[CLAIMS] = claims
             self.running += 1

@@ -2,8 +2,10 @@
 
 import asyncio
 
+import pytest
+
 from broker.core.outcome import Cause, LoginNeeded, Unavailable
-from broker.core.routing import Route
+from broker.core.routing import RetryOn401, Route, TokenChoice, TokenKind
 from tests.support.proxying import ALICE, ANONYMOUS, USER, ProxyUnderTest, request, token
 from tests.support.raw_upstream import OK, RawRequest, RawUpstream, Wire, answering
 
@@ -207,3 +209,52 @@ async def test_expect_is_answered_by_the_broker() -> None:
     assert 200 == got.status
     assert b"body" == upstream.requests[0].body
     assert [] == upstream.requests[0].fields(b"expect")
+
+
+STEP_UP = 'Bearer error="insufficient_user_authentication", acr_values="gold", max_age="60"'
+STRONGER = f"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: {STEP_UP}\r\nContent-Length: 4\r\n\r\nnope".encode()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("retry", list(RetryOn401))
+async def test_a_stronger_login_is_no_matter_of_tokens(fast: bool, retry: RetryOn401) -> None:
+    """Whatever may be retried: the upstream is asked once, no token is renewed, and the caller is told what it needs."""
+    async with RawUpstream(answering(STRONGER)) as upstream:
+        proxy = proxied(upstream, token=USER, retry_on_401=retry)
+        proxy.fast = fast
+        async with proxy:
+            proxy.tokens.known["grant-of-alice"].append(token("newer", 2))
+            read = await proxy.send(request("/", "X-CSRF: 1", cookie=ALICE))
+            posted = await proxy.send(request("/", "X-CSRF: 1", method="POST", cookie=ALICE, body=b"payload"))
+
+    assert [(401, "step_up_required")] * 2 == [(got.status, got.code) for got in (read, posted)]
+    assert 2 == len(upstream.requests)
+    assert [] == proxy.tokens.asked
+
+
+async def test_a_newer_token_may_need_a_stronger_login() -> None:
+    """An upstream that first finds the token dead, and then its login too weak, is understood both times."""
+
+    async def script(got: RawRequest, wire: Wire) -> None:
+        await wire.send(STRONGER if got.fields(b"authorization") == [b"Bearer newer"] else UNAUTHORIZED)
+
+    async with RawUpstream(script) as upstream, proxied(upstream, token=USER) as proxy:
+        proxy.tokens.known["grant-of-alice"].append(token("newer", 2))
+        got = await proxy.send(request("/", "X-CSRF: 1", cookie=ALICE))
+
+    assert (401, "step_up_required") == (got.status, got.code)
+    assert 2 == len(upstream.requests)
+    assert [("grant-of-alice", "", 1)] == proxy.tokens.asked
+
+
+async def test_whoever_can_not_log_in_sees_the_challenge() -> None:
+    """A route with a standing grant passes the upstream's own 401 on."""
+    standing = TokenChoice(TokenKind.GRANT, "nightly")
+    async with RawUpstream(answering(STRONGER)) as upstream:
+        proxy = proxied(upstream, token=standing)
+        proxy.standing_grants["nightly"] = "grant-of-alice"
+        async with proxy:
+            got = await proxy.send(request("/"))
+
+    assert (401, b"nope") == (got.status, got.body)
+    assert [STEP_UP.encode()] == got.fields(b"www-authenticate")

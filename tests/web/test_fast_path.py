@@ -1,0 +1,344 @@
+"""The fast path does nothing but what the slow one does, only faster."""
+
+import asyncio
+import json
+import re
+from typing import Any
+
+import pytest
+from aiohttp.web_protocol import RequestHandler
+
+from broker.core.outcome import LoginNeeded
+from broker.core.routing import HeaderOptions, RateLimitOptions, Route
+from broker.web import fast_path
+from tests.support.proxying import ALICE, ANONYMOUS, SESSION_COOKIE, USER, ProxyUnderTest, RawCaller, request, token
+from tests.support.raw_upstream import OK, RawRequest, RawUpstream, Wire, answering
+from tests.support.request_fuzz import random_request
+
+COOKIE = f"{SESSION_COOKIE.decode()}={ALICE.decode()}"
+
+
+def routes(upstream: RawUpstream) -> list[Route]:
+    headers = HeaderOptions(assign={"X-Tenant": "t1", "X-Who": "{claims.email}"}, remove=("X-Debug",))
+    return [
+        Route(path="/", upstream=upstream.url, token=ANONYMOUS, headers=HeaderOptions(remove=("X-Debug",))),
+        Route(path="/api", upstream=upstream.url, token=USER, headers=headers),
+        Route(path="/api/private", upstream=upstream.url, token=USER, methods=("GET",)),
+    ]
+
+
+class Fast:
+    """A proxy whose fast path counts what it takes."""
+
+    def __init__(self, upstream: RawUpstream, **options: Any) -> None:
+        self.lines: list[str] = []
+        self.proxy = ProxyUnderTest(
+            options.pop("routes", None) or routes(upstream), access_log=self.lines.append, **options
+        )
+
+    async def warm(self, caller: RawCaller) -> None:
+        """Have the pool hold an idle connection, and this caller's connection be one that was used."""
+        await caller.send(request("/warm"))
+        assert 200 == (await caller.answer()).status
+
+
+async def exchange(proxy: ProxyUnderTest, data: bytes, *, warm: bool) -> tuple[int, bytes, bool]:
+    """Send *data*; return the status and body of its answer, and whether the connection lives on."""
+    async with await proxy.connect() as caller:
+        if warm:
+            await caller.send(request("/warm"))
+            await caller.answer()
+        await caller.send(data)
+        method = "HEAD" if data.startswith(b"HEAD") else "GET"
+        try:
+            answer = await caller.answer(method=method)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return 0, b"", True
+        closes = b"close" in [each.lower() for each in answer.fields(b"connection")]
+        return answer.status, re.sub(rb'"request_id": "[^"]*"', b"", answer.body), closes
+
+
+def as_sent(got: RawRequest) -> bytes:
+    return re.sub(rb"X-Request-ID: [^\r]*", b"X-Request-ID: -", got.head)
+
+
+@pytest.mark.parametrize("first_seed", range(0, 1500, 100))
+async def test_it_forwards_and_refuses_what_the_slow_path_does(first_seed: int) -> None:
+    """For random requests: the same answer, and the same bytes at the upstream, on either path."""
+    async with RawUpstream() as upstream:
+        fast = Fast(upstream)
+        async with fast.proxy as quick, ProxyUnderTest(routes(upstream), fast=False) as slow:
+            for seed in range(first_seed, first_seed + 100):
+                data = random_request(seed, cookie=COOKIE)
+                outcomes = []
+                for proxy, warm in ((quick, True), (slow, True)):
+                    answer = await exchange(proxy, data, warm=warm)
+                    sent = [as_sent(each) for each in upstream.requests if each.target != b"/warm"]
+                    upstream.requests.clear()
+                    outcomes.append((answer, sent))
+                assert outcomes[1] == outcomes[0], f"seed {seed}: {data!r}"
+    assert 10 < len([line for line in fast.lines if "/warm" not in line]), "the fast path was hardly used"
+
+
+async def test_a_plain_call_takes_it() -> None:
+    """A second GET on a connection, with a live session, doesn't touch aiohttp's parser."""
+    async with RawUpstream() as upstream:
+        fast = Fast(upstream)
+        async with fast.proxy as proxy, await proxy.connect() as caller:
+            await fast.warm(caller)
+            await caller.send(request("/api/x", "X-CSRF: 1", cookie=ALICE))
+            got = await caller.answer()
+
+    assert 200 == got.status
+    assert [b"Bearer alices-token"] == upstream.requests[1].fields(b"authorization")
+    assert [b"alice@example.com"] == upstream.requests[1].fields(b"x-who")
+    line = json.loads(fast.lines[-1])
+    assert ("/api/x", 200, "/api", "session:alice") == (line["path"], line["status"], line["route"], line["session"])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        request("/api", "X-CSRF: 1", cookie=ALICE, method="POST", body=b"x"),
+        request("/api", "X-CSRF: 1", "Content-Length: 0", cookie=ALICE),
+        request("/api", "X-CSRF: 1", cookie=ALICE) + request("/warm"),
+        request("/api", "X-CSRF: 1", "X-Long: " + "x" * 16384, cookie=ALICE)[:-4] + b"\r\n\r\n",
+        request("/nothing", *["X-A: 1"] * 101),
+    ],
+    ids=["a body", "a length of 0", "two requests", "long", "many fields"],
+)
+async def test_what_is_not_plain_falls_through(data: bytes) -> None:
+    """It goes the slow way, with no byte changed; nothing is lost."""
+    async with RawUpstream() as upstream:
+        fast = Fast(upstream)
+        async with fast.proxy as proxy, await proxy.connect() as caller:
+            await fast.warm(caller)
+            before = len(fast.lines)
+            await caller.send(data)
+            assert (await caller.answer()).status in {200, 400}
+            after = fast.lines[before:]
+
+    assert not [line for line in after if "/warm" not in line]
+
+
+async def test_after_a_slow_request_it_is_taken_again() -> None:
+    """A body in between, in one read or in several, doesn't end it."""
+    async with RawUpstream() as upstream:
+        fast = Fast(upstream)
+        async with fast.proxy as proxy, await proxy.connect() as caller:
+            await fast.warm(caller)
+            await caller.send(request("/x", method="POST", body=b"body"))
+            assert 200 == (await caller.answer()).status
+            await caller.send(request("/x", "Content-Length: 4", method="POST"))
+            await caller.send(b"bo")
+            await asyncio.sleep(0.01)
+            await caller.send(b"dy")
+            assert 200 == (await caller.answer()).status
+            await caller.send(request("/quick"))
+            assert 200 == (await caller.answer()).status
+
+    assert [b"body", b"body"] == [each.body for each in upstream.requests if each.target == b"/x"]
+    assert "/quick" in fast.lines[-1]
+
+
+async def test_after_chunks_it_is_not_taken_again() -> None:
+    """Where a chunked body ended, only aiohttp's parser knows."""
+    async with RawUpstream() as upstream:
+        fast = Fast(upstream)
+        async with fast.proxy as proxy, await proxy.connect() as caller:
+            await fast.warm(caller)
+            await caller.send(request("/x", "Transfer-Encoding: chunked", method="POST") + b"2\r\nab\r\n0\r\n\r\n")
+            assert 200 == (await caller.answer()).status
+            await caller.send(request("/quick"))
+            assert 200 == (await caller.answer()).status
+
+    assert not [line for line in fast.lines if "/quick" in line]
+
+
+async def test_a_401_is_handed_to_the_slow_path() -> None:
+    """The upstream sees the old token once and the new one once; the caller sees only the second answer."""
+
+    async def script(got: RawRequest, wire: Wire) -> None:
+        stale = got.fields(b"authorization") == [b"Bearer alices-token"]
+        await wire.send(b"HTTP/1.1 401 No\r\nContent-Length: 2\r\n\r\nno" if stale else OK)
+
+    async with RawUpstream(script) as upstream:
+        fast = Fast(upstream)
+        async with fast.proxy as proxy, await proxy.connect() as caller:
+            await fast.warm(caller)
+            proxy.tokens.known["grant-of-alice"].append(token("newer", 2))
+            for _ in range(2):
+                await caller.send(request("/api", "X-CSRF: 1", cookie=ALICE))
+                assert (200, b"ok") == ((got := await caller.answer()).status, got.body)
+
+    sent = [each.fields(b"authorization") for each in upstream.requests[1:]]
+    assert [[b"Bearer alices-token"], [b"Bearer newer"], [b"Bearer newer"]] == sent
+    assert [("grant-of-alice", "", 1)] == proxy.tokens.asked
+
+
+async def test_a_401_without_a_newer_token_passes() -> None:
+    """The answer that was held back is the one that the caller gets."""
+    async with RawUpstream() as upstream:
+        fast = Fast(upstream)
+        async with fast.proxy as proxy, await proxy.connect() as caller:
+            await fast.warm(caller)
+            upstream.script = answering(b"HTTP/1.1 401 No\r\nX-Why: z\r\nContent-Length: 2\r\n\r\nno")
+            await caller.send(request("/api", "X-CSRF: 1", cookie=ALICE))
+            got = await caller.answer()
+            upstream.script = answering(OK)
+            await caller.send(request("/again"))
+            assert 200 == (await caller.answer()).status
+
+    assert (401, [b"z"], b"no") == (got.status, got.fields(b"x-why"), got.body)
+
+
+async def test_a_broken_answer_is_502_and_the_connection_lives_on() -> None:
+    """The slow path renders what went wrong."""
+    async with RawUpstream() as upstream:
+        fast = Fast(upstream)
+        async with fast.proxy as proxy, await proxy.connect() as caller:
+            await fast.warm(caller)
+            upstream.script = answering(b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n")
+            await caller.send(request("/api", "X-CSRF: 1", cookie=ALICE))
+            got = await caller.answer()
+            upstream.script = answering(OK)
+            await caller.send(request("/again"))
+            assert 200 == (await caller.answer()).status
+
+    assert (502, "upstream_unavailable") == (got.status, got.code)
+
+
+async def test_a_connection_that_died_idle_costs_nothing() -> None:
+    """The upstream closes its idle connection as the next request is on its way: the request goes up on a new one."""
+
+    async def script(got: RawRequest, wire: Wire) -> None:
+        if len(upstream.requests) == 2:
+            wire.reset()
+        else:
+            await wire.send(OK)
+
+    async with RawUpstream(script) as upstream:
+        fast = Fast(upstream)
+        async with fast.proxy as proxy, await proxy.connect() as caller:
+            await fast.warm(caller)
+            await caller.send(request("/api", "X-CSRF: 1", cookie=ALICE))
+            got = await caller.answer()
+
+    assert 200 == got.status
+    assert [b"/warm", b"/api", b"/api"] == [each.target for each in upstream.requests]
+
+
+async def test_what_is_sent_ahead_is_answered_afterwards() -> None:
+    """A caller that doesn't wait for its answer loses nothing, and gets its answers in their order."""
+    go_on = asyncio.Event()
+
+    async def script(got: RawRequest, wire: Wire) -> None:
+        if got.target == b"/slow":
+            await go_on.wait()
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(got.target), got.target))
+
+    async with RawUpstream(script) as upstream:
+        fast = Fast(upstream)
+        async with fast.proxy as proxy, await proxy.connect() as caller:
+            await fast.warm(caller)
+            await caller.send(request("/slow"))
+            while len(upstream.requests) < 2:
+                await asyncio.sleep(0.005)
+            await caller.send(request("/next") + request("/x", method="POST", body=b"b" * 100_000) + request("/last"))
+            go_on.set()
+            bodies = [(await caller.answer()).body for _ in range(4)]
+
+    assert [b"/slow", b"/next", b"/x", b"/last"] == bodies
+
+
+async def test_a_caller_that_leaves_ends_its_request() -> None:
+    """The upstream's connection is closed, for nobody takes the answer any more."""
+    left = asyncio.Event()
+
+    async def script(got: RawRequest, wire: Wire) -> None:
+        if got.target == b"/warm":
+            await wire.send(OK)
+        elif not await wire.reader.read(1):
+            left.set()
+
+    async with RawUpstream(script) as upstream:
+        fast = Fast(upstream)
+        async with fast.proxy as proxy:
+            async with await proxy.connect() as caller:
+                await fast.warm(caller)
+                await caller.send(request("/slow"))
+                while len(upstream.requests) < 2:
+                    await asyncio.sleep(0.005)
+            await asyncio.wait_for(left.wait(), 5)
+
+
+async def test_an_end_in_the_middle_is_waited_for() -> None:
+    """A drain lets the call under way end, and then closes its connection."""
+    go_on = asyncio.Event()
+
+    async def script(got: RawRequest, wire: Wire) -> None:
+        if got.target != b"/warm":
+            await go_on.wait()
+        await wire.send(OK)
+
+    async with RawUpstream(script) as upstream:
+        fast = Fast(upstream)
+        async with fast.proxy as proxy, await proxy.connect() as caller:
+            await fast.warm(caller)
+            await caller.send(request("/slow"))
+            while len(upstream.requests) < 2:
+                await asyncio.sleep(0.005)
+            assert proxy._runner is not None
+            ending = asyncio.get_running_loop().create_task(proxy._runner.cleanup())
+            await asyncio.sleep(0.05)
+            go_on.set()
+            got = await caller.answer()
+            assert await caller.is_closed()
+            await ending
+
+    assert (200, [b"close"]) == (got.status, got.fields(b"connection"))
+
+
+async def test_ds_04_a_rate_holds_on_both_paths() -> None:
+    """The bucket is one, whichever way a request takes."""
+    async with RawUpstream() as upstream:
+        limited = Route(
+            path="/",
+            upstream=upstream.url,
+            token=ANONYMOUS,
+            rate_limit=RateLimitOptions(requests_per_second=0.001, burst=3),
+        )
+        async with Fast(upstream, routes=[limited]).proxy as proxy, await proxy.connect() as caller:
+            statuses = []
+            for _ in range(5):
+                await caller.send(request("/"))
+                statuses.append((await caller.answer()).status)
+
+    assert [200, 200, 200, 429, 429] == statuses
+
+
+async def test_an_ended_grant_is_noticed() -> None:
+    """Without a live token in the process, the slow path asks the token broker."""
+    async with RawUpstream() as upstream:
+        fast = Fast(upstream)
+        async with fast.proxy as proxy, await proxy.connect() as caller:
+            await fast.warm(caller)
+            proxy.tokens.answer = LoginNeeded("logout")
+            await caller.send(request("/api", "X-CSRF: 1", cookie=ALICE))
+            got = await caller.answer()
+
+    assert (401, "session_expired") == (got.status, got.code)
+
+
+def test_the_insides_are_those_of_this_aiohttp() -> None:
+    """The pinned version has every attribute that the fast path reads."""
+    assert fast_path.fits()
+    slots = {name for kind in RequestHandler.__mro__ for name in getattr(kind, "__slots__", ())}
+    assert set(fast_path.INSIDES) - {"_process_keepalive"} <= slots
+
+
+def test_another_aiohttp_switches_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another minor version the slow path serves everything."""
+    monkeypatch.setattr("aiohttp.__version__", "3.15.0")
+
+    assert not fast_path.fits()
