@@ -37,7 +37,12 @@ _TOKEN_ROUTE_FIELDS = frozenset(
 )
 """On routes that use a session no other origin may read an answer, whatever the upstream thinks (SECURITY UP-06)."""
 
-_CACHE_FIELDS = frozenset({b"cache-control", b"cdn-cache-control", b"expires", b"pragma", b"surrogate-control"})
+_CACHE_FIELDS = frozenset(
+    {b"cache-control", b"edge-control", b"expires", b"pragma", b"surrogate-control", b"x-accel-expires"}
+)
+_CACHE_SUFFIX = b"-cache-control"
+"""What caches obey. Some put their own field before ``Cache-Control``: nginx (X-Accel-Expires) and delivery networks
+(CDN-Cache-Control of RFC 9213, and theirs with a name before it)."""
 
 _NEVER_PASSED = frozenset({b"clear-site-data", b"content-length", b"proxy-authenticate", b"strict-transport-security"})
 """The broker's cookies and transport are the broker's business; it writes the length itself."""
@@ -166,7 +171,7 @@ class ResponseRules:
             lower in CONNECTION_FIELDS
             or lower in _NEVER_PASSED
             or (self._with_token and lower in _TOKEN_ROUTE_FIELDS)
-            or (self._no_store and lower in _CACHE_FIELDS)
+            or (self._no_store and (lower in _CACHE_FIELDS or lower.endswith(_CACHE_SUFFIX)))
         )
         judged = (not dropped, lower if lower in _READ or lower in _JUDGED_BY_VALUE else None)
         remember(self._names, name, judged)
