@@ -1,10 +1,16 @@
 """The operators' listener: health, readiness and metrics. It is on loopback unless the configuration says otherwise."""
 
+import re
+from ipaddress import ip_address
+
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from broker.errors import StoreError
 from broker.services import metrics
 from broker.stores.base import Store
+
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(?::[0-9]{1,5})?")
 
 
 class Readiness:
@@ -39,8 +45,37 @@ def admin_app(readiness: Readiness) -> web.Application:
     async def exposition(_request: web.Request) -> web.Response:
         return web.Response(body=metrics.exposition(), headers={"Content-Type": metrics.CONTENT_TYPE})
 
-    app = web.Application()
+    app = web.Application(middlewares=[_host_guard])
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", exposition)
     return app
+
+
+@web.middleware
+async def _host_guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """
+    Refuse other names of the loopback address.
+
+    Whoever owns a name can let it lead to 127.0.0.1, and then a page of theirs reads here what it likes, as its own
+    origin (DNS rebinding; SECURITY AD-01). Off loopback the operator's own names lead here, and any may be right.
+    """
+    transport = request.transport
+    local = transport.get_extra_info("sockname") if transport is not None else None
+    on_loopback = isinstance(local, tuple) and ip_address(local[0]).is_loopback
+    if on_loopback and not all(_is_own(host) for host in request.headers.getall("Host", [])):
+        return web.json_response({"status": "unknown_host"}, status=421)
+    return await handler(request)
+
+
+def _is_own(host: str) -> bool:
+    """Whether nobody was asked where *host* leads."""
+    spelled = _HOST.fullmatch(host)
+    if spelled is None:
+        return False
+    name = spelled[1].strip("[]")
+    try:
+        ip_address(name)
+    except ValueError:
+        return name.lower() == "localhost"
+    return True

@@ -88,7 +88,9 @@ class AdminApi:
     def _authenticate(self, request: web.Request) -> None:
         shown = request.headers.getall("Authorization", [])
         expected = f"Bearer {self._token.reveal()}"
-        if len(shown) != 1 or not hmac.compare_digest(shown[0].encode(), expected.encode()):
+        # Bytes that are no UTF-8 come as surrogates, and are as wrong as any other.
+        given = [value.encode("utf-8", "surrogateescape") for value in shown]
+        if len(given) != 1 or not hmac.compare_digest(given[0], expected.encode()):
             raise NoSession("the admin API wants its bearer token")
         if "Origin" in request.headers:  # no page of a browser has any business here
             raise BadRequest("the admin API isn't for browsers")

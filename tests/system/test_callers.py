@@ -146,8 +146,11 @@ async def test_ad_01_the_admin_api_wants_its_token(broker: BrokerProcess) -> Non
             pass
         async with http.get(f"{broker.url}/api/grants", headers={"Authorization": f"Bearer {ADMIN_TOKEN}"}) as public:
             pass
+        headers = {"Authorization": "Bearer \udcff\udcfe"}  # the bytes ff fe, which are no UTF-8
+        async with http.get(f"{broker.admin_url}/api/grants", headers=headers) as garbage:
+            pass
 
-    assert (401, 401, 400, 401) == (status, anonymous.status, page.status, public.status)
+    assert (401, 401, 400, 401, 401) == (status, anonymous.status, page.status, public.status, garbage.status)
 
 
 @pytest.mark.parametrize(

@@ -73,3 +73,20 @@ async def test_metrics_are_in_prometheus_text_format(client: aiohttp.ClientSessi
 
     assert 200 == status
     assert "# TYPE token_refresh_total counter" in text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:9090", "LOCALHOST:9090", "[::1]:9090", "10.0.0.7:9090"])
+async def test_ad_01_addresses_lead_to_the_operators_listener(client: aiohttp.ClientSession, host: str) -> None:
+    """Nobody was asked where they lead."""
+    assert 200 == (await get(client, "/metrics", Host=host))[0]
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.test", "evil.test:9090", "127.0.0.1.evil.test", "localhost.evil.test", "a b", ""]
+)
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/api/grants", "/nowhere"])
+async def test_ad_01_a_name_that_leads_to_loopback_is_refused(
+    client: aiohttp.ClientSession, host: str, path: str
+) -> None:
+    """A page of whoever owns the name would read the answer as its own origin's."""
+    assert (421, '{"status": "unknown_host"}') == await get(client, path, Host=host)
