@@ -37,6 +37,7 @@ def test_a_refused_client_points_to_its_credentials(method: ClientAuthMethod, ke
 
     for failure in (
         TokenFailure(kind=FailureKind.OPERATOR, error="invalid_client", status=401),
+        TokenFailure(kind=FailureKind.OPERATOR, error="unauthorized_client", status=401),
         TokenFailure(kind=FailureKind.TRANSIENT, status=401),
     ):
         assert key == key_to_look_at(failure, options)
@@ -46,6 +47,8 @@ def test_a_refused_client_points_to_its_credentials(method: ClientAuthMethod, ke
     ("failure", "key"),
     [
         (TokenFailure(kind=FailureKind.OPERATOR, error="invalid_scope", status=400), "scope"),
+        (TokenFailure(kind=FailureKind.OPERATOR, error="unauthorized_client", status=400), "client_id"),
+        (TokenFailure(kind=FailureKind.OPERATOR, error="not_allowed", status=400), "scope"),
         (TokenFailure(kind=FailureKind.OPERATOR, error="invalid_target", status=400), "audience"),
         (TokenFailure(kind=FailureKind.TRANSIENT, status=404), "token_endpoint"),
         (TokenFailure(kind=FailureKind.OPERATOR, status=200, detail="token_type mac can't be sent"), "token_response"),
