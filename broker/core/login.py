@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from broker.core.options import OptionError, option
 from broker.core.pkce import text_of
+from broker.core.routing import RateLimitOptions
 from broker.core.secret import Secret
 
 FORMAT = 1
@@ -34,6 +35,14 @@ class LoginOptions:
     )
     timeout_seconds: float = option("How long a user may take to log in.", default=900.0)
     max_parallel: int = option("How many logins one browser may have open at once; older ones are given up.", default=6)
+    client_rate_limit: RateLimitOptions = option(
+        "How often one client may begin a login, and as often come back from one. A client is an IPv4 address or an "
+        "IPv6 network of 64 bits, and may be a whole office. Each process counts for itself.",
+        default=RateLimitOptions(requests_per_second=5, burst=100),
+    )
+    rate_limit: RateLimitOptions = option(
+        "The same for all clients together.", default=RateLimitOptions(requests_per_second=200, burst=1000)
+    )
     return_url: str = option("Where a login ends that came with no returnUrl.", default="/")
     logout_url: str = option("Where a logout ends.", default="/")
 

@@ -29,6 +29,7 @@ from broker.services.clock import Clock
 from broker.services.logins import RETURN_SECONDS, AuthorizationResponse, Identified, Logins, Unanswered
 from broker.services.provider import AuthorizationServer
 from broker.web.guards import check_top_level, single_values
+from broker.web.login_rate import LoginRate
 from broker.web.middleware import SET_COOKIES, client_address
 from broker.web.pages import choice_page, continue_page
 from broker.web.problems import page_response, see_other
@@ -70,6 +71,8 @@ class LoginEndpoints:
         self._cookies = cookies
         self._trusted_proxies = trusted_proxies
         self._clock = clock
+        self._begun = LoginRate(options, clock.monotonic)
+        self._answered = LoginRate(options, clock.monotonic)
         self._login_cookie = re.compile(re.escape(cookies.prefix).encode() + rb"login-([0-9a-f]{8})")
 
     # --- login
@@ -77,6 +80,7 @@ class LoginEndpoints:
     async def login(self, request: web.Request) -> web.StreamResponse:
         """Send the browser to the authorization server."""
         check_top_level(request)
+        self._begun.count(client_address(request, self._trusted_proxies))
         query = single_values(request.query)
         return_url = self._return_url(query)
         provider = self._provider(query)
@@ -173,6 +177,8 @@ class LoginEndpoints:
     async def callback(self, request: web.Request) -> web.StreamResponse:
         """Take the authorization server's answer."""
         check_top_level(request)
+        # Apart from those that are begun: nobody shall lose a login that they have made because of others.
+        self._answered.count(client_address(request, self._trusted_proxies))
         provider = request.match_info["provider"]
         try:
             return await self._complete(request, provider)
