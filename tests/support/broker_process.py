@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -47,11 +47,19 @@ class BrokerProcess:
     The configuration is JSON, which is YAML. What it logs is kept in :attr:`log_path`.
     """
 
-    def __init__(self, directory: Path, *, environment: Mapping[str, str] | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        command: Sequence[str | Path] = (sys.executable, "-m", "broker"),
+        **settings: Any,
+    ) -> None:
         """
         Args:
             directory: For the configuration, the log and whatever is stored.
             environment: Further variables.
+            command: What is run with ``run CONFIG``; it may bring the broker into trouble first.
             settings: The configuration; ``public_url``, ``listen``, ``admin``, ``keys`` and ``store`` have defaults.
         """
         self.port, self.admin_port = free_port(), free_port()
@@ -70,6 +78,7 @@ class BrokerProcess:
             **settings,
         }
         self._environment = {**os.environ, **(environment or {})}
+        self._command = command
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
@@ -95,9 +104,7 @@ class BrokerProcess:
         config.write_text(json.dumps(self.settings, indent=2))
         with self.log_path.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "broker",
+                *self._command,
                 "run",
                 str(config),
                 cwd=ROOT,
