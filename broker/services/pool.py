@@ -8,7 +8,7 @@ so that a change of the DNS comes through without a restart.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from ssl import SSLContext, SSLError
 
@@ -200,7 +200,7 @@ class UpstreamPool:
         self.loop = loop
         self.closed = False
         self._tasks = tasks
-        self._next = 0
+        self._turn = 0
         addresses = options.addresses
         tls = client_context(options.tls) if addresses[0].tls else None
         self.hosts = tuple(UpstreamHost(address, options, tls, self) for address in addresses)
@@ -208,10 +208,11 @@ class UpstreamPool:
 
     def try_start(self, exchange: Exchange) -> bool:
         """Send *exchange* at once on an idle connection. Returns False, with nothing done, if there is none."""
-        host = self.hosts[0] if len(self.hosts) == 1 else next(iter(self._in_order()))
+        host = self._in_order()[0]
         connection = host.take()
         if connection is None:
             return False
+        self._turn += 1
         connection.start(exchange)
         return True
 
@@ -219,10 +220,12 @@ class UpstreamPool:
         """See ``Upstream.start``."""
         if self.try_start(exchange):
             return
+        hosts = self._in_order()
+        self._turn += 1
         error: UpstreamError = UpstreamUnavailable("no host takes a connection")
         try:
             async with asyncio.timeout(exchange.timeouts.connect_seconds):
-                for host in self._in_order():
+                for host in hosts:
                     try:
                         connection = await host.acquire()
                     except UpstreamError as fault:
@@ -238,14 +241,14 @@ class UpstreamPool:
             raise UpstreamTimeout("no connection to the upstream came about in time") from error
         raise error
 
-    def _in_order(self) -> Iterable[UpstreamHost]:
+    def _in_order(self) -> Sequence[UpstreamHost]:
         """The hosts, the best first; those that rest only if all do."""
         if len(self.hosts) == 1:
             return self.hosts
         now = self.loop.time()
         hosts = [host for host in self.hosts if host.resting_until <= now] or list(self.hosts)
-        self._next = (self._next + 1) % len(hosts)
-        hosts = hosts[self._next :] + hosts[: self._next]
+        first = self._turn % len(hosts)
+        hosts = hosts[first:] + hosts[:first]
         if self.options.balance is Balance.LEAST_CONNECTIONS:
             hosts.sort(key=lambda host: host.load)
         return hosts
