@@ -243,7 +243,7 @@ class CallerConnection(RequestHandler):
             body=b'{"type":"urn:token-broker:problem:bad_request","title":"The request is malformed","status":%d,'
             b'"code":"bad_request"}' % status,
             content_type="application/problem+json",
-            headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"},
+            headers={"Cache-Control": "no-store", "Connection": "close", "X-Content-Type-Options": "nosniff"},
         )
         response.force_close()
         return response

@@ -60,7 +60,11 @@ class ConnectionServer(web.Server):
         target = request.raw_path
         if target == self._own or target.startswith(self._below_own):
             return await self._application(request)
-        return await self._outermost(request, self._proxy.handle)
+        response = await self._outermost(request, self._proxy.handle)
+        connection = request.protocol
+        if not response.prepared and isinstance(connection, CallerConnection) and connection.closes:
+            response.force_close()
+        return response
 
 
 class ProxyRunner(web.AppRunner):
