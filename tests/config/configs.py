@@ -25,10 +25,18 @@ ENVIRONMENT: Mapping[str, str] = {
 }
 
 
-def over_base(fragment: str) -> str:
-    """Return the fragment, and after it those lines of the base whose keys it lacks: its own lines keep their numbers."""
+def over_base(fragment: str, *, own_providers: bool = False) -> str:
+    """
+    Return the fragment, and after it those lines of the base whose keys it lacks: its own lines keep their numbers.
+
+    Args:
+        fragment: Some of a configuration's top-level keys.
+        own_providers: Whether a fragment with providers of its own does without the base's grant, which needs ``corp``.
+    """
     tree = parse(fragment.encode(), file="fragment") if fragment.strip() else None
     given = set(tree.entries) if isinstance(tree, MappingNode) else set()
+    if own_providers and "providers" in given:
+        given.add("grants")
     return fragment + "".join(f"{key}: {value}\n" for key, value in BASE.items() if key not in given)
 
 

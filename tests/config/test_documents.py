@@ -3,7 +3,7 @@ Every YAML that users may copy from here loads.
 
 A fenced block of Markdown whose language is ``yaml`` is a whole configuration if it has a ``public_url``. Otherwise it is
 a piece, whose top-level keys are laid over the smallest configuration (tests/config/configs.py) with its provider ``corp``
-and its grant ``nightly-report``. One of ``yaml foreign`` belongs to another program and isn't looked at.
+and its grant ``nightly-report``, or with providers of its own. One of ``yaml foreign`` belongs to another program and isn't looked at.
 """
 
 import re
@@ -41,7 +41,7 @@ def test_every_yaml_block_of_the_documentation_loads(kind: str, text: str) -> No
     """What the documentation shows is what the broker takes."""
     assert kind in {"", "foreign"}
     if kind != "foreign":
-        whole = text if re.search(r"^public_url:", text, re.MULTILINE) else over_base(text)
+        whole = text if re.search(r"^public_url:", text, re.MULTILINE) else over_base(text, own_providers=True)
         assert loads(whole.encode(), file="block", source=PretendedSource()).keys
 
 
