@@ -17,7 +17,7 @@ demo: install  ## a whole installation on loopback: log in, watch tokens rotate
 	$(BIN)/token-broker demo
 
 test: install  ## every test that needs nothing but Python: no root, no browser, no other servers
-	$(BIN)/python -m pytest -m "not slow and not browser and not interop"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not browser and not interop"
 
 browser: install  ## the demo in a real Chromium
 	$(BIN)/python -m pytest -m browser
