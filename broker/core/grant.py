@@ -65,6 +65,8 @@ class Intent:
         attempt: Names this presentation.
         owner: The process that makes it.
         started_at: Unix seconds of the *first* presentation of this refresh token; the grace counts from it.
+        presented_at: Unix seconds of the last one.
+        awaited: Whether its owner may yet be given the answer to the last one. It isn't once it has noted what came.
         carried: Whether an earlier presentation of this refresh token is in doubt too. A later one that was certainly
             not processed doesn't settle it.
     """
@@ -72,6 +74,8 @@ class Intent:
     attempt: str
     owner: str
     started_at: float
+    presented_at: float
+    awaited: bool = True
     carried: bool = False
 
 

@@ -116,8 +116,8 @@ TABLE = (
     Row(State.IN_DOUBT, "the server takes it again, alive", "as DUE"),
     Row(State.IN_DOUBT, "the server takes it again, dead", "as EXPIRED"),
     Row(State.IN_DOUBT, "strict or past the grace, alive", "use"),
-    Row(State.IN_DOUBT, "strict or past the grace, dead, young", "unavailable until the answer can't come any more"),
-    Row(State.IN_DOUBT, "strict or past the grace, dead, old", "as EXPIRED: nothing is left to lose"),
+    Row(State.IN_DOUBT, "strict or past the grace, dead, the answer may come", "unavailable until it can't"),
+    Row(State.IN_DOUBT, "strict or past the grace, dead, else", "as EXPIRED: nothing is left to lose"),
 )
 """
 When a refresh token is presented, and what its caller gets meanwhile.
@@ -250,8 +250,8 @@ def _last_resort(
     # Its owner, cut off from the store, may still be waiting for the answer. An intent from the near future was written
     # by a clock that is ahead of ours; one from the far future, before ours was set back.
     patience = answer_seconds(options)
-    if abs(now - grant.intent.started_at) < patience:
-        return Wait(grant.intent.started_at + patience)
+    if grant.intent.awaited and abs(now - grant.intent.presented_at) < patience:
+        return Wait(grant.intent.presented_at + patience)
     return _present(grant, audience, options, None, now=now, breaker=breaker)
 
 
@@ -279,6 +279,7 @@ def begin(grant: Grant, *, attempt: str, owner: str, now: float) -> Grant:
         attempt=attempt,
         owner=owner,
         started_at=now if first is None else first.started_at,
+        presented_at=now,
         carried=first is not None,
     )
     return replace(grant, intent=intent)
@@ -286,7 +287,13 @@ def begin(grant: Grant, *, attempt: str, owner: str, now: float) -> Grant:
 
 def withdraw(grant: Grant) -> Grant:
     """Return *grant* after nothing was sent under its open intent. An earlier doubt stays."""
-    return replace(grant, intent=grant.intent if grant.intent is not None and grant.intent.carried else None)
+    is_doubtful = grant.intent is not None and grant.intent.carried
+    return replace(grant, intent=_given_up(grant) if is_doubtful else None)
+
+
+def _given_up(grant: Grant) -> Intent | None:
+    """Nobody waits for an answer any more; what became of the presentation isn't known."""
+    return None if grant.intent is None else replace(grant.intent, awaited=False)
 
 
 def doubt(grant: Grant) -> Grant:
@@ -362,9 +369,10 @@ def fail(
     retry_at = now + backoff_seconds(failure, count=count, jitter=jitter)
     noted = Failure(kind=failure.kind, count=count, at=now, retry_at=retry_at, error=failure.error)
     after = replace(grant, failures={**grant.failures, audience.key: noted})
-    if audience.exchange or failure.kind is FailureKind.IN_DOUBT or grant.intent is None or grant.intent.carried:
+    if audience.exchange or grant.intent is None:
         return after
-    return replace(after, intent=None)
+    is_doubtful = failure.kind is FailureKind.IN_DOUBT or grant.intent.carried
+    return replace(after, intent=_given_up(grant) if is_doubtful else None)
 
 
 def backoff_seconds(failure: TokenFailure, *, count: int, jitter: float) -> float:

@@ -57,7 +57,16 @@ grants = st.builds(
     chain_started_at=instants,
     chain_length=st.integers(1),
     keep_until=st.none() | instants,
-    intent=st.none() | st.builds(Intent, attempt=texts, owner=texts, started_at=instants, carried=st.booleans()),
+    intent=st.none()
+    | st.builds(
+        Intent,
+        attempt=texts,
+        owner=texts,
+        started_at=instants,
+        presented_at=instants,
+        awaited=st.booleans(),
+        carried=st.booleans(),
+    ),
     failures=st.dictionaries(
         keys,
         st.builds(

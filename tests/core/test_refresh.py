@@ -161,15 +161,21 @@ CASES: dict[tuple[State, str], list[Case]] = {
         Case(expected=use, grant=IN_DOUBT, now=DUE),
         Case(expected=use, grant=IN_DOUBT, options=SHORT_GRACE, now=NOW + 30),
     ],
-    (State.IN_DOUBT, "strict or past the grace, dead, young"): [
+    (State.IN_DOUBT, "strict or past the grace, dead, the answer may come"): [
         Case(expected=Wait(DEAD + 15), grant=LATE_DOUBT, now=DEAD),
         Case(expected=Wait(DEAD + 15), grant=LATE_DOUBT, now=DEAD + 14.9),
         Case(expected=Wait(NOW + 15), grant=IN_DOUBT, rejected_generation=1),
         Case(expected=Wait(DEAD + 15), grant=LATE_DOUBT, now=DEAD - 4, rejected_generation=1),  # its clock is ahead
+        Case(
+            expected=Wait(DEAD + 15),
+            grant=grant(intent=intent(presented_at=DEAD, carried=True)),
+            now=DEAD,  # the doubt is old, and somebody is at it again
+        ),
     ],
-    (State.IN_DOUBT, "strict or past the grace, dead, old"): [
+    (State.IN_DOUBT, "strict or past the grace, dead, else"): [
         Case(expected=Refresh(), grant=IN_DOUBT, now=DEAD),
         Case(expected=Refresh(), grant=LATE_DOUBT, now=DEAD + 15),
+        Case(expected=Refresh(), grant=grant(intent=intent(started_at=DEAD, awaited=False)), now=DEAD),
         Case(expected=Refresh(), grant=IN_DOUBT, options=SHORT_GRACE, now=DEAD),
         Case(expected=Wait(DEAD + 9), grant=IN_DOUBT, now=DEAD, breaker=resting(DEAD + 9)),
         Case(
@@ -254,7 +260,7 @@ def test_an_intent_remembers_the_first_presentation() -> None:
     second = begin(first, attempt="a2", owner="p2", now=NOW + 40)
 
     assert intent(started_at=NOW) == first.intent
-    assert intent(started_at=NOW, attempt="a2", owner="p2", carried=True) == second.intent
+    assert intent(attempt="a2", owner="p2", presented_at=NOW + 40, carried=True) == second.intent
 
 
 def test_a_success_replaces_tokens_and_settles_the_intent() -> None:
@@ -348,7 +354,7 @@ def test_a_doubt_is_not_settled_by_a_later_refusal(kind: FailureKind) -> None:
     for before in (again, repeated):
         after = fail(before, DEFAULT_AUDIENCE, STRICT, failure(kind), now=NOW + 2, jitter=0.5)
         assert after.intent is not None
-        assert NOW == after.intent.started_at
+        assert (NOW, False) == (after.intent.started_at, after.intent.awaited)
 
 
 def test_invalid_grant_ends_a_grant_and_forgets_its_secrets() -> None:
@@ -544,7 +550,9 @@ class GrantMachine(RuleBasedStateMachine):
             or kind is FailureKind.IN_DOUBT
             or (before.intent.carried and kind is not FailureKind.PERMANENT)
         ):
-            assert before.intent == self.grant.intent
+            assert self.grant.intent is not None
+            assert before.intent.started_at == self.grant.intent.started_at
+            assert audience.exchange == self.grant.intent.awaited or not before.intent.awaited
         if kind is not FailureKind.PERMANENT or audience.exchange:
             assert before.refresh_token == self.grant.refresh_token
             assert before.tokens == self.grant.tokens

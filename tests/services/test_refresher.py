@@ -409,6 +409,34 @@ async def test_ft_08_a_lost_answer_is_asked_for_again_where_nothing_can_be_lost(
     assert [] == stage.server.ledger.families_revoked()
 
 
+async def test_ft_07_a_strict_server_that_answered_nonsense_is_asked_again_within_seconds(stage: Stage) -> None:
+    """Once the access token is dead, and the process has noted that no answer comes, nothing is waited for."""
+    stage.expire()
+    stage.server.refuse("in_doubt")
+    assert isinstance(await stage.refresh(), Unavailable)
+    stage.clock.advance(1)
+
+    assert isinstance(await stage.refresh(), Token)
+
+
+async def test_two_processes_never_present_a_doubtful_token_at_once(stage: Stage) -> None:
+    """The doubt is old, and one of them is at it again: the other waits until that answer can't come any more."""
+    stage.come_due()
+    stage.server.refuse("in_doubt")
+    await stage.refresh()
+    stage.clock.advance(60)
+    two = await stage.engine.open()
+    step = stage.server.hold()
+    slow = stage.one.broker.refresher.start(Want(grant_id=stage.grant_id))
+    await step.reached.wait()
+    stage.engine.backend.leases.clear()
+
+    assert Unavailable(Cause.PROVIDER, 15.0) == await stage.refresh(two)
+    step.release()
+    assert isinstance(await slow, Token)
+    assert [] == stage.server.ledger.families_revoked()
+
+
 async def test_ft_08_a_strict_server_is_asked_again_only_when_nothing_is_left_to_lose(stage: Stage) -> None:
     """The access token is used up first. Then the answer is definite: the family had rotated, and ends."""
     stage.come_due()

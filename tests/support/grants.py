@@ -57,8 +57,9 @@ def grant(**changes: Any) -> Grant:
     )
 
 
-def intent(*, started_at: float = NOW, attempt: str = "a1", owner: str = "p1", carried: bool = False) -> Intent:
-    return Intent(attempt=attempt, owner=owner, started_at=started_at, carried=carried)
+def intent(*, started_at: float = NOW, **changes: Any) -> Intent:
+    """An intent of a process that may yet be given the answer."""
+    return Intent(**{"attempt": "a1", "owner": "p1", "started_at": started_at, "presented_at": started_at, **changes})
 
 
 def answer(number: int = 2, *, requested_at: float = NOW, life: float = LIFE, **changes: Any) -> TokenSet:
