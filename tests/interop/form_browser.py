@@ -1,6 +1,7 @@
 """A browser without scripts: it follows redirects, keeps cookies, reads forms and sends them off."""
 
 import re
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -51,9 +52,18 @@ class Page:
 class FormBrowser(Browser):
     """Goes through the login and consent pages of real servers."""
 
+    def __init__(self, origin: str, *, trust: ssl.SSLContext | bool = True) -> None:
+        """
+        Args:
+            origin: Of the broker.
+            trust: In the certificates of servers.
+        """
+        super().__init__(origin)
+        self._trust = trust
+
     async def open(self, url: str) -> Page:
         """Go to *url*, through every redirect."""
-        async with self.http.get(URL(url, encoded=True), headers=navigation()) as response:
+        async with self.http.get(URL(url, encoded=True), headers=navigation(), ssl=self._trust) as response:
             return await _read(response)
 
     async def submit(self, page: Page, fields: Mapping[str, str] | None = None) -> Page:
@@ -62,7 +72,9 @@ class FormBrowser(Browser):
         content = {**form.fields, **(fields or {})}
         if form.method == "get":
             return await self.open(str(URL(form.action).update_query(content)))
-        async with self.http.post(URL(form.action, encoded=True), data=content, headers=navigation()) as response:
+        async with self.http.post(
+            URL(form.action, encoded=True), data=content, headers=navigation(), ssl=self._trust
+        ) as response:
             return await _read(response)
 
     async def begin_login(self, **query: str) -> Page:
