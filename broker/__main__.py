@@ -47,6 +47,10 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="take every secret and file that the configuration refers to for present",
     )
+    doctor = _add(
+        commands, "doctor", _of("doctor", "doctor"), "probe the providers of a configuration, and say what would fit"
+    )
+    _config(doctor).add_argument("--provider", metavar="NAME", help="only this one")
     keys = _group(commands, "keys", "the keys that seal sessions and grants")
     new = _add(keys, "new", _new_key, "make a key and print it")
     new.add_argument("--file", metavar="PATH", type=Path, help="write it to a new file that only its owner can read")

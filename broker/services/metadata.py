@@ -48,13 +48,18 @@ class ServerMetadata:
 
 
 class Metadata:
-    """The metadata of one provider. Configured endpoints come first and need no discovery."""
+    """
+    The metadata of one provider. Configured endpoints come first and need no discovery.
+
+    Attributes:
+        discovers: Whether the server's own metadata are fetched.
+    """
 
     def __init__(self, options: ProviderOptions, *, outbound: Outbound, clock: Clock) -> None:
         self._options = options
         self._outbound = outbound
         self._configured = {name: value for name in ENDPOINTS if isinstance(value := getattr(options, name), str)}
-        self._discovers = options.discovery and (options.issuer is not None or options.metadata_url is not None)
+        self.discovers = options.discovery and (options.issuer is not None or options.metadata_url is not None)
         self._document = LastGood(
             "metadata", self._discover, clock=clock, ttl_seconds=TTL_SECONDS, cooldown_seconds=TTL_SECONDS
         )
@@ -66,7 +71,7 @@ class Metadata:
         Raises:
             ProviderError: If it can't be discovered.
         """
-        if not self._discovers:
+        if not self.discovers:
             return ServerMetadata(issuer=self._options.issuer, endpoints={})
         return await self._document.get()
 
@@ -86,7 +91,7 @@ class Metadata:
 
     async def _discover(self) -> ServerMetadata:
         failure = ProviderError("nowhere to discover")
-        for url in self._places():
+        for url in self.places():
             exchange = await self._outbound.get(url, timeout_seconds=TIMEOUT_SECONDS)
             if isinstance(exchange, Answer) and exchange.status == 200:
                 document = None if exchange.content is None else read_object(exchange.content)
@@ -99,7 +104,7 @@ class Metadata:
                 break
         raise failure
 
-    def _places(self) -> tuple[str, ...]:
+    def places(self) -> tuple[str, ...]:
         """Return where the metadata may be (OpenID Connect Discovery section 4, RFC 8414 section 3.1)."""
         if self._options.metadata_url is not None:
             return (self._options.metadata_url,)

@@ -1,0 +1,173 @@
+"""What the answers of an authorization server tell about the configuration, decided without I/O."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from enum import Enum
+
+from broker.core.client_auth import ClientAuthMethod
+from broker.core.oauth import FailureKind, TokenOutcome, TokenSet
+from broker.core.provider import ProviderOptions, PushedAuthorization
+from broker.core.troubleshooting import key_to_look_at
+
+REFUSED_CLIENT = frozenset({"invalid_client"})
+REFUSED_GRANT_TYPE = frozenset({"unauthorized_client", "unsupported_grant_type"})
+BY_SECRET = (
+    ClientAuthMethod.CLIENT_SECRET_BASIC,
+    ClientAuthMethod.CLIENT_SECRET_POST,
+    ClientAuthMethod.CLIENT_SECRET_JWT,
+)
+
+
+class Verdict(Enum):
+    """How a finding is to be taken."""
+
+    GOOD = "good"
+    NOTE = "note"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """
+    One thing that was found.
+
+    Attributes:
+        verdict: How it is to be taken.
+        text: A sentence, which may hold what the server said: it is printed with care.
+        key: The key of the provider to look at; None where the YAML isn't concerned.
+        fitting: Keys of the provider with the values that would fit.
+    """
+
+    verdict: Verdict
+    text: str
+    key: str | None = None
+    fitting: Mapping[str, object] = field(default_factory=dict)
+
+
+def judge_issuer(document: Mapping[str, object], options: ProviderOptions) -> Finding:
+    """Say whether the metadata speaks for the configured issuer, to the letter (RFC 8414 section 3.3)."""
+    said = document.get("issuer")
+    if options.issuer is None or said == options.issuer:
+        return Finding(verdict=Verdict.GOOD, text=f"the metadata speaks for {said}")
+    return Finding(
+        verdict=Verdict.ERROR,
+        key="issuer",
+        text=f"the metadata speaks for {said}, not for {options.issuer}: they must be equal to the letter",
+        fitting={"issuer": said} if isinstance(said, str) else {},
+    )
+
+
+def judge_metadata(document: Mapping[str, object], options: ProviderOptions) -> Iterator[Finding]:
+    """Say what the configuration asks for and the server, by its metadata (RFC 8414 section 2), can't do."""
+    yield from _judge_client_authentication(document, options)
+    algorithms = _texts(document, "id_token_signing_alg_values_supported")
+    if algorithms and not set(algorithms) & set(options.id_token_algorithms):
+        yield Finding(
+            verdict=Verdict.ERROR,
+            key="id_token_algorithms",
+            text=f"the server signs id tokens by {', '.join(algorithms)} only",
+            fitting={"id_token_algorithms": [alg for alg in algorithms if alg != "none"]},
+        )
+    requires_push = document.get("require_pushed_authorization_requests") is True
+    if requires_push and options.pushed_authorization is PushedAuthorization.NEVER:
+        yield Finding(
+            verdict=Verdict.ERROR,
+            key="pushed_authorization",
+            text="the server takes pushed authorization requests only",
+            fitting={"pushed_authorization": PushedAuthorization.AUTO.value},
+        )
+    scopes = _texts(document, "scopes_supported")
+    if "offline_access" in scopes and "offline_access" not in options.scope.split():
+        yield Finding(
+            verdict=Verdict.NOTE,
+            key="scope",
+            text="the server knows the scope offline_access: without it there may be no refresh token",
+            fitting={"scope": f"{options.scope} offline_access".strip()},
+        )
+    for member, text in (
+        ("authorization_response_iss_parameter_supported", "iss in authorization responses (RFC 9207)"),
+        ("pushed_authorization_request_endpoint", "pushed authorization requests (RFC 9126)"),
+        ("backchannel_logout_supported", "back-channel logout"),
+    ):
+        yield Finding(verdict=Verdict.NOTE, text=f"{'has' if document.get(member) else 'has no'} {text}")
+
+
+def _judge_client_authentication(document: Mapping[str, object], options: ProviderOptions) -> Iterator[Finding]:
+    supported = _texts(document, "token_endpoint_auth_methods_supported")
+    method = options.auth_method
+    if not supported or method.value in supported or method is ClientAuthMethod.CLIENT_ACCESS_TOKEN:
+        return
+    fitting = next((other.value for other in BY_SECRET if options.client_secret and other.value in supported), None)
+    yield Finding(
+        verdict=Verdict.WARNING,
+        key="token_endpoint_auth_method",
+        text=f"the server says that it takes {', '.join(supported)}, not {method.value}",
+        fitting={} if fitting is None else {"token_endpoint_auth_method": fitting},
+    )
+
+
+def is_refused_client(outcome: TokenOutcome) -> bool:
+    """Return whether the server didn't take the client for whom it says it is."""
+    return not isinstance(outcome, TokenSet) and (
+        outcome.error in REFUSED_CLIENT or (outcome.error is None and outcome.status == 401)
+    )
+
+
+def judge_nonsense(outcome: TokenOutcome, options: ProviderOptions) -> Finding:
+    """
+    Say what the answer to a refresh token that never was tells about the client (RFC 6749 section 5.2).
+
+    A server authenticates the client first: ``invalid_grant`` means that it did.
+    """
+    if isinstance(outcome, TokenSet):
+        return Finding(verdict=Verdict.WARNING, text="the server gave tokens for a refresh token that never was")
+    said = outcome.error or outcome.detail or f"status {outcome.status}"
+    if is_refused_client(outcome):
+        text = f"the server refuses the client: {said}"
+        return Finding(verdict=Verdict.ERROR, key=key_to_look_at(outcome, options), text=text)
+    if outcome.kind is FailureKind.PERMANENT:
+        return Finding(verdict=Verdict.GOOD, text=f"the server takes the client's {options.auth_method.value}")
+    if outcome.error in REFUSED_GRANT_TYPE:
+        text = f"the client may not refresh: {said}. Allow it the grant type refresh_token at the server"
+        return Finding(verdict=Verdict.WARNING, key="client_id", text=text)
+    if outcome.kind is FailureKind.OPERATOR or outcome.status is None:
+        text = f"the token endpoint refuses the request: {said}"
+        return Finding(verdict=Verdict.ERROR, key=key_to_look_at(outcome, options) or "token_endpoint", text=text)
+    return Finding(verdict=Verdict.WARNING, text=f"whether the server takes the client can't be told: {said}")
+
+
+def judge_clock(date: str | None, *, sent_at: float, received_at: float, options: ProviderOptions) -> Finding | None:
+    """
+    Compare this machine's clock with the server's.
+
+    Args:
+        date: The answer's ``Date`` field (RFC 9110 section 6.6.1).
+        sent_at: Unix seconds, by this machine's clock, when the request was sent.
+        received_at: The same when the answer was there.
+        options: For what is borne.
+
+    Returns:
+        What was found; None where there is no date.
+    """
+    try:
+        said = parsedate_to_datetime(date or "").timestamp()
+    except (ValueError, OverflowError):
+        return None
+    # A second of the date's own, and the way: only what neither can explain counts.
+    ahead = max(sent_at - (said + 1), 0.0) - max(said - received_at, 0.0)
+    if abs(ahead) <= options.clock_skew_seconds:
+        return Finding(verdict=Verdict.GOOD, text=f"the clocks agree within {abs(ahead) + 1:.0f} s")
+    direction = "ahead of" if ahead > 0 else "behind"
+    return Finding(
+        verdict=Verdict.ERROR,
+        key="clock_skew",
+        text=f"this machine's clock is {abs(ahead):.0f} s {direction} the server's: set it by NTP; "
+        f"{options.clock_skew_seconds:.0f} s are borne",
+    )
+
+
+def _texts(document: Mapping[str, object], member: str) -> list[str]:
+    value = document.get(member)
+    return [each for each in value if isinstance(each, str)][:64] if isinstance(value, list) else []

@@ -1,0 +1,176 @@
+"""
+Safe probes of a live authorization server.
+
+Nothing is asked that could end anything: metadata and keys are read, and a refresh token that never was is presented,
+to see whether the client is believed. Credentials go only to a server that speaks for the configured issuer.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from broker.core.client_auth import ClientAuthMethod
+from broker.core.diagnosis import (
+    BY_SECRET,
+    Finding,
+    Verdict,
+    is_refused_client,
+    judge_clock,
+    judge_issuer,
+    judge_metadata,
+    judge_nonsense,
+)
+from broker.core.json_object import read_object
+from broker.core.oauth import TokenOutcome
+from broker.core.provider import SYMMETRIC_ALGORITHMS, ProviderOptions
+from broker.errors import ConfigError, ProviderError, ProviderProtocolError
+from broker.services.clock import Clock, Randomness
+from broker.services.jwks import Jwks
+from broker.services.metadata import ENDPOINTS, TIMEOUT_SECONDS, Metadata, read_metadata
+from broker.services.outbound import Answer, Outbound, url_refusal
+from broker.services.token_requests import TokenRequests
+
+
+class Doctor:
+    """Examines one provider."""
+
+    def __init__(
+        self, name: str, options: ProviderOptions, *, outbound: Outbound, clock: Clock, randomness: Randomness
+    ) -> None:
+        """
+        Args:
+            name: The configured name.
+            options: Its configuration.
+            outbound: Requests to it. The caller closes it.
+            clock: The time.
+            randomness: For a refresh token that never was.
+        """
+        self._name = name
+        self._options = options
+        self._outbound = outbound
+        self._clock = clock
+        self._randomness = randomness
+        self._metadata = Metadata(options, outbound=outbound, clock=clock)
+
+    async def examine(self) -> AsyncIterator[Finding]:
+        """Probe, and yield what is found. It ends early where going on would be useless, or unsafe."""
+        stopped = False
+        for endpoint in ENDPOINTS:
+            url = getattr(self._options, endpoint)
+            if url is not None and (refusal := url_refusal(url, insecure=self._options.insecure)) is not None:
+                stopped = True
+                yield Finding(verdict=Verdict.ERROR, key=endpoint, text=f"it {refusal}")
+        if self._metadata.discovers:
+            async for finding in self._examine_metadata():
+                stopped |= finding.verdict is Verdict.ERROR and finding.key in {"issuer", "metadata_url"}
+                yield finding
+        if stopped:
+            return
+        try:
+            async for finding in self._examine_keys():
+                yield finding
+            async for finding in self._examine_client():
+                yield finding
+        finally:
+            await self._metadata.close()
+
+    async def _examine_metadata(self) -> AsyncIterator[Finding]:
+        key = "metadata_url" if self._options.metadata_url is not None else "issuer"
+        for url in self._metadata.places():
+            sent_at = self._clock.now()
+            exchange = await self._outbound.get(url, timeout_seconds=TIMEOUT_SECONDS)
+            if not isinstance(exchange, Answer):
+                yield Finding(verdict=Verdict.ERROR, key=key, text=f"no metadata at {url}: {exchange.reason}")
+                return
+            if exchange.status != 404:
+                break
+        else:
+            text = "the server publishes no metadata: name its endpoints, with discovery off"
+            yield Finding(verdict=Verdict.ERROR, key=key, text=text, fitting={"discovery": False})
+            return
+        clock = judge_clock(
+            exchange.headers.get("Date"), sent_at=sent_at, received_at=self._clock.now(), options=self._options
+        )
+        if clock is not None:
+            yield clock
+        document = None if exchange.content is None else read_object(exchange.content)
+        if exchange.status != 200 or document is None:
+            text = f"no metadata at {url}: status {exchange.status}, or no JSON object"
+            yield Finding(verdict=Verdict.ERROR, key=key, text=text)
+            return
+        issuer = judge_issuer(document, self._options)
+        yield issuer
+        if issuer.verdict is Verdict.ERROR:
+            return
+        try:
+            read_metadata(document, self._options)
+        except ProviderProtocolError as fault:
+            yield Finding(verdict=Verdict.ERROR, key=key, text=str(fault))
+            return
+        for finding in judge_metadata(document, self._options):
+            yield finding
+
+    async def _examine_keys(self) -> AsyncIterator[Finding]:
+        algorithms = [alg for alg in self._options.id_token_algorithms if alg not in SYMMETRIC_ALGORITHMS]
+        if "openid" not in self._options.scope.split() or not algorithms:
+            return
+        keys = Jwks(self._metadata, outbound=self._outbound, clock=self._clock)
+        try:
+            usable = [alg for alg in algorithms if await keys.candidates(kid=None, alg=alg)]
+        except ProviderError as fault:
+            yield Finding(verdict=Verdict.ERROR, key="jwks_uri", text=str(fault))
+            return
+        finally:
+            await keys.close()
+        if usable:
+            yield Finding(verdict=Verdict.GOOD, text=f"the server has keys for {', '.join(usable)}")
+        else:
+            text = f"the server has no key for any of {', '.join(algorithms)}"
+            yield Finding(verdict=Verdict.ERROR, key="id_token_algorithms", text=text)
+
+    async def _examine_client(self) -> AsyncIterator[Finding]:
+        if self._options.auth_method is ClientAuthMethod.CLIENT_ACCESS_TOKEN and self._options.session_endpoint:
+            yield Finding(verdict=Verdict.NOTE, text="whether this API takes the client is seen at its first use")
+            return
+        try:
+            outcome = await self._ask_nonsense(self._options)
+        except ConfigError as fault:
+            yield Finding(verdict=Verdict.ERROR, key="client_assertion", text=str(fault))
+            return
+        finding = judge_nonsense(outcome, self._options)
+        if is_refused_client(outcome) and (fitting := await self._other_method()) is not None:
+            text = f"{finding.text}; it takes the same secret by {fitting.value}"
+            finding = replace(
+                finding,
+                key="token_endpoint_auth_method",
+                text=text,
+                fitting={"token_endpoint_auth_method": fitting.value},
+            )
+        yield finding
+
+    async def _other_method(self) -> ClientAuthMethod | None:
+        """Return the way of presenting the secret that the server does take."""
+        if self._options.auth_method not in BY_SECRET[:2]:
+            return None
+        (other,) = {*BY_SECRET[:2]} - {self._options.auth_method}
+        changed = replace(self._options, token_endpoint_auth_method=other)
+        outcome = await self._ask_nonsense(changed)
+        return other if judge_nonsense(outcome, changed).verdict is Verdict.GOOD else None
+
+    async def _ask_nonsense(self, options: ProviderOptions) -> TokenOutcome:
+        requests = TokenRequests(
+            self._name,
+            options,
+            metadata=self._metadata,
+            outbound=self._outbound,
+            clock=self._clock,
+            randomness=self._randomness,
+        )
+        never = f"token-broker-doctor-{self._randomness.token_bytes(16).hex()}"
+        try:
+            return await requests.ask(
+                "refresh_token" if options.refresh_grant_type else None,
+                {"refresh_token": never},
+                url=options.refresh_endpoint,
+            )
+        finally:
+            await requests.close()

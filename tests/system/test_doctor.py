@@ -1,0 +1,61 @@
+"""`token-broker doctor` as an operator runs it."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.config import PretendedSource, loads
+from broker.services.clock import SystemRandomness
+from broker.services.keyring import new_key
+from tests.support.broker_process import ROOT, provider_options
+from tests.support.remote_authorization_server import RemoteLedgerServer
+
+pytestmark = pytest.mark.system
+
+
+async def doctor(directory: Path, providers: dict[str, Any], *words: str) -> tuple[int | None, str, str]:
+    config = directory / "config.yaml"
+    keys = [{"value": new_key(SystemRandomness()).reveal()}]
+    config.write_text(json.dumps({"public_url": "https://app.example.com", "keys": keys, "providers": providers}))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "broker", "doctor", str(config), *words),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_what_is_wrong_is_named_with_yaml_that_fits(tmp_path: Path, provider: RemoteLedgerServer) -> None:
+    """Exit code 1, the key, and a block that can be pasted; the good provider is good; no secret is printed."""
+    providers = {
+        "good": provider_options(provider.url),
+        "secret": provider_options(provider.url, client_secret={"value": "wr0ng"}),
+        "issuer": provider_options(f"{provider.url}/"),
+    }
+    code, out, err = await doctor(tmp_path, providers)
+
+    assert (1, "") == (code, err)
+    assert "error   providers.secret.client_secret: the server refuses the client: invalid_client" in out
+    assert f"error   providers.issuer.issuer: the metadata speaks for {provider.url}, not for" in out
+    assert "register the redirect URI https://app.example.com/bff/callback/good" in out
+    assert "providers.good." not in out.replace("providers.good.scope", "")
+    assert "wr0ng" not in out
+    pasted = out[out.index("    providers:\n") :].splitlines()[:3]
+    block = "\n".join([*pasted, "        client_id: c", "    keys: [{file: k}]", "    public_url: https://a.example"])
+    assert loads(block.encode(), file="pasted", source=PretendedSource()).providers["issuer"].issuer == provider.url
+
+
+async def test_one_provider_can_be_chosen(tmp_path: Path, provider: RemoteLedgerServer) -> None:
+    """Exit code 0 if that one is good; a name that isn't there is refused."""
+    providers = {"good": provider_options(provider.url), "bad": provider_options(f"{provider.url}/")}
+    code, out, _ = await doctor(tmp_path, providers, "--provider", "good")
+    assert (0, False) == (code, "bad" in out)
+    assert (1, "", "providers.none: there is no such provider\n") == await doctor(
+        tmp_path, providers, "--provider", "none"
+    )
