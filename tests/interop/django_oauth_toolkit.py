@@ -22,7 +22,7 @@ REQUIREMENTS = SITE / "requirements.txt"
 USER = {"username": "alice", "password": "a password"}
 CLIENT_ID = "broker"
 CLIENT_SECRET = "a secret: 100% +&=/~ü"
-RESOURCE_SERVER = {"client_id": "resource-server", "client_secret": "of the API"}
+API_ID, API_SECRET = "resource-server", "of the API"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,8 @@ def _prepare(python: Path, environment: dict[str, str]) -> None:
             },
             {
                 "name": "the API",
-                **RESOURCE_SERVER,
+                "client_id": API_ID,
+                "client_secret": API_SECRET,
                 "client_type": "confidential",
                 "authorization_grant_type": "client-credentials",
             },

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.interop.django_oauth_toolkit import CLIENT_ID, CLIENT_SECRET, RESOURCE_SERVER, USER, running_site
+from tests.interop.django_oauth_toolkit import API_ID, API_SECRET, CLIENT_ID, CLIENT_SECRET, USER, running_site
 from tests.interop.form_browser import FormBrowser
 from tests.interop.installation import Installation, calls_for, log_in, until_answered
 from tests.interop.introspection import Introspection
@@ -37,7 +37,7 @@ async def installed(
                 "scope": "openid read",
                 **options,
             },
-            check=Introspection(server.introspection_endpoint, **RESOURCE_SERVER),
+            check=Introspection(server.introspection_endpoint, client_id=API_ID, client_secret=API_SECRET),
         )
         async with installation.running() as browser:
             yield installation, browser

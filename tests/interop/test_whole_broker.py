@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.interop, pytest.mark.timeout(120)]
 LIFE_SECONDS = 5
 CLIENT_ID = "the broker: +/%&="
 SECRET = "a client secret: +/%&= of many characters"  # which Basic must encode, and HS256 takes
-RESOURCE_SERVER = {"client_id": "resource-server", "client_secret": "a secret of the API"}
+API_ID, API_SECRET = "resource-server", "a secret of the API"
 FORMS: tuple[Mapping[str, str], ...] = ({"login": "alice", "password": "any"}, {})
 """What the user fills in: the login page, and the consent."""
 METHODS = (
@@ -70,7 +70,9 @@ async def installed(directory: Path, redis: RedisServer, method: str) -> AsyncIt
         clients = [registered(method, broker.url), api()]
         provider = await stack.enter_async_context(OidcProvider(clients, access_token_seconds=LIFE_SECONDS, **served))
         check = await stack.enter_async_context(
-            Introspection(f"{provider.url}/token/introspection", trust=trust, **RESOURCE_SERVER)
+            Introspection(
+                f"{provider.url}/token/introspection", client_id=API_ID, client_secret=API_SECRET, trust=trust
+            )
         )
         upstream = await stack.enter_async_context(Upstream(check=check))
         broker.settings |= {
@@ -123,7 +125,8 @@ def registered(method: str, broker_url: str) -> dict[str, Any]:
 def api() -> dict[str, Any]:
     """Return the API as the server knows it: it only asks about tokens."""
     return {
-        **RESOURCE_SERVER,
+        "client_id": API_ID,
+        "client_secret": API_SECRET,
         "token_endpoint_auth_method": "client_secret_post",
         "redirect_uris": [],
         "response_types": [],
@@ -196,17 +199,19 @@ async def test_a_logout_at_the_server_ends_the_session_within_a_second(
     tmp_path: Path, redis_server: RedisServer
 ) -> None:
     """The back channel reaches one worker; the other one ends the session as well, and another browser's goes on."""
-    async with installed(tmp_path, redis_server, "private_key_jwt") as whole:
-        async with FormBrowser(whole.broker.url) as other:
-            await log_in(whole.browser, *FORMS)
-            await log_in(other, *FORMS)
-            before = [await each.get("/api/items") for each in (whole.browser, other)]
-            page = await whole.browser.open(f"{whole.provider.url}/session/end")
-            await whole.browser.submit(page, {"logout": "yes"})
-            await until(lambda: whole.provider.count(event="backchannel") == 1, what="the logout token")
-            await until_answered(whole.browser, 401, code="no_session", seconds=1.0)
-            answers = [await whole.browser.get("/api/items") for _ in range(10)]
-            kept = await other.get("/api/items")
+    async with (
+        installed(tmp_path, redis_server, "private_key_jwt") as whole,
+        FormBrowser(whole.broker.url) as other,
+    ):
+        await log_in(whole.browser, *FORMS)
+        await log_in(other, *FORMS)
+        before = [await each.get("/api/items") for each in (whole.browser, other)]
+        page = await whole.browser.open(f"{whole.provider.url}/session/end")
+        await whole.browser.submit(page, {"logout": "yes"})
+        await until(lambda: whole.provider.count(event="backchannel") == 1, what="the logout token")
+        await until_answered(whole.browser, 401, code="no_session", seconds=1.0)
+        answers = [await whole.browser.get("/api/items") for _ in range(10)]
+        kept = await other.get("/api/items")
 
     assert [200, 200] == [answer.status for answer in before]
     assert {"no_session"} == {problem(answer) for answer in answers}

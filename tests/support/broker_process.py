@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from http.cookies import BaseCookie
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from tests.support.authorization_server import CLIENT_ID, CLIENT_SECRET
 from tests.support.waiting import until_async
 
 ROOT = Path(__file__).parents[2]
+_NO_URL = URL()
 
 
 def free_port() -> int:
@@ -154,14 +156,22 @@ class BrokerProcess:
         await self._process.wait()
 
 
+class LoopbackCookies(aiohttp.CookieJar):
+    """Sends ``Secure`` cookies to loopback by plain HTTP too, as browsers do (W3C Secure Contexts section 3.1)."""
+
+    def __init__(self) -> None:
+        super().__init__(unsafe=True)
+
+    def filter_cookies(self, request_url: URL = _NO_URL) -> "BaseCookie[str]":
+        return super().filter_cookies(request_url.with_scheme("https"))
+
+
 class Browser:
     """A client with cookies that sends what a frontend sends."""
 
     def __init__(self, origin: str) -> None:
         self.origin = origin
-        self.http = aiohttp.ClientSession(
-            cookie_jar=aiohttp.CookieJar(unsafe=True), connector=aiohttp.TCPConnector(limit=0)
-        )
+        self.http = aiohttp.ClientSession(cookie_jar=LoopbackCookies(), connector=aiohttp.TCPConnector(limit=0))
 
     async def __aenter__(self) -> Self:
         return self
