@@ -1,0 +1,189 @@
+"""What a session has open ends with it."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from broker.core.routing import Route
+from broker.stores.base import Event, Topic
+from broker.web.streams import Streams
+from tests.support.clock import ManualClock
+from tests.support.proxying import ALICE, USER, FakeSessions, ProxyUnderTest, RawCaller, request
+from tests.support.raw_upstream import RawRequest, RawUpstream, Wire
+from tests.support.waiting import until
+
+BOB = b"b" * 43
+
+
+class Events:
+    """Implements ``web.streams.Subscription``."""
+
+    def __init__(self) -> None:
+        self.listeners: list[Callable[[Event], None]] = []
+
+    def subscribe(self, listener: Callable[[Event], None]) -> Callable[[], None]:
+        self.listeners.append(listener)
+        return lambda: self.listeners.remove(listener)
+
+    def tell(self, topic: Topic, key: str = "") -> None:
+        for listener in self.listeners:
+            listener(Event(topic, key))
+
+
+class Stream:
+    def __init__(self) -> None:
+        self.cuts = 0
+
+    def cut(self) -> None:
+        self.cuts += 1
+
+
+async def open_streams() -> tuple[Streams, Events, FakeSessions, Stream, Stream]:
+    """Return streams of Alice's and Bob's, who both have live sessions."""
+    sessions, events = FakeSessions(), Events()
+    streams = Streams(load=sessions.load, clock=ManualClock(), events=events)
+    both = []
+    for session_id, name in ((ALICE, "alice"), (BOB, "bob")):
+        both.append(Stream())
+        streams.add(both[-1], sessions.add(session_id, name), session_id)
+    return streams, events, sessions, both[0], both[1]
+
+
+async def test_se_03_a_logout_cuts_what_the_session_has_open() -> None:
+    """And nobody else's."""
+    streams, events, sessions, alices, bobs = await open_streams()
+    del sessions.known[ALICE]
+    events.tell(Topic.SESSION_ENDED, "session:alice")
+    await until(lambda: alices.cuts == 1)
+
+    assert (0, 1) == (bobs.cuts, len(streams))
+    streams.close()
+
+
+async def test_a_session_that_only_changed_keeps_what_it_has_open() -> None:
+    """New claims are told by the same event."""
+    streams, events, _, alices, _ = await open_streams()
+    events.tell(Topic.SESSION_ENDED, "session:alice")
+    await asyncio.sleep(0.02)
+
+    assert (0, 2) == (alices.cuts, len(streams))
+    streams.close()
+
+
+async def test_a_store_that_is_down_cuts_nothing() -> None:
+    """What is known is used until the store can be asked again."""
+    streams, events, sessions, alices, _ = await open_streams()
+    sessions.down = True
+    events.tell(Topic.RESYNC)
+    await asyncio.sleep(0.02)
+
+    assert 0 == alices.cuts
+    streams.close()
+
+
+async def test_se_03_after_missed_events_every_session_is_looked_up() -> None:
+    """A logout that was told in between is noticed."""
+    streams, events, sessions, alices, bobs = await open_streams()
+    del sessions.known[ALICE]
+    events.tell(Topic.RESYNC)
+    await until(lambda: alices.cuts == 1)
+
+    assert 0 == bobs.cuts
+    streams.close()
+
+
+async def test_se_03_a_revoked_grant_cuts_too() -> None:
+    """Whose tokens the streams were begun with."""
+    streams, events, _, alices, bobs = await open_streams()
+    events.tell(Topic.GRANT_ENDED, "grant-of-alice")
+
+    assert (1, 0) == (alices.cuts, bobs.cuts)
+    streams.close()
+
+
+async def test_se_05_the_absolute_end_cuts() -> None:
+    """Without any event, and within a second."""
+    sessions, clock = FakeSessions(), ManualClock()
+    streams = Streams(load=sessions.load, clock=clock)
+    stream, live = Stream(), sessions.add(ALICE, "alice")
+    streams.add(stream, live, ALICE)
+    clock.set_wall_clock(4e9)
+    await until(lambda: stream.cuts == 1, seconds=2)
+
+    assert 0 == len(streams)
+    streams.close()
+
+
+async def test_what_has_ended_is_forgotten() -> None:
+    """Removing twice, or what was cut, is nothing."""
+    streams, events, _, alices, _ = await open_streams()
+    streams.remove(alices, "session:alice")
+    streams.remove(alices, "session:alice")
+    events.tell(Topic.GRANT_ENDED, "grant-of-alice")
+
+    assert (0, 1) == (alices.cuts, len(streams))
+    streams.close()
+    assert [] == events.listeners
+
+
+# --- through the proxy
+
+
+async def endless(got: RawRequest, wire: Wire) -> None:
+    if got.fields(b"upgrade"):
+        await wire.send(b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+    else:
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
+    await wire.reader.read()
+
+
+async def cut_of(proxy: ProxyUnderTest, events: Events, caller: RawCaller, data: bytes) -> bool:
+    await caller.send(data)
+    await caller.head()
+    assert proxy.proxy is not None
+    streams = proxy.proxy.streams
+    await until(lambda: len(streams) == 1)
+    del proxy.sessions.known[ALICE]
+    events.tell(Topic.SESSION_ENDED, "session:alice")
+    with contextlib.suppress(ConnectionError):
+        await asyncio.wait_for(caller.reader.read(), 1)
+    return len(streams) == 0
+
+
+async def test_se_03_an_event_stream_is_cut_within_a_second() -> None:
+    """On the slow path and on the fast one; the upstream hears of it, too."""
+    for warm in (False, True):
+        events = Events()
+        async with RawUpstream(endless) as upstream:
+            route = Route(path="/", upstream=upstream.url, token=USER)
+            async with ProxyUnderTest([route], events=events) as proxy, await proxy.connect() as caller:
+                if warm:
+                    upstream.script = RawUpstream().script
+                    await caller.send(request("/", "X-CSRF: 1", cookie=ALICE))
+                    await caller.answer()
+                    upstream.script = endless
+                assert await cut_of(proxy, events, caller, request("/", "X-CSRF: 1", cookie=ALICE))
+            await until(lambda up=upstream: not up._tasks)  # type: ignore[misc]
+
+
+async def test_br_03_a_websocket_is_cut_within_a_second() -> None:
+    """The tunnel ends with the session."""
+    events = Events()
+    handshake = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: x")
+    async with RawUpstream(endless) as upstream:
+        route = Route(path="/", upstream=upstream.url, token=USER)
+        async with ProxyUnderTest([route], events=events) as proxy, await proxy.connect() as caller:
+            data = request("/", "Origin: https://app.example.com", *handshake, cookie=ALICE)
+            assert await cut_of(proxy, events, caller, data)
+        await until(lambda: not upstream._tasks)
+
+
+async def test_an_answer_that_comes_whole_is_never_watched() -> None:
+    """The table holds only what takes longer than one read."""
+    async with RawUpstream() as upstream:
+        route = Route(path="/", upstream=upstream.url, token=USER)
+        async with ProxyUnderTest([route]) as proxy:
+            for _ in range(3):
+                await proxy.send(request("/", "X-CSRF: 1", cookie=ALICE))
+            assert proxy.proxy is not None
+            assert 0 == len(proxy.proxy.streams)
