@@ -48,7 +48,7 @@ async def broker(tmp_path: Path, provider: RemoteLedgerServer, upstream: RawUpst
     made = BrokerProcess(
         tmp_path,
         environment={"PYTHONPATH": str(tmp_path), "CONNECTS": str(tmp_path / "connects")},
-        providers={"corp": provider_options(provider.url)},
+        providers={"corp": provider_options(provider.url, allowed_parameters=["login_hint"])},
         routes=[
             {"path": "/app/private", "upstream": by_name, "token": "user"},
             {"path": "/app", "upstream": by_name, "token": "user_or_none"},
