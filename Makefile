@@ -41,9 +41,10 @@ format: install
 types: install
 	$(BIN)/mypy
 
-docs: install  ## the reference of the configuration, from the options classes
+docs: install  ## the reference pages that are printed from the code and its tests
 	$(BIN)/token-broker schema > docs/reference/config.schema.json
 	$(BIN)/token-broker schema --markdown > docs/reference/configuration.md
+	$(BIN)/python -m tests.support.security_rows
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
