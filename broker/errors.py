@@ -83,6 +83,15 @@ class LoginFailed(CallerError):
     code = "login_failed"
     title = "The login could not be completed"
 
+    def __init__(self, detail: str = "", *, look_at: str | None = None) -> None:
+        """
+        Args:
+            detail: A sentence for the log.
+            look_at: The key of the provider's configuration that may explain it.
+        """
+        super().__init__(detail)
+        self.look_at = look_at
+
 
 class NoSession(CallerError):
     """The caller has no live session."""

@@ -10,7 +10,6 @@ from broker.core.oauth import FailureKind, TokenOutcome, TokenSet
 from broker.core.provider import ProviderOptions, PushedAuthorization
 from broker.core.troubleshooting import key_to_look_at
 
-REFUSED_CLIENT = frozenset({"invalid_client"})
 REFUSED_GRANT_TYPE = frozenset({"unauthorized_client", "unsupported_grant_type"})
 BY_SECRET = (
     ClientAuthMethod.CLIENT_SECRET_BASIC,
@@ -111,7 +110,8 @@ def _judge_client_authentication(document: Mapping[str, object], options: Provid
 def is_refused_client(outcome: TokenOutcome) -> bool:
     """Return whether the server didn't take the client for whom it says it is."""
     return not isinstance(outcome, TokenSet) and (
-        outcome.error in REFUSED_CLIENT or (outcome.error is None and outcome.status == 401)
+        outcome.error == "invalid_client"
+        or (outcome.status == 401 and outcome.error in {None, "unauthorized_client"})  # the latter is Keycloak's
     )
 
 

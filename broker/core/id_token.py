@@ -30,6 +30,11 @@ _HASHES = {"256": hashlib.sha256, "384": hashlib.sha384, "512": hashlib.sha512}
 class ClaimsRefused(ValueError):
     """The claims must not be believed. The text names the claim and the reason, never the value."""
 
+    @property
+    def claim(self) -> str:
+        """The claim that is to blame, where it is one."""
+        return str(self).partition(":")[0]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:

@@ -1,6 +1,6 @@
 """What an answer of the token endpoint means, as values (RFC 6749 section 5)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from broker.core.secret import AccessToken, IdToken, RefreshToken
@@ -63,6 +63,7 @@ class TokenFailure:
         status: The HTTP status; None if no answer came.
         retry_after_seconds: ``Retry-After`` in seconds from the answer; None if it wasn't sent.
         detail: A phrase for the log, without any byte of the answer's body.
+        look_at: Where in the YAML to look, if that may mend it.
     """
 
     kind: FailureKind
@@ -70,6 +71,7 @@ class TokenFailure:
     status: int | None = None
     retry_after_seconds: float | None = None
     detail: str = ""
+    look_at: str | None = field(default=None, compare=False)
 
 
 TokenOutcome = TokenSet | TokenFailure

@@ -26,6 +26,47 @@ _BY_ERROR = {
     "invalid_request": "token_endpoint_auth_method",
 }
 
+_BY_CLAIM = {
+    "iss": "issuer",
+    "aud": "client_id",
+    "azp": "client_id",
+    "exp": "clock_skew",  # an id token is fresh when it comes: one of the clocks is off
+    "iat": "clock_skew",
+    "nbf": "clock_skew",
+    "alg": "id_token_algorithms",
+    "acr": "allowed_parameters",
+    "auth_time": "allowed_parameters",
+}
+
+_BY_AUTHORIZATION_ERROR = {
+    "unauthorized_client": "client_id",
+    "unsupported_response_type": "client_id",  # the client isn't set up for the code flow at the server
+    "invalid_scope": "scope",
+    "invalid_request": "authorization_parameters",
+    "invalid_target": "authorization_parameters",
+    "invalid_request_object": "client_assertion",
+    "request_not_supported": "request_object",
+    "request_uri_not_supported": "pushed_authorization",
+}
+
+_ELSEWHERE = {"audience": "routes.audience", "redirect_uri": "public_url"}
+"""Keys that are no provider's own."""
+
+
+def key_of_claim(claim: str) -> str | None:
+    """Return the key of the provider that an id token's refused *claim* points to; None where the YAML can't help."""
+    return _BY_CLAIM.get(claim)
+
+
+def key_of_authorization_error(error: str) -> str | None:
+    """Return the key that an authorization response's ``error`` points to (RFC 6749 section 4.1.2.1)."""
+    return _BY_AUTHORIZATION_ERROR.get(error)
+
+
+def yaml_path(provider: str, key: str | None) -> str | None:
+    """Return where in the YAML *key* of *provider* is, for the log; None for none."""
+    return None if key is None else _ELSEWHERE.get(key, f"providers.{provider}.{key}")
+
 
 def key_to_look_at(failure: TokenFailure, options: ProviderOptions) -> str | None:
     """Return the key of the provider that *failure* points to; None where nothing in the YAML explains it."""

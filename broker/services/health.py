@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from broker.core.breaker import Breaker, failed, succeeded, told
 from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome
 from broker.errors import StoreError
+from broker.services import metrics
 from broker.services.clock import Clock, Randomness
 from broker.services.provider import AuthorizationServer
 from broker.stores.base import Event, Store, Topic
@@ -84,7 +85,12 @@ class ProviderHealth:
         degraded = isinstance(outcome, TokenFailure) and outcome.kind is FailureKind.OPERATOR
         if degraded and not self.degraded:
             assert isinstance(outcome, TokenFailure)
-            log.error("provider_refuses_the_broker", extra={"provider": self.name, "error": outcome.error})
+            log.error(
+                "provider_refuses_the_broker",
+                extra={"provider": self.name, "error": outcome.error, "look_at": outcome.look_at},
+            )
+        if degraded != self.degraded:
+            metrics.PROVIDER_DEGRADED.labels(self.name).set(int(degraded))
         self.degraded = degraded
 
     async def _tell(self) -> None:

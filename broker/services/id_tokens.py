@@ -27,6 +27,7 @@ from broker.core.id_token import (
 )
 from broker.core.provider import SYMMETRIC_ALGORITHMS, ProviderOptions
 from broker.core.secret import AccessToken, IdToken
+from broker.core.troubleshooting import key_of_claim
 from broker.errors import LoginFailed, ProviderError
 from broker.services.clock import Clock
 from broker.services.jwks import Jwks
@@ -74,7 +75,7 @@ class IdTokens:
             check_access_token_hash(claims, str(jws.header["alg"]), login.access_token.reveal())
             check_authentication(claims, login.parameters, expected)
         except ClaimsRefused as refusal:
-            raise LoginFailed(f"id token refused: {refusal}") from None
+            raise LoginFailed(f"id token refused: {refusal}", look_at=key_of_claim(refusal.claim)) from None
         return claims
 
     async def check_refreshed(self, id_token: IdToken) -> dict[str, object]:

@@ -23,6 +23,7 @@ from broker.core.oauth import FailureKind, TokenFailure, TokenSet
 from broker.core.pkce import SECRET_BYTES, code_challenge, text_of
 from broker.core.secret import RefreshToken, Secret
 from broker.core.session import Session
+from broker.core.troubleshooting import key_of_authorization_error, yaml_path
 from broker.errors import BrokerError, KeyringError, LoginFailed, ProviderError, StoreError
 from broker.services.clock import Clock, Randomness
 from broker.services.keyring import Keyring
@@ -217,6 +218,23 @@ class Logins:
             ProviderError: If the server is down, or refuses the broker itself.
             StoreError: If the grant can't be kept.
         """
+        try:
+            return await self._complete(transaction, response)
+        except LoginFailed as failure:
+            if failure.look_at is not None:
+                log.warning(
+                    "login_not_possible",
+                    extra={
+                        "provider": transaction.provider,
+                        "error": str(failure),
+                        "look_at": yaml_path(transaction.provider, failure.look_at),
+                    },
+                )
+            raise
+
+    async def _complete(
+        self, transaction: LoginTransaction, response: AuthorizationResponse
+    ) -> Identified | Unanswered:
         server = self._servers[transaction.provider]
         await server.check_issuer(response.iss)
         if response.error is not None:
@@ -334,7 +352,7 @@ def _judge_error(transaction: LoginTransaction, error: str) -> Unanswered:
     if transaction.parameters.get("prompt") == "none" and error in _SILENT_ERRORS:
         return Unanswered()
     shown = error if len(error) <= 64 and error.isascii() and error.isprintable() else "an unprintable error"
-    raise LoginFailed(f"the authorization server answered {shown}")
+    raise LoginFailed(f"the authorization server answered {shown}", look_at=key_of_authorization_error(error))
 
 
 def _failure(failure: TokenFailure) -> BrokerError:
@@ -342,7 +360,8 @@ def _failure(failure: TokenFailure) -> BrokerError:
     detail = f"the code brought no tokens: {failure.error or failure.detail or failure.status}"
     match failure.kind:
         case FailureKind.PERMANENT:
-            return LoginFailed(detail)
+            # RFC 6749 section 5.2: also what a code is answered whose redirect_uri isn't that of the request.
+            return LoginFailed(detail, look_at="redirect_uri" if failure.error == "invalid_grant" else None)
         case FailureKind.OPERATOR | FailureKind.TRANSIENT | FailureKind.IN_DOUBT:
             return ProviderError(detail, retry_after_seconds=failure.retry_after_seconds)
         case _:

@@ -60,6 +60,10 @@ GRANTS = Gauge(
     "grants", "Grants that were used lately, by their state: live, ended.", ["provider", "state"],
     multiprocess_mode="livesum",
 )  # fmt: skip
+PROVIDER_DEGRADED = Gauge(
+    "provider_degraded", "1 while the authorization server refuses the broker itself.", ["provider"],
+    multiprocess_mode="livemax",
+)  # fmt: skip
 SPOOL_RECORDS = Gauge("spool_records", "Token responses that the store doesn't have yet.", multiprocess_mode="livesum")
 KEEP_ALIVE = Counter("keep_alive_total", "Refreshes of grants that nobody used.", ["provider", "result"])
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 from broker.core.audience import Audience
 from broker.core.client_auth import ClientAuthMethod, ClientTokenOptions
@@ -10,7 +11,7 @@ from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome, TokenSet
 from broker.core.provider import Dialect, ProviderOptions
 from broker.core.secret import AccessToken, RefreshToken, Secret
 from broker.core.token_response import ResponseRules
-from broker.core.troubleshooting import key_to_look_at
+from broker.core.troubleshooting import key_to_look_at, yaml_path
 from broker.errors import ProviderError
 from broker.services.client_auth import ClientAuthentication
 from broker.services.client_token import ClientToken
@@ -178,7 +179,7 @@ class TokenRequests:
 
     def _observed(self, outcome: TokenOutcome, grant_type: str | None) -> TokenOutcome:
         if isinstance(outcome, TokenFailure) and outcome.error not in WAITING:
-            key = key_to_look_at(outcome, self._options)
+            outcome = replace(outcome, look_at=yaml_path(self._name, key_to_look_at(outcome, self._options)))
             log.warning(
                 "token_request_failed",
                 extra={
@@ -188,7 +189,7 @@ class TokenRequests:
                     "status": outcome.status,
                     "error": outcome.error,
                     "detail": outcome.detail,
-                    "look_at": None if key is None else f"providers.{self._name}.{key}",
+                    "look_at": outcome.look_at,
                 },
             )
         return outcome

@@ -88,6 +88,7 @@ def failure(kind: FailureKind, error: str | None = None, status: int | None = 40
         (failure(FailureKind.PERMANENT, "invalid_grant"), Verdict.GOOD, None),
         (failure(FailureKind.OPERATOR, "invalid_client", 401), Verdict.ERROR, "client_secret"),
         (failure(FailureKind.TRANSIENT, None, 401), Verdict.ERROR, "client_secret"),
+        (failure(FailureKind.OPERATOR, "unauthorized_client", 401), Verdict.ERROR, "client_secret"),
         (failure(FailureKind.OPERATOR, "unauthorized_client"), Verdict.WARNING, "client_id"),
         (failure(FailureKind.OPERATOR, "unsupported_grant_type"), Verdict.WARNING, "client_id"),
         (failure(FailureKind.OPERATOR, "invalid_scope"), Verdict.ERROR, "scope"),

@@ -1,14 +1,21 @@
 """From a refusal to the key of the YAML."""
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
+from broker.core import troubleshooting
 from broker.core.client_auth import AssertionOptions, ClientAuthMethod, TlsOptions
 from broker.core.oauth import FailureKind, TokenFailure
 from broker.core.provider import ProviderOptions
 from broker.core.secret import Secret
-from broker.core.troubleshooting import key_to_look_at
+from broker.core.troubleshooting import (
+    key_of_authorization_error,
+    key_of_claim,
+    key_to_look_at,
+    yaml_path,
+)
 
 MEANS: dict[str, Any] = {
     "client_secret": Secret("s"),
@@ -61,3 +68,26 @@ def test_a_refused_client_points_to_its_credentials(method: ClientAuthMethod, ke
 def test_other_refusals_point_to_theirs_or_to_nothing(failure: TokenFailure, key: str | None) -> None:
     """Only what the YAML can mend points into it."""
     assert key == key_to_look_at(failure, ProviderOptions(client_id="c", token_endpoint="https://as.example/t"))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        troubleshooting._BY_METHOD,
+        troubleshooting._BY_ERROR,
+        troubleshooting._BY_CLAIM,
+        troubleshooting._BY_AUTHORIZATION_ERROR,
+    ],
+)
+def test_every_key_that_is_named_is_there(keys: dict[object, str]) -> None:
+    """The log must not send the operator to a key that the configuration doesn't know."""
+    names = {field.name.removesuffix("_seconds") for field in fields(ProviderOptions)}
+    assert set() == set(keys.values()) - names - troubleshooting._ELSEWHERE.keys()
+
+
+def test_a_key_is_named_by_where_it_is() -> None:
+    """Most are the provider's, but not all."""
+    assert "providers.corp.clock_skew" == yaml_path("corp", key_of_claim("iat"))
+    assert "providers.corp.scope" == yaml_path("corp", key_of_authorization_error("invalid_scope"))
+    assert "routes.audience" == yaml_path("corp", "audience")
+    assert (None, None) == (yaml_path("corp", key_of_claim("nonce")), key_of_authorization_error("access_denied"))

@@ -277,7 +277,7 @@ async def test_metadata_of_another_issuer_is_the_operators_fault(server: Documen
         ("invalid_client", {}, "client_id"),
         ("unauthorized_client", {}, "client_id"),
         ("invalid_scope", {}, "scope"),
-        ("invalid_target", {}, "audience"),
+        ("invalid_target", {}, "routes.audience"),
         ("unsupported_grant_type", {}, "token_endpoint"),
     ],
 )
@@ -295,7 +295,7 @@ async def test_a_refusal_names_the_key_to_look_at(
             await provider.refresh(grant("canary"), DEFAULT_AUDIENCE)
 
     (record,) = [record for record in caplog.records if record.message == "token_request_failed"]
-    assert f"providers.corp.{key}" == record.__dict__["look_at"]
+    assert (key if "." in key else f"providers.corp.{key}") == record.__dict__["look_at"]
     assert "canary" not in str(record.__dict__)
 
 
