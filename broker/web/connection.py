@@ -13,19 +13,23 @@ import socket
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
 from broker.core.limit_options import LimitOptions
+from broker.core.request_fields import FieldBlock, FieldRules
 
 if TYPE_CHECKING:
     from broker.web.gate import Call
     from broker.web.relay import Relay
 
 WATCH_SECONDS = 1.0
+
+RawHeaders: TypeAlias = tuple[tuple[bytes, bytes], ...]
+"""Names and values as aiohttp gives them."""
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +124,17 @@ class CallerConnection(RequestHandler):
         body: The body that is being received; None if there is none.
     """
 
-    __slots__ = ("_head_since", "_limits", "_watch", "_write_since", "body", "handover", "relay")
+    __slots__ = (
+        "_fields",
+        "_head_since",
+        "_last_block",
+        "_limits",
+        "_watch",
+        "_write_since",
+        "body",
+        "handover",
+        "relay",
+    )
 
     def __init__(self, server: web.Server, *, watch: "Watch", limits: LimitOptions, **kwargs: Any) -> None:
         super().__init__(server, **kwargs)
@@ -128,6 +142,8 @@ class CallerConnection(RequestHandler):
         self._limits = limits
         self._head_since = math.inf
         self._write_since = math.inf
+        self._fields: RawHeaders = ()
+        self._last_block: FieldBlock | None = None
         self.body: Awaited | None = None
         self.relay: Relaying | None = None
         self.handover: Handover | None = None
@@ -142,6 +158,18 @@ class CallerConnection(RequestHandler):
     def closes(self) -> bool:
         """Whether the connection is closed after the request that is being answered."""
         return self._close or self._force_close
+
+    def block_of(self, fields: RawHeaders, rules: FieldRules) -> FieldBlock:
+        """
+        Read the fields of a request. Those of the last request are often those of this one.
+
+        Raises:
+            BadRequest: If they are refused.
+        """
+        if self._last_block is None or fields != self._fields:
+            self._last_block = rules.read([b"%b: %b" % field for field in fields])
+            self._fields = fields
+        return self._last_block
 
     # --- what happens to it
 

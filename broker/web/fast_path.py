@@ -70,8 +70,8 @@ class FastConnection(CallerConnection):
         "_body_left",
         "_busy",
         "_heads",
-        "_last_block",
         "_last_raw",
+        "_last_raw_block",
         "_peer",
         "_proxy",
         "_sent",
@@ -86,7 +86,7 @@ class FastConnection(CallerConnection):
         self._ahead = b""
         self._peer: str | None = None
         self._last_raw = b""
-        self._last_block: FieldBlock | None = None
+        self._last_raw_block: FieldBlock | None = None
         # How much of the last slow request's body is still to come, and how many such requests there were. While that
         # is certain, it is certain that aiohttp's parser stands between two messages.
         self._body_left = 0
@@ -155,13 +155,13 @@ class FastConnection(CallerConnection):
 
     def _block(self, raw: bytes) -> FieldBlock:
         """Read the field lines. Those of the last request are often those of this one."""
-        if raw != self._last_raw or self._last_block is None:
+        if raw != self._last_raw or self._last_raw_block is None:
             lines = raw.split(b"\r\n")[1:]
             if len(lines) > MAX_FIELDS:
                 raise BadRequest("too many fields for the fast path")
-            self._last_block = self._proxy.gate.fields.read(lines)
+            self._last_raw_block = self._proxy.gate.fields.read(lines)
             self._last_raw = raw
-        return self._last_block
+        return self._last_raw_block
 
     def _done(self) -> None:
         """Nothing more comes of the call's exchange."""

@@ -194,7 +194,7 @@ class Proxy:
                 method=message.method,
                 target=message.path.encode("utf-8", "surrogateescape"),
                 version=(message.version.major, message.version.minor),
-                block=self.gate.fields.read([b"%b: %b" % field for field in message.raw_headers]),
+                block=connection.block_of(message.raw_headers, self.gate.fields),
                 peer=connection.peer,
             )
         except CallerError as error:
