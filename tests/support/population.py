@@ -52,8 +52,8 @@ class User:
         session, began = self.session, now()
         try:
             headers = {"X-Caller": self.name, **options.pop("headers", {})}
-            timeout = aiohttp.ClientTimeout(total=CALL_SECONDS)
-            answer = await self.browser.request(method, path, headers=headers, timeout=timeout, **options)
+            options.setdefault("timeout", aiohttp.ClientTimeout(total=CALL_SECONDS))
+            answer = await self.browser.request(method, path, headers=headers, **options)
         except (aiohttp.ClientError, OSError, TimeoutError) as fault:
             call = Call(
                 user=self.name, session=session, path=path, began=began, ended=now(), status=None, error=repr(fault)
