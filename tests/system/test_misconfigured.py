@@ -57,12 +57,18 @@ async def test_a_secret_that_becomes_wrong_ends_no_session(tmp_path: Path, provi
             broker.settings["providers"]["corp"]["client_secret"] = {"value": "wrong"}
             await broker.stop()
             await broker.start()
-            upstream.refuse()
-            # The upstream's own 401, or 503 where the refusal is known by then: either way no problem that says "log in".
-            refused = await browser.get("/api/x")
-            assert refused.status in {401, 503}
-            assert b"login_url" not in refused.body
-            await until(lambda: "provider_refuses_the_broker" in broker.log_path.read_text())
+
+            async def is_alarmed() -> bool:
+                # A token that has just been issued is not renewed when an upstream refuses it: until it is old enough,
+                # the upstream's own 401 passes. Either way nothing tells the browser to log in.
+                upstream.refuse()
+                refused = await browser.get("/api/x")
+                assert refused.status in {401, 503}
+                assert b"login_url" not in refused.body
+                return "provider_refuses_the_broker" in broker.log_path.read_text()
+
+            await until_async(is_alarmed, seconds=10, what="the alarm")
+            upstream.refuse_next = 0
             alarm = [record for record in broker.log() if record["event"] == "provider_refuses_the_broker"]
             assert ["providers.corp.client_secret"] == [record["look_at"] for record in alarm]
 
