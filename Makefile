@@ -28,6 +28,9 @@ interop: install  ## real authorization servers and gateways that nobody here wr
 faults: install  ## storms, kill -9 at every await, store and provider outages
 	$(BIN)/python -m pytest -m slow
 
+fuzz: install  ## ten minutes of random input for everything that reads bytes from outside
+	$(BIN)/python -m tests.fuzz.data_plane --minutes 10
+
 lint: install
 	$(BIN)/ruff format --check broker tests benchmarks
 	$(BIN)/ruff check broker tests benchmarks

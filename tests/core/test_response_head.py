@@ -110,32 +110,27 @@ class _Fields:
         self.fields.append((name, value.rstrip(b" \t")))
 
 
-LINES = st.lists(
-    st.sampled_from(
-        [
-            b"Content-Length: 5",
-            b"Content-Length: 0",
-            b"Transfer-Encoding: chunked",
-            b"X-A: 1",
-            b"X-B:2",
-            b"X-C: \t3 ",
-            b"X-D:",
-            b"Connection: close",
-            b"Connection: keep-alive",
-            b" folded",
-            b"X-E : 1",
-            b"X\x00: 1",
-            b"X-F: \x01",
-            b"X-G: \xff",
-        ]
-    ),
-    max_size=5,
-)
+LINES = [
+    b"Content-Length: 5",
+    b"Content-Length: 0",
+    b"Transfer-Encoding: chunked",
+    b"X-A: 1",
+    b"X-B:2",
+    b"X-C: \t3 ",
+    b"X-D:",
+    b"Connection: close",
+    b"Connection: keep-alive",
+    b" folded",
+    b"X-E : 1",
+    b"X\x00: 1",
+    b"X-F: \x01",
+    b"X-G: \xff",
+]
 
 
 @given(
     st.sampled_from([b"HTTP/1.1 200 OK", b"HTTP/1.1 404 ", b"HTTP/1.0 200 OK", b"HTTP/1.1 99 X", b"HTTP/3.0 200 OK"]),
-    LINES,
+    st.lists(st.sampled_from(LINES), max_size=5),
 )
 def test_up_03_llhttp_takes_what_is_taken_here_and_reads_the_same(status_line: bytes, lines: list[bytes]) -> None:
     """This reader is only stricter than the parser that everybody uses: what it takes, llhttp takes, field by field."""
