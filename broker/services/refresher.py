@@ -286,10 +286,12 @@ class Refresher:
                 return entry
             await self._observe(provider, grant, outcome, self._clock.monotonic() - started)
             delay = next(delays, None)
-            if delay is None or not self._worth_repeating(provider, grant, outcome, began):
+            if delay is None or not self._worth_repeating(provider, grant, outcome):
+                return Refusal(outcome, doubted)
+            await asyncio.sleep(delay * self._randomness.uniform(0.5, 1.5))
+            if self._is_late(provider, began):
                 return Refusal(outcome, doubted)
             doubted = doubted or outcome.kind is FailureKind.IN_DOUBT
-            await asyncio.sleep(delay * self._randomness.uniform(0.5, 1.5))
 
     async def _request(self, provider: Provider, grant: Grant, audience: Audience, began: float) -> TokenOutcome:
         """Send it once, and wait no longer than others believe."""
@@ -302,10 +304,8 @@ class Refresher:
         except TimeoutError:
             return TokenFailure(kind=FailureKind.IN_DOUBT, detail="no answer in time, discovery included")
 
-    def _worth_repeating(self, provider: Provider, grant: Grant, failure: TokenFailure, began: float) -> bool:
+    def _worth_repeating(self, provider: Provider, grant: Grant, failure: TokenFailure) -> bool:
         if failure.retry_after_seconds is not None or provider.health.breaker.is_open(self._clock.now()):
-            return False
-        if self._is_late(provider, began):
             return False
         if failure.kind is FailureKind.TRANSIENT:
             return True

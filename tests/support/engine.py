@@ -1,5 +1,7 @@
 """The refresh engine put together as the composition root does it, as many replicas as a test wants."""
 
+import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +55,23 @@ def authorization_server(url: str, *, clock: Clock | None = None, **options: Any
     )
 
 
+class LeapingClock:
+    """The clocks of the operating system, which a test can let leap forward."""
+
+    def __init__(self) -> None:
+        self._ahead = 0.0
+
+    def now(self) -> float:
+        return time.time() + self._ahead
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self._ahead
+
+    def advance(self, seconds: float) -> None:
+        """Let *seconds* pass at once."""
+        self._ahead += seconds
+
+
 @dataclass(slots=True)
 class Replica:
     """One process' worth of engine."""
@@ -72,14 +91,12 @@ class Replica:
 
     async def crash(self) -> None:
         """Stop as at a kill -9: whatever runs is cut off, and only what is on the disk remains."""
+        self.store.go_down()  # a dead process releases no lease
         await self.broker.close(0)
         if self.spool._file is not None:
             self.spool._pending.clear()
-            import os
-
             os.close(self.spool._file)
             self.spool._file = None
-        self.store.heal()
         await self.store.close()
 
     async def adopt(self, tokens: TokenSet, *, subject: str = "alice", **changes: Any) -> Grant:
