@@ -54,6 +54,15 @@ def _parser() -> argparse.ArgumentParser:
     keys = _group(commands, "keys", "the keys that seal sessions and grants")
     new = _add(keys, "new", _new_key, "make a key and print it")
     new.add_argument("--file", metavar="PATH", type=Path, help="write it to a new file that only its owner can read")
+    login = _add(
+        commands,
+        "login",
+        _of("login", "login"),
+        "get a grant on a machine without a browser, and print a handle for it",
+    )
+    _config(login).add_argument("--provider", metavar="NAME", required=True, help="where the user logs in")
+    login.add_argument("--subject", help="who must log in; needed where the provider doesn't say who did")
+    _bounds(login)
     _add_grants(_group(commands, "grants", "what the broker holds for callers without a browser"))
     _add_handles(_group(commands, "handles", "the credentials by which callers without a browser name a grant"))
     schema = _add(commands, "schema", _schema, "print the JSON Schema of the configuration, for editors")

@@ -29,11 +29,13 @@ async def broker(tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstrea
         yield made
 
 
-async def command(broker: BrokerProcess, *words: str, given: str = "", code: int = 0) -> tuple[str, str]:
-    """Run a command with the broker's configuration after its first two words, and return what it printed."""
+async def command(
+    broker: BrokerProcess, *words: str, given: str = "", code: int = 0, count: int = 2
+) -> tuple[str, str]:
+    """Run a command with the broker's configuration after its first *count* words, and return what it printed."""
     config = broker.directory / f"config-{broker.port}.yaml"
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "broker", *words[:2], str(config), *words[2:]),
+        *(sys.executable, "-m", "broker", *words[:count], str(config), *words[count:]),
         cwd=ROOT,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,

@@ -1,0 +1,100 @@
+"""`token-broker login`: a grant for a machine without a browser, which its user allows on another one (RFC 8628)."""
+
+import argparse
+import asyncio
+import logging
+import sys
+
+from broker.cli.admin_client import AdminClient, CommandRefused, printable
+from broker.cli.grants import handle_bounds
+from broker.cli.running import show_handle, with_admin_api
+from broker.config.settings import Settings
+from broker.core.oauth import TokenFailure, TokenSet
+from broker.errors import BrokerError
+from broker.services.clock import SystemClock, SystemRandomness
+from broker.services.outbound import Outbound
+from broker.services.provider import AuthorizationServer
+
+
+def login(options: argparse.Namespace) -> int:
+    """Let a user allow the grant elsewhere, hand it to the broker, and print its handle."""
+    logging.getLogger("broker").addHandler(logging.NullHandler())
+
+    async def ask(client: AdminClient, settings: Settings) -> None:
+        provider = settings.providers.get(options.provider)
+        if provider is None:
+            raise CommandRefused(f"providers.{printable(options.provider)}: there is no such provider")
+        if options.subject is None and "openid" not in provider.scope.split():
+            raise CommandRefused("--subject is needed: without the scope openid nobody says who the user is")
+        await client.ask("GET", "/handles")  # nobody shall log in for a broker that doesn't answer
+        clock = SystemClock()
+        try:
+            server = AuthorizationServer(
+                options.provider,
+                provider,
+                outbound=Outbound(provider.tls, insecure=provider.insecure),
+                clock=clock,
+                randomness=SystemRandomness(),
+            )
+            try:
+                tokens = await _device_login(server)
+                subject = await _subject(server, tokens, options.subject)
+            finally:
+                await server.close()
+        except BrokerError as fault:
+            raise CommandRefused(f"{printable(options.provider)}: {printable(fault)}") from None
+        content = {
+            "provider": options.provider,
+            "subject": subject,
+            **_members(tokens, now=clock.now()),
+            **handle_bounds(options),
+        }
+        show_handle(await client.ask("POST", "/grants", content))
+
+    return with_admin_api(options.config, ask)
+
+
+async def _device_login(server: AuthorizationServer) -> TokenSet:
+    authorization = await server.device_flow.start(server.options.scope)
+    print(
+        f"Go to {printable(authorization.verification_uri)} and enter {printable(authorization.user_code)}",
+        file=sys.stderr,
+        flush=True,
+    )
+    outcome = await server.device_flow.finish(authorization)
+    if isinstance(outcome, TokenFailure):
+        where = f" (look at {outcome.look_at})" if outcome.look_at else ""
+        raise CommandRefused(f"no tokens: {printable(outcome.error or outcome.detail)}{where}")
+    if outcome.refresh_token is None:
+        # What can't be renewed is revoked by nobody either, but it ends by itself soon.
+        raise CommandRefused(f"providers.{server.name}.scope: the server gave no refresh token for it")
+    return outcome
+
+
+async def _subject(server: AuthorizationServer, tokens: TokenSet, wanted: str | None) -> str:
+    """Return whose tokens they are: as a checked id token says, or else as the operator does."""
+    identity = None if tokens.id_token is None else await server.check_refreshed(tokens.id_token)
+    if identity is not None and wanted in (None, identity.subject):
+        return identity.subject
+    if identity is None and wanted is not None and tokens.id_token is None:
+        return wanted
+    if tokens.refresh_token is not None:
+        await asyncio.shield(server.revoke(tokens.refresh_token))
+    if identity is None:
+        raise CommandRefused("the id token is missing or can't be believed")
+    raise CommandRefused(f"--subject: it is {printable(identity.subject)} who logged in")
+
+
+def _members(tokens: TokenSet, *, now: float) -> dict[str, object]:
+    secrets = {
+        "access_token": tokens.access_token,
+        "refresh_token": tokens.refresh_token,
+        "id_token": tokens.id_token,
+    }
+    members: dict[str, object] = {name: secret.reveal() for name, secret in secrets.items() if secret is not None}
+    members["expires_in"] = max(tokens.expires_at - now, 0.0)
+    if tokens.refresh_expires_at is not None:
+        members["refresh_expires_in"] = max(tokens.refresh_expires_at - now, 0.0)
+    if tokens.scope is not None:
+        members["scope"] = tokens.scope
+    return members

@@ -1,0 +1,86 @@
+"""A login on a machine without a browser, from the command to the proxied call."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.broker_process import BrokerProcess
+from tests.support.document_server import DocumentServer
+from tests.support.upstream import Upstream
+from tests.system.test_command_line import call, command
+
+pytestmark = pytest.mark.system
+
+CODES: dict[str, Any] = {
+    "device_code": "dc-canary",
+    "user_code": "WDJB-MJHT",
+    "verification_uri": "https://as.example/device",
+    "expires_in": 600,
+    "interval": 0.01,
+}
+TOKENS = {"access_token": "at-canary", "token_type": "Bearer", "expires_in": 600, "refresh_token": "rt-canary"}
+
+
+def installed(directory: Path, server: DocumentServer, upstream: Upstream, **changes: Any) -> BrokerProcess:
+    provider = {
+        "issuer": server.url,
+        "discovery": False,
+        "client_id": "device",
+        "scope": "api",
+        "authorization_endpoint": f"{server.url}/authorize",
+        "token_endpoint": f"{server.url}/token",
+        "device_authorization_endpoint": f"{server.url}/device",
+        "jwks_uri": f"{server.url}/jwks",
+        **changes,
+    }
+    broker = BrokerProcess(
+        directory,
+        providers={"corp": provider},
+        routes=[{"path": "/api", "upstream": upstream.url, "token": "user"}],
+    )
+    broker.settings["admin"]["token"] = {"value": "an admin token of some length"}
+    return broker
+
+
+async def log_in(broker: BrokerProcess, *words: str, code: int = 0) -> tuple[str, str]:
+    return await command(broker, "login", *words, "--provider", "corp", code=code, count=1)
+
+
+async def test_a_device_login_ends_in_a_handle(tmp_path: Path) -> None:
+    """The user sees where to go and what to enter; the handle calls with the tokens; no token is printed or logged."""
+    async with DocumentServer() as server, Upstream() as upstream, installed(tmp_path, server, upstream) as broker:
+        server.answers["/device"], server.answers["/token"] = (200, CODES), (200, TOKENS)
+        out, err = await log_in(broker, "--subject", "ada", "--label", "cron")
+        assert re.fullmatch(r"tbh_[A-Za-z0-9_-]{43}\n", out)
+        assert err.startswith("Go to https://as.example/device and enter WDJB-MJHT\n")
+        assert 200 == await call(broker, out.strip())
+        assert ["Bearer at-canary"] == upstream.received[-1].header("Authorization")
+    assert "canary" not in out + err + broker.log_path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "answer", "words", "said"),
+    [
+        ({}, (200, TOKENS), (), "--subject is needed"),
+        ({}, (400, {"error": "access_denied"}), ("--subject", "ada"), "no tokens: access_denied"),
+        ({}, (200, {**TOKENS, "refresh_token": None}), ("--subject", "ada"), "providers.corp.scope: "),
+        ({"scope": "openid"}, (200, TOKENS), (), "the id token is missing or can't be believed"),
+        ({"scope": "openid"}, (200, {**TOKENS, "id_token": "a.b.c"}), ("--subject", "ada"), "can't be believed"),
+    ],
+)
+async def test_what_is_no_login_leaves_no_grant(
+    tmp_path: Path, changes: dict[str, Any], answer: Any, words: tuple[str, ...], said: str
+) -> None:
+    """Neither a refusal, nor tokens that can't be renewed, nor a user whom nobody vouches for."""
+    async with (
+        DocumentServer() as server,
+        Upstream() as upstream,
+        installed(tmp_path, server, upstream, **changes) as broker,
+    ):
+        server.answers["/device"], server.answers["/token"] = (200, CODES), answer
+        out, err = await log_in(broker, *words, code=1)
+        assert ("", True) == (out, said in err)
+        listed, _ = await command(broker, "handles", "list")
+        assert 1 == len(listed.splitlines())
