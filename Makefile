@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test browser interop faults bench fuzz lint format types docs constraints clean
+.PHONY: install demo test browser interop faults soak bench fuzz lint format types docs constraints clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,9 @@ interop: install  ## real authorization servers and gateways that nobody here wr
 
 faults: install  ## storms, kill -9 at every await, store and provider outages
 	$(BIN)/python -m pytest -m slow
+
+soak: install  ## random faults from a seed for 90 s; SOAK_SECONDS and SOAK_SEED change that
+	SOAK_SECONDS=$${SOAK_SECONDS:-90} $(BIN)/python -m pytest -s tests/system/test_faults_soak.py
 
 fuzz: install  ## ten minutes of random input for everything that reads bytes from outside
 	$(BIN)/python -m tests.fuzz.data_plane --minutes 10
