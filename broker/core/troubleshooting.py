@@ -14,8 +14,8 @@ _BY_METHOD = {
     ClientAuthMethod.CLIENT_ACCESS_TOKEN: "client_token",
 }
 
-_OF_CLIENT = {None, "unauthorized_client"}
-"""What a 401 says of a client that isn't who it claims to be; the second is Keycloak's."""
+_OF_CREDENTIALS = {(401, None), (401, "unauthorized_client"), (403, "unauthorized_client")}
+"""What servers say of a wrong secret beside ``invalid_client``; the second is Keycloak's, the third glewlwyd's."""
 
 _BY_ERROR = {
     "unauthorized_client": "client_id",  # the grant type isn't enabled for it at the server
@@ -70,7 +70,7 @@ def yaml_path(provider: str, key: str | None) -> str | None:
 
 def key_to_look_at(failure: TokenFailure, options: ProviderOptions) -> str | None:
     """Return the key of the provider that *failure* points to; None where nothing in the YAML explains it."""
-    if failure.error == "invalid_client" or (failure.error in _OF_CLIENT and failure.status == 401):
+    if failure.error == "invalid_client" or (failure.status, failure.error) in _OF_CREDENTIALS:
         return _BY_METHOD[options.auth_method]
     if failure.error in _BY_ERROR:
         return _BY_ERROR[failure.error]

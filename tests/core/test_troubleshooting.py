@@ -45,6 +45,7 @@ def test_a_refused_client_points_to_its_credentials(method: ClientAuthMethod, ke
     for failure in (
         TokenFailure(kind=FailureKind.OPERATOR, error="invalid_client", status=401),
         TokenFailure(kind=FailureKind.OPERATOR, error="unauthorized_client", status=401),
+        TokenFailure(kind=FailureKind.OPERATOR, error="unauthorized_client", status=403),
         TokenFailure(kind=FailureKind.TRANSIENT, status=401),
     ):
         assert key == key_to_look_at(failure, options)

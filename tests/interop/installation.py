@@ -27,6 +27,7 @@ class Installation:
         token_endpoint: str,
         provider: Mapping[str, Any],
         check: Introspection,
+        port: int | None = None,
         **settings: Any,
     ) -> None:
         """
@@ -35,13 +36,14 @@ class Installation:
             token_endpoint: Of the server.
             provider: How the broker speaks to it.
             check: Judges tokens for the API.
+            port: Where the broker listens, for servers that must know it beforehand.
             settings: More of the broker's configuration.
         """
         directory.mkdir(exist_ok=True)
         self.tap = TokenTap(token_endpoint)
         self.check = check
         self.upstream = Upstream(check=self._check_later)
-        self.broker = BrokerProcess(directory, **settings)
+        self.broker = BrokerProcess(directory, port=port, **settings)
         self._provider = provider
 
     @asynccontextmanager

@@ -62,6 +62,7 @@ class BrokerProcess:
         self,
         directory: Path,
         *,
+        port: int | None = None,
         environment: Mapping[str, str] | None = None,
         command: Sequence[str | Path] = (sys.executable, "-m", "broker"),
         **settings: Any,
@@ -69,11 +70,12 @@ class BrokerProcess:
         """
         Args:
             directory: For the configuration, the log and whatever is stored.
+            port: Where browsers reach it; chosen if None.
             environment: Further variables.
             command: What is run with ``run CONFIG``; it may bring the broker into trouble first.
             settings: The configuration; ``public_url``, ``listen``, ``admin``, ``keys`` and ``store`` have defaults.
         """
-        self.port, self.admin_port = free_port(), free_port()
+        self.port, self.admin_port = port or free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.admin_url = f"http://127.0.0.1:{self.admin_port}"
         self.directory = directory
