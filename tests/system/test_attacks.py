@@ -228,6 +228,34 @@ async def test_hd_01_03_05_06_a_session_goes_up_as_one_token_and_nothing_else(
         }  # fmt: skip
 
 
+async def test_sm_07_what_goes_up_is_written_to_the_letter(broker: BrokerProcess, upstream: RawUpstream) -> None:
+    """Whatever bytes come in, a head that goes up has CRLF, canonical lengths and no control byte."""
+    odd = [chr(byte) for byte in (*range(32), 127, 128, 133, 160, 255)]
+    heads = [f"GET /public/{char} HTTP/1.1\r\nHost: {{host}}\r\nX{char}A: 1\r\nX-B: a{char}b\r\n\r\n" for char in odd]
+    heads += [f"GET /public/x HTTP/1.1\r\nHost: {{host}}\r\nX-B: a{char}b\r\n\r\n" for char in odd]
+    heads += [f"GET /public/x HTTP/1.1\r\nHost: {{host}}\r\nX{char}: b\r\n\r\n" for char in odd]
+    heads += [f"G{char}T /public/x HTTP/1.1\r\nHost: {{host}}\r\n\r\n" for char in odd]
+    heads += [
+        f"POST /public/x HTTP/1.1\r\nHost: {{host}}\r\nContent-Length: {length}\r\n\r\nab"
+        for length in ("2", "+2", "02", "2,2", "0x2", " 2 ", "2\r\nContent-Length: 2")
+    ]
+    heads += [
+        "GET /public/x HTTP/1.1\nHost: {host}\n\n",
+        "GET /public/x HTTP/1.1\r\nHost: {host}\r\nX: a\r\n b\r\n\r\n",
+    ]
+    host = f"127.0.0.1:{broker.port}\r\nConnection: close"
+    for head in heads:
+        await exchange(broker.port, head.replace("{host}", host).encode("latin-1"))
+
+    assert len(upstream.requests) > 5
+    line = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t\x20-\x7e\x80-\xff]*")
+    for request in upstream.requests:
+        first, *fields = request.head.removesuffix(b"\r\n\r\n").split(b"\r\n")
+        assert re.fullmatch(rb"(GET|POST) /[!-~]* HTTP/1\.1", first), first
+        assert [] == [field for field in fields if not line.fullmatch(field)]
+        assert request.fields(b"content-length") in ([], [b"2"])
+
+
 async def test_hd_05_no_retry_and_no_error_takes_a_cookie_along(broker: BrokerProcess, upstream: RawUpstream) -> None:
     """After a 401 the request goes up again, without the cookie again; neither do the answers to errors show it."""
     async with Browser(broker.url) as browser:
