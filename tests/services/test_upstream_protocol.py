@@ -161,9 +161,9 @@ async def test_up_08_endless_framing_is_cut() -> None:
     [
         b"",
         b"HTTP/1.1 200",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel",
-        CHUNKED + b"5\r\nhel",
-        CHUNKED + b"3\r\nhel\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhal",
+        CHUNKED + b"5\r\nhal",
+        CHUNKED + b"3\r\nhal\r\n",
     ],
     ids=repr,
 )
@@ -267,7 +267,7 @@ async def test_ft_10_a_silent_upstream_is_given_up() -> None:
     """No head in time is a timeout; so is a body that stops."""
 
     async def silent(got: RawRequest, wire: Wire) -> None:
-        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel" if got.target == b"/body" else b"")
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhal" if got.target == b"/body" else b"")
 
     timeouts = TimeoutOptions(response_header_seconds=0.2, idle_seconds=0.2)
     async with RawUpstream(silent) as upstream, pool_for(upstream) as pools:
@@ -276,7 +276,7 @@ async def test_ft_10_a_silent_upstream_is_given_up() -> None:
 
     assert isinstance(headless.error, UpstreamTimeout)
     assert isinstance(bodyless.error, UpstreamTimeout)
-    assert b"hel" == bodyless.body
+    assert b"hal" == bodyless.body
 
 
 async def test_a_slow_taker_pauses_the_upstream() -> None:
