@@ -12,6 +12,7 @@ from broker.core.secret import Secret
 from broker.errors import KeyringError, StoreError
 from broker.services.clock import Clock, Randomness
 from broker.services.keyring import Keyring
+from broker.services.turns import Turns
 from broker.stores.base import Event, Record, Store, Topic
 
 KIND = "handle"
@@ -52,6 +53,8 @@ class Handles:
         self._cache_ttl_seconds = cache_ttl_seconds
         # Keyed by a hash, so that a heap dump of the cache holds no usable handle.
         self._cache: OrderedDict[bytes, tuple[StoredHandle | None, float]] = OrderedDict()
+        self._turns = Turns()
+        self._changes_heard = 0
         store.subscribe(self._heard)
 
     async def issue(self, handle: Handle) -> Secret:
@@ -87,17 +90,32 @@ class Handles:
         if not is_handle(credential):
             return None
         digest = sha256(credential).digest()
-        cached = self._cache.get(digest)
-        if cached is None or self._clock.monotonic() >= cached[1] + self._cache_ttl_seconds:
-            cached = (await self._read(credential.decode()), self._clock.monotonic())
-            self._cache[digest] = cached
-            self._cache.move_to_end(digest)
-            if len(self._cache) > MAX_CACHED:
-                self._cache.popitem(last=False)
+        cached = self._cached(digest)
+        if cached is None:
+            # One read for all who come at once with the same handle.
+            async with self._turns.turn(digest.hex()):
+                cached = self._cached(digest) or await self._load(digest, credential.decode())
         found = cached[0]
         if found is None or (found.handle.ends_at is not None and self._clock.now() >= found.handle.ends_at):
             return None
         return found.handle
+
+    def _cached(self, digest: bytes) -> tuple[StoredHandle | None, float] | None:
+        cached = self._cache.get(digest)
+        if cached is None or self._clock.monotonic() >= cached[1] + self._cache_ttl_seconds:
+            return None
+        return cached
+
+    async def _load(self, digest: bytes, credential: str) -> tuple[StoredHandle | None, float]:
+        read_at, heard = self._clock.monotonic(), self._changes_heard
+        loaded = (await self._read(credential), read_at)
+        if heard != self._changes_heard:
+            return loaded  # some handle ended since it was read: it may have been this one
+        self._cache[digest] = loaded
+        self._cache.move_to_end(digest)
+        if len(self._cache) > MAX_CACHED:
+            self._cache.popitem(last=False)
+        return loaded
 
     async def issued(self, grant_id: str | None = None) -> list[Handle]:
         """Return the live handles, of one grant or all. Raises ``StoreError``."""
@@ -180,8 +198,10 @@ class Handles:
 
     def _heard(self, event: Event) -> None:
         if event.topic is Topic.RESYNC:
+            self._changes_heard += 1
             self._cache.clear()
         elif event.topic is Topic.SESSION_ENDED and event.key.startswith(f"{KIND}:"):
+            self._changes_heard += 1
             gone = [
                 digest for digest, (found, _) in self._cache.items() if found is not None and found.key == event.key
             ]

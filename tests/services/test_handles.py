@@ -5,6 +5,7 @@ import pytest
 
 from broker.services.handles import Handles
 from broker.services.keyring import Keyring, new_key
+from broker.stores.base import Record
 from broker.stores.memory import MemoryBackend, MemoryStore
 from tests.support.clock import ManualClock, SeededRandomness
 
@@ -102,3 +103,25 @@ async def test_the_handles_of_a_grant_are_listed_and_revoked_together(clock: Man
 
     assert [] == await handles.issued("g1")
     assert ["g2"] == [handle.grant_id for handle in await handles.issued()]
+
+
+async def test_many_first_calls_with_one_handle_read_it_once(clock: ManualClock) -> None:
+    """Callers that come at once share one read of the store."""
+
+    class Counting(MemoryStore):
+        reads = 0
+
+        async def get(self, key: str) -> Record | None:
+            self.reads += 1
+            await asyncio.sleep(0)
+            return await super().get(key)
+
+    store = Counting(MemoryBackend(clock))
+    await store.start()
+    handles = Handles(store, Keyring(KEYS), clock, SeededRandomness())
+    credential = (await handles.issue(handles.new("g1"))).reveal().encode()
+
+    found = await asyncio.gather(*(handles.find(credential) for _ in range(20)))
+
+    assert {"g1"} == {handle.grant_id for handle in found if handle is not None}
+    assert 1 == store.reads
