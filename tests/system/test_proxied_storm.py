@@ -1,10 +1,10 @@
-"""A small refresh storm; benchmarks/refresh_storm.py makes a large one."""
+"""A small refresh storm; benchmarks.proxied_storm.py makes a large one."""
 
 from pathlib import Path
 
 import pytest
 
-from benchmarks.refresh_storm import storm
+from benchmarks.proxied_storm import storm
 from tests.support.redis_server import RedisServer
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
