@@ -131,4 +131,4 @@ def test_a_long_target_is_judged_quickly(target: bytes) -> None:
     began = time.process_time()
     decide(target)
 
-    assert 0.2 > time.process_time() - began
+    assert 0.5 > time.process_time() - began
