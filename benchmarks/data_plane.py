@@ -247,6 +247,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     from broker.core.forwarded import TrustedProxies
     from broker.core.routing import Route, TokenChoice, TokenKind
     from broker.services.clock import SystemClock, SystemRandomness
+    from broker.services.logs import LineWriter
     from broker.services.pool import UpstreamPools
     from broker.web.connections import ProxyRunner
     from broker.web.middleware import Outermost
@@ -259,13 +260,23 @@ async def _serve(arguments: argparse.Namespace) -> None:
     tokens.known["grant-of-alice"] = [token(TOKEN)]
     route = Route(path="/", upstream=f"http://127.0.0.1:{UPSTREAM_PORT}", token=TokenChoice(TokenKind.USER))
     pools = UpstreamPools([route.upstream_options])
-    proxy = Proxy(routes=[route], upstreams=pools, public_url=public_url, sessions=sessions, tokens=tokens)
+    # With its access log, as in operation; nobody reads it.
+    writer = LineWriter(Path(os.devnull).open("w"))  # noqa: SIM115 - it lives as long as the process
+    proxy = Proxy(
+        routes=[route],
+        upstreams=pools,
+        public_url=public_url,
+        sessions=sessions,
+        tokens=tokens,
+        access_log=writer.write,
+    )
     middleware = Outermost(
         public_url=public_url,
         login_url="/bff/login",
         trusted_proxies=TrustedProxies(),
         randomness=SystemRandomness(),
         clock=SystemClock(),
+        access_log=writer.write,
     )
     runner = ProxyRunner(
         web.Application(), proxy=proxy, outermost=middleware, shutdown_timeout_seconds=1, fast=not arguments.slow
