@@ -119,7 +119,7 @@ class Answers:
 
     async def recover_grant(self, stored: StoredGrant) -> StoredGrant | None:
         """
-        Save what this process, or a dead one of this host, has of the answer to the open intent of a grant.
+        Save what this process, or any other of this host, has of the answer to the open intent of a grant.
 
         The lease of the grant is held.
 
@@ -134,7 +134,7 @@ class Answers:
         others = [entry for entry in self._spool.orphans() if entry.grant_id != mine]
         if others:
             self._tasks.launch(self._bring_home(others), name="recovery")
-        entries = [entry for entry in self._spool.pending() if entry.grant_id == mine]
+        entries = self._spool.find(mine)
         for entry in entries:
             await self._recover(entry)
         return await self._vault.read(mine) if entries else stored

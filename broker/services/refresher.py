@@ -54,8 +54,11 @@ from broker.stores.base import Busy, StoreDown
 
 STORE_RETRY_SECONDS = 1.0
 """What a caller is told to wait while the store is down."""
-BUSY_POLL_SECONDS = 0.3
-"""How often a lease that is held elsewhere is asked for, if no event says that it's worth it."""
+BUSY_POLL_SECONDS = (0.3, 0.6, 1.2, 2.0)
+"""
+When a lease that is held elsewhere is asked for again, if no event says that it's worth it. Events are seldom lost, and
+where a thousand grants are refreshed at once, asking often is what the store would have no time for.
+"""
 PATIENCE_SECONDS = 30.0
 """How long a caller's refresh may take, all waiting included."""
 QUICK_RETRY_SECONDS = (0.1, 0.4)
@@ -164,12 +167,15 @@ class Refresher:
 
     async def _patiently(self, want: Want) -> TokenResult:
         started = self._clock.monotonic()
+        polls = iter(BUSY_POLL_SECONDS)
         while self._clock.monotonic() < started + PATIENCE_SECONDS:
             acquired = await self._vault.lease(want.grant_id, LEASE_SECONDS)
             if isinstance(acquired, StoreDown):
                 raise StoreError(acquired.detail)
             if isinstance(acquired, Busy):
-                await self._news.wait(want.grant_id, BUSY_POLL_SECONDS * self._randomness.uniform(0.7, 1.3))
+                await self._news.wait(
+                    want.grant_id, next(polls, BUSY_POLL_SECONDS[-1]) * self._randomness.uniform(0.7, 1.3)
+                )
                 result = await self._look(want)
             else:
                 metrics.REFRESH_LOCK_WAIT_SECONDS.observe(self._clock.monotonic() - started)

@@ -198,6 +198,31 @@ class Spool:
                 taken += self._take_over(path)
         return taken
 
+    def find(self, grant_id: str) -> list[Entry]:
+        """
+        Return the answers for a grant that this process has, or another living one of this host.
+
+        One that lives may be cut off from the store, or too busy to save. Its file is only read.
+        """
+        found = {entry.attempt: entry for entry in self._pending.values() if entry.grant_id == grant_id}
+        if self._directory is not None:
+            for path in self._directory.glob(f"*{SUFFIX}"):
+                if path != self._path:
+                    found |= {entry.attempt: entry for entry in self._peek(path) if entry.grant_id == grant_id}
+        return list(found.values())
+
+    def _peek(self, path: Path) -> list[Entry]:
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return []
+        try:
+            return self._read(file, quietly=True)[0]
+        except OSError:
+            return []
+        finally:
+            os.close(file)
+
     def pending(self) -> list[Entry]:
         """Return the entries that the store doesn't have yet."""
         return list(self._pending.values())
@@ -228,7 +253,7 @@ class Spool:
             log.warning("spool_taken_over", extra={"file": path.name, "entries": len(new)})
         return new
 
-    def _read(self, file: int) -> tuple[list[Entry], bool]:
+    def _read(self, file: int, *, quietly: bool = False) -> tuple[list[Entry], bool]:
         """
         Return the entries of a file without those that were done, and whether every record could be read.
 
@@ -247,7 +272,8 @@ class Spool:
                 except KeyringError:
                     document = {}
                 if document.get("v") != FORMAT:
-                    log.error("spool_record_refused", extra={"format": document.get("v")})
+                    if not quietly:
+                        log.error("spool_record_refused", extra={"format": document.get("v")})
                     is_whole = False
                 elif "done" in document:
                     found.pop(document["done"], None)

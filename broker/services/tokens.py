@@ -77,6 +77,7 @@ class TokenBroker:
         self._rejections = Rejections()
         self._tasks = Tasks()
         self._running: dict[tuple[str, str], asyncio.Task[TokenResult]] = {}
+        self._reading: dict[str, asyncio.Task[Known | StoreError | None]] = {}
         self._identified: list[Callable[[Grant, Identity], None]] = []
         self._store_rests_until = float("-inf")
         self.providers = {
@@ -200,7 +201,22 @@ class TokenBroker:
         return Unavailable(Cause.STORE, STORE_RETRY_SECONDS)
 
     async def _read(self, grant_id: str) -> Known | None:
-        stored = await self._vault.read(grant_id)
+        """Read a grant once for all who ask for it now: a page's calls come all at once."""
+        reading = self._reading.get(grant_id)
+        if reading is None:
+            reading = self._tasks.spawn(self._read_once(grant_id), name=f"read:{grant_id}")
+            self._reading[grant_id] = reading
+            reading.add_done_callback(lambda _: self._reading.pop(grant_id, None))
+        seen = await asyncio.shield(reading)
+        if isinstance(seen, StoreError):
+            raise seen
+        return seen
+
+    async def _read_once(self, grant_id: str) -> Known | StoreError | None:
+        try:
+            stored = await self._vault.read(grant_id)
+        except StoreError as fault:
+            return fault
         if stored is None:
             seen = self._known.get(grant_id)
             return seen if seen is not None and (seen.stale_at == UNSAVED or seen.ended is not None) else None

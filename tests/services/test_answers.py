@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from broker.services.provider import Identity
 from broker.services.refresher import Want
 from tests.services.conftest import StartStage
 from tests.support.engine import Replica, access_token
+from tests.support.grants import LIFE
 from tests.support.stage import Stage
 from tests.support.waiting import until, until_async
 
@@ -131,6 +133,20 @@ async def test_tk_02_another_process_of_the_host_finds_what_a_killed_one_had(sta
 
     assert "at-2" == access_token(await stage.refresh())
     assert {} == stage.server.ledger.presented_twice()
+    await nothing_lost(stage)
+
+
+async def test_tk_02_another_process_saves_what_a_living_one_can_not(stage: Stage) -> None:
+    """It is cut off from the store; to present the old refresh token would end the family."""
+    two = await stage.engine.open()
+    stage.expire()
+    assert "at-2" == await refresh_whose_answer_is_not_saved(stage, two)
+    stage.clock.advance(LIFE + 60)
+
+    assert isinstance(await stage.refresh(), Token)
+    assert {} == stage.server.ledger.presented_twice()
+    two.store.heal()
+    await until(lambda: len(two.spool) == 0)
     await nothing_lost(stage)
 
 
@@ -352,12 +368,12 @@ async def test_keys_that_do_not_come_hold_nobody_up_for_long(stage: Stage) -> No
 
 
 async def test_a_link_that_is_not_the_last_any_more_replaces_nothing(
-    start_stage: StartStage, caplog: pytest.LogCaptureFixture
+    start_stage: StartStage, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Another process was given a newer token meanwhile, within the server's grace."""
+    """A process of another host was given a newer token meanwhile, within the server's grace."""
     stage = await start_stage(rotation=Rotation.GRACE)
     stage.expire()
-    two = await stage.engine.open()
+    two = await stage.engine.open(directory=tmp_path / "another host")
     await refresh_whose_answer_is_not_saved(stage, stage.one)
     stage.engine.backend.leases.clear()
     newer = await stage.refresh(two)

@@ -126,6 +126,21 @@ def test_a_file_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
     other.close()
 
 
+def test_what_a_living_process_has_can_be_found_and_stays_its_own(tmp_path: Path) -> None:
+    """It may be too busy to save it; whoever holds the grant's lease can."""
+    one, other = opened(tmp_path), opened(tmp_path)
+    one.append(entry(1))
+    one.append(entry(2))
+    one.done("a2")
+
+    assert [entry(1)] == other.find("g1") == one.find("g1")
+    assert [] == other.find("g2")
+    assert [] == other.pending()
+    assert [entry(1)] == one.pending()
+    one.close()
+    other.close()
+
+
 def test_what_was_taken_over_survives_the_next_death_too(tmp_path: Path) -> None:
     """It goes into the taker's own file before the dead one's is removed."""
     first, second, third = (opened(tmp_path) for _ in range(3))

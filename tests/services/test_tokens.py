@@ -78,6 +78,25 @@ async def test_an_unknown_grant_needs_a_login(stage: Stage) -> None:
     assert LoginNeeded("unknown_grant") == await stage.one.broker.token("f" * 32)
 
 
+async def test_callers_who_come_all_at_once_share_one_read(stage: Stage) -> None:
+    """A page's twenty calls cost one look into the store; each of them may hang up, or hear that it is down."""
+    two = await stage.engine.open()
+    two.store.calls.clear()
+    tasks = Tasks()
+    gone = tasks.spawn(two.broker.token(stage.grant_id), name="gone")
+    await asyncio.sleep(0)
+    gone.cancel()
+
+    assert {"at-1"} == {await each for each in [token(stage, two) for _ in range(20)]}
+    assert ["get"] == two.store.calls
+    stage.clock.advance(5)
+    stage.expire()
+    two.store.go_down()
+    results = await asyncio.gather(*(two.broker.token(stage.grant_id) for _ in range(20)))
+    assert [Unavailable(Cause.STORE, 1.0)] * 20 == results
+    assert 2 == two.store.calls.count("get")
+
+
 # --- one refresh for many
 
 
