@@ -34,6 +34,9 @@ soak: install  ## random faults from a seed for 90 s; SOAK_SECONDS and SOAK_SEED
 fuzz: install  ## ten minutes of random input for everything that reads bytes from outside
 	$(BIN)/python -m tests.fuzz.data_plane --minutes 10
 
+bench: install  ## the broker beside other proxies; writes docs/reference/performance-results.md (needs nginx, haproxy, caddy, apache2 with mod_auth_openidc, redis, wrk)
+	$(BIN)/python -m benchmarks $(BENCH)
+
 lint: install
 	$(BIN)/ruff format --check broker tests benchmarks
 	$(BIN)/ruff check broker tests benchmarks

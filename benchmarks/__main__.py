@@ -1,0 +1,167 @@
+"""
+The broker beside other proxies, in one run.
+
+    make bench                          the whole run, which writes the document and the plot
+    python -m benchmarks --quick        under three minutes, and writes nothing unless --write
+    python -m benchmarks --only nginx,broker
+
+Proxies run on core 0, the load and everything behind the proxies on core 1; with two workers the broker has both. Each
+round takes a slice of every proxy, so that whatever else the machine does meets all of them. What counts are ratios
+within one run.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks.connections import echoes, idle_kib, slow_reader_mib
+from benchmarks.data_plane import on_cpu_seconds
+from benchmarks.machine import LOAD_CORE, wrk
+from benchmarks.proxies import Lab, Subject, proxies
+from benchmarks.report import Run, write
+
+UPLOAD = 'wrk.method = "POST"\nwrk.body = string.rep("x", 1048576)'
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is measured."""
+
+    rounds: int
+    seconds: int
+    connections: int
+    sessions: int
+
+
+FULL = Plan(rounds=12, seconds=1, connections=2000, sessions=100_000)
+QUICK = Plan(rounds=2, seconds=1, connections=300, sessions=10_000)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a short run, which writes nothing")
+    parser.add_argument("--write", action="store_true", help="write document and plot after a short run, too")
+    parser.add_argument("--only", default="", help="beginnings of names, with commas between")
+    parser.add_argument("--directory", type=Path, default=Path(__file__).parents[1] / "docs")
+    arguments = parser.parse_args()
+    plan = QUICK if arguments.quick else FULL
+    only = tuple(filter(None, arguments.only.split(",")))
+    with tempfile.TemporaryDirectory() as directory:
+        lab = Lab(Path(directory))
+        with proxies(lab, lambda name: not only or name.startswith(only)) as subjects:
+            memory = session_memory(lab, plan.sessions)
+            measure(subjects, plan)
+    run = Run(subjects, memory, rounds=plan.rounds, seconds=plan.seconds, at=datetime.now(UTC))
+    print(run.table())
+    print(run.targets())
+    if arguments.write or not (arguments.quick or only):
+        write(run, arguments.directory)
+
+
+def measure(subjects: list[Subject], plan: Plan) -> None:
+    """Take a slice of each subject in each round, after one that warms up; then weigh the memory."""
+    for subject in subjects:
+        small(subject, plan.seconds, 32)
+        subject.samples.clear()
+    for number in range(plan.rounds):
+        for subject in subjects:
+            small(subject, plan.seconds, 32)
+        # These vary less than the machine does, so every second round is enough.
+        if number % 2 == 0:
+            for figure in (lone, large, upload, messages):
+                for subject in subjects:
+                    figure(subject, plan.seconds)
+        print(f"round {number + 1} of {plan.rounds}", file=sys.stderr)
+    for subject in subjects:
+        weigh(subject, plan.connections)
+
+
+def small(subject: Subject, seconds: int, connections: int) -> None:
+    script = "" if subject.method == "GET" else f'wrk.method = "{subject.method}"'
+    before = spent(subject)
+    load = wrk(subject.port, subject.path, subject.fields, seconds=seconds, connections=connections, script=script)
+    add(subject, "cpu_us", (spent(subject) - before) / load.requests * 1e6)
+    add(subject, "rate", load.rate)
+    add(subject, "p50_ms", load.p50_ms)
+    add(subject, "p99_ms", load.p99_ms)
+
+
+def lone(subject: Subject, seconds: int) -> None:
+    script = "" if subject.method == "GET" else f'wrk.method = "{subject.method}"'
+    load = wrk(subject.port, subject.path, subject.fields, seconds=seconds, connections=1, script=script)
+    add(subject, "lone_p50_us", load.p50_ms * 1000)
+
+
+def large(subject: Subject, seconds: int) -> None:
+    if not is_usual(subject):
+        return
+    before = spent(subject)
+    load = wrk(subject.port, "/1m", subject.fields, seconds=seconds, connections=8)
+    add(subject, "mib_us", (spent(subject) - before) / load.requests * 1e6)
+    add(subject, "mb_s", load.rate * 1.048576)
+
+
+def upload(subject: Subject, seconds: int) -> None:
+    if not is_usual(subject):
+        return
+    before = spent(subject)
+    try:
+        load = wrk(subject.port, "/sink", subject.fields, seconds=seconds, connections=4, script=UPLOAD)
+    except AssertionError:
+        return  # HAProxy refuses what wrk's script sends; the table has a dash then
+    add(subject, "upload_us", (spent(subject) - before) / load.requests * 1e6)
+
+
+def messages(subject: Subject, seconds: int) -> None:
+    if not is_usual(subject) or subject.pid is None:
+        return
+    before = spent(subject)
+    count = echoes(subject.port, [line for line in subject.fields if line.startswith("Cookie")], seconds=seconds)
+    add(subject, "message_us", (spent(subject) - before) / count * 1e6)
+    add(subject, "messages", count / seconds)
+
+
+def weigh(subject: Subject, connections: int) -> None:
+    if subject.pid is None or not is_usual(subject):
+        return
+    if "Apache" not in subject.name and "mod_auth" not in subject.name:  # which has a thread for each of 64 connections
+        add(subject, "idle_kib", idle_kib(subject.port, subject.pid, subject.fields, connections=connections))
+    add(subject, "slow_reader_mib", slow_reader_mib(subject.port, subject.pid, subject.fields))
+
+
+def session_memory(lab: Lab, count: int) -> dict[str, float]:
+    command = [
+        "taskset",
+        "-c",
+        LOAD_CORE,
+        sys.executable,
+        "-m",
+        "benchmarks.session_memory",
+        str(lab.redis),
+        str(count),
+    ]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=900)
+    figures: dict[str, float] = json.loads(ran.stdout)
+    return figures
+
+
+def is_usual(subject: Subject) -> bool:
+    """Whether it is more than another way to send small requests."""
+    return (subject.method, subject.path) == ("GET", "/small.json")
+
+
+def spent(subject: Subject) -> float:
+    return 0.0 if subject.pid is None else on_cpu_seconds(subject.pid)
+
+
+def add(subject: Subject, figure: str, value: float) -> None:
+    subject.samples.setdefault(figure, []).append(value)
+
+
+if __name__ == "__main__":
+    main()
