@@ -290,6 +290,10 @@ class ProviderOptions:
         }.items():
             if optional is not None and not 1 <= optional < math.inf:
                 raise OptionError(key, "a duration of at least 1s")
+        if not 0 < self.keep_alive_per_second < math.inf:
+            raise OptionError("keep_alive_per_second", "a number above 0")
+        if self.max_concurrent_token_requests < 1:
+            raise OptionError("max_concurrent_token_requests", "a number from 1 on")
 
 
 def methods_in_force(options: ProviderOptions) -> set[ClientAuthMethod]:

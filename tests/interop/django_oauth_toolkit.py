@@ -48,6 +48,11 @@ class DjangoSite:
         return f"{self.issuer}/introspect/"
 
 
+def interpreter() -> Path:
+    """Return the Python of the site's virtual environment, which is made first if need be."""
+    return cached(f"django-{hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:16]}", _install) / "bin/python"
+
+
 @contextmanager
 def running_site(directory: Path, **oauth2: Any) -> Iterator[DjangoSite]:
     """
@@ -57,7 +62,7 @@ def running_site(directory: Path, **oauth2: Any) -> Iterator[DjangoSite]:
         directory: For the database and the log.
         oauth2: Settings of the toolkit; the rest are its defaults.
     """
-    python = cached(f"django-{hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:16]}", _install) / "bin/python"
+    python = interpreter()
     key = RSAKey.generate_key(2048).as_pem(private=True).decode()
     environment = {
         "DJANGO_SETTINGS_MODULE": "settings",

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from tests.interop.django_oauth_toolkit import API_ID, API_SECRET, CLIENT_ID, CLIENT_SECRET, USER, running_site
+from tests.interop.django_oauth_toolkit import (
+    API_ID,
+    API_SECRET,
+    CLIENT_ID,
+    CLIENT_SECRET,
+    USER,
+    interpreter,
+    running_site,
+)
 from tests.interop.form_browser import FormBrowser
 from tests.interop.installation import Installation, calls_for, log_in, until_answered
 from tests.interop.introspection import Introspection
@@ -18,6 +26,11 @@ pytestmark = [pytest.mark.interop, pytest.mark.timeout(180, func_only=True)]
 LIFE_SECONDS = 4
 STRICT = {"REFRESH_TOKEN_REUSE_PROTECTION": True}
 AGREE = {"allow": "Authorize"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _installed_before_any_deadline_runs() -> None:
+    interpreter()
 
 
 @asynccontextmanager
