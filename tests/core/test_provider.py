@@ -82,3 +82,19 @@ def test_parts_are_judged_too(make: Any, key: str) -> None:
         make()
 
     assert key == caught.value.key
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("keep_alive_per_second", 0.0),
+        ("keep_alive_per_second", float("nan")),
+        ("max_concurrent_token_requests", 0),
+    ],
+)
+def test_ad_02_a_rate_at_which_nothing_happens_is_refused(name: str, value: float) -> None:
+    """With no request at a time nobody gets a token, and a rate of 0 would end the keep-alive."""
+    with pytest.raises(OptionError) as caught:
+        ProviderOptions(client_id="c", issuer=ISSUER, **{name: value})  # type: ignore[arg-type]
+
+    assert name == caught.value.key
