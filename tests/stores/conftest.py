@@ -13,7 +13,7 @@ from tests.stores.sqlite_process import LONG
 from tests.support.clock import SeededRandomness
 from tests.support.waiting import until_async
 
-TIMEOUT = 0.5
+TIMEOUT = 1.5
 """The deadline of an SQLite store's calls in these tests, in seconds."""
 RECOVERY = 5.0
 """Within so many seconds after a fault the service is normal (invariant I7)."""
