@@ -73,7 +73,13 @@ async def storm(
         broker = BrokerProcess(
             directory,
             providers={"corp": options},
-            routes=[{"path": "/", "upstream": {"urls": [upstream.url], "max_connections": 1000}, "token": "user"}],
+            routes=[
+                {
+                    "path": "/",
+                    "upstream": {"urls": [upstream.url], "max_connections": 1000, "max_waiting": 20000},
+                    "token": "user",
+                }
+            ],
             workers=WORKERS,
             store={"url": store_url, "timeout": "10s"},
             log={"access": False},
