@@ -108,6 +108,16 @@ class SessionExpired(CallerError):
     code = "session_expired"
     title = "The session has ended"
 
+    def __init__(self, detail: str = "", *, provider: str | None = None) -> None:
+        """
+        Args:
+            detail: A sentence for the log.
+            provider: Where the user was logged in, if a login can be asked for there.
+        """
+        super().__init__(detail)
+        if provider is not None:
+            self.login_parameters = {"provider": provider}
+
 
 class StepUpRequired(CallerError):
     """The upstream wants a stronger or newer authentication (RFC 9470)."""

@@ -54,6 +54,11 @@ _ID = re.compile(rb"[A-Za-z0-9_-]{43}")
 log = logging.getLogger(__name__)
 
 
+def new_session_id(randomness: Randomness) -> str:
+    """Return what no other session has, and nobody guesses: 256 random bits in base64url."""
+    return text_of(randomness.token_bytes(ID_BYTES))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoginTimes:
     """
@@ -230,7 +235,7 @@ class Sessions:
         Raises:
             StoreError: If it can't be stored.
         """
-        session_id = text_of(self._randomness.token_bytes(ID_BYTES))
+        session_id = new_session_id(self._randomness)
         read_at, heard = self._clock.monotonic(), self._changes_heard
         stored = await self._records.create(session_id, session, ttl_seconds=self._lifetime_seconds(session))
         self._remember(sha256(session_id.encode()).digest(), stored, read_at=read_at, heard=heard)

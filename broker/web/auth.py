@@ -177,7 +177,8 @@ class UserEndpoint:
         except StoreError:
             return None
         if grant is None or grant.ended is not None:
-            raise SessionExpired("the grant has ended")
+            known = live.provider in self._tokens.providers
+            raise SessionExpired("the grant has ended", provider=live.provider if known else None)
         provider = self._tokens.providers.get(grant.provider)
         return None if provider is None else login_needed_at(grant, provider.server.options)
 

@@ -8,7 +8,7 @@ slow one ask the same gate; they differ in whether they wait for what this proce
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, assert_never
 from urllib.parse import urlsplit
@@ -128,6 +128,7 @@ class Gate:
         base_path: str,
         monotonic: Callable[[], float],
         callers: CallerSource | None = None,
+        providers: Collection[str] = (),
     ) -> None:
         """
         Args:
@@ -141,6 +142,7 @@ class Gate:
             base_path: The path of the broker's own endpoints, which no reading of a forwarded path may name.
             monotonic: The clock of rate limits.
             callers: Finds the grants of callers without a browser; None if there are none.
+            providers: The names of the providers at which a user can log in.
         """
         parts = urlsplit(public_url)
         self._own_origin = f"{parts.scheme}://{parts.netloc}"
@@ -151,6 +153,7 @@ class Gate:
         self._trusted = trusted_proxies
         self._standing_grants = standing_grants
         self._callers = callers
+        self._providers = providers
         self.lanes = tuple(
             Lane(route, upstream_of(route), public_url=public_url, cookies=cookies, monotonic=monotonic)
             for route in routes
@@ -285,6 +288,37 @@ class Gate:
         assert call.token is not None
         return await self._tokens.token(call.grant_id, call.lane.audience, rejected_generation=call.token.generation)
 
+    def usable(self, result: TokenResult, call: Call) -> Token | None:
+        """
+        Return the token that goes upstream; None where the route goes on without one.
+
+        Raises:
+            BrokerError: What the caller is told otherwise.
+        """
+        match result:
+            case Token():
+                return result
+            case LoginNeeded(reason):
+                self._go_on_without_grant(call, reason)
+                return None
+            case Unavailable(cause, retry_after_seconds):
+                fault = StoreError if cause is Cause.STORE else ProviderError
+                raise fault("no token can be had now", retry_after_seconds=retry_after_seconds)
+            case _:
+                assert_never(result)
+
+    def _go_on_without_grant(self, call: Call, reason: str) -> None:
+        """Let the call go on without a token, where its route takes that. Raises ``BrokerError`` elsewhere."""
+        if call.lane.kind is TokenKind.USER_OR_NONE:
+            return
+        if call.lane.kind is TokenKind.GRANT:
+            raise ProviderError(f"the standing grant has ended: {reason}", retry_after_seconds=60)
+        provider = None if call.session is None else call.session.provider
+        # A session may be older than the configuration, which names its provider no more.
+        raise SessionExpired(
+            f"the grant has ended: {reason}", provider=provider if provider in self._providers else None
+        )
+
     def _take_session(self, call: Call, session: LiveSession | None) -> None:
         route = call.lane.route
         if session is not None and route.provider is not None and route.provider != session.provider:
@@ -326,7 +360,7 @@ class Gate:
         if call.grant_id is None:
             return
         result = await self._tokens.token(call.grant_id, call.lane.audience)
-        call.token = usable(result, call.lane.kind)
+        call.token = self.usable(result, call)
         if call.token is None:
             call.grant_id = None
 
@@ -344,29 +378,6 @@ _OWN_SITE = (None, [b"same-origin"], [b"none"])
 def _who(call: Call) -> str:
     """Whose rate a call counts against."""
     return call.session.key if call.session is not None else call.caller.address
-
-
-def usable(result: TokenResult, kind: TokenKind) -> Token | None:
-    """
-    Return the token that goes upstream; None where the route goes on without one.
-
-    Raises:
-        BrokerError: What the caller is told otherwise.
-    """
-    match result:
-        case Token():
-            return result
-        case LoginNeeded(reason):
-            if kind is TokenKind.USER_OR_NONE:
-                return None
-            if kind is TokenKind.GRANT:
-                raise ProviderError(f"the standing grant has ended: {reason}", retry_after_seconds=60)
-            raise SessionExpired(f"the grant has ended: {reason}")
-        case Unavailable(cause, retry_after_seconds):
-            fault = StoreError if cause is Cause.STORE else ProviderError
-            raise fault("no token can be had now", retry_after_seconds=retry_after_seconds)
-        case _:
-            assert_never(result)
 
 
 def _is_handshake(head: RequestHead) -> bool:

@@ -30,7 +30,7 @@ from broker.services.upstream import Exchange
 from broker.web.access_log import access_line
 from broker.web.body import RequestBody
 from broker.web.connection import CallerConnection
-from broker.web.gate import Call, CallerSource, Gate, SessionSource, TokenSource, usable
+from broker.web.gate import Call, CallerSource, Gate, SessionSource, TokenSource
 from broker.web.middleware import request_names
 from broker.web.relay import Relay, RelayedResponse, Watched
 from broker.web.scrub import Scrubber
@@ -110,6 +110,7 @@ class Proxy:
             callers=callers,
             base_path=base_path,
             monotonic=clock.monotonic,
+            providers=allowed_parameters or {},
         )
         self._allowed_parameters = allowed_parameters or {}
         self._access_log = access_log
@@ -240,7 +241,7 @@ class Proxy:
         else:
             refused = call.token.generation
             result = await self._renew(call)
-            newer = usable(result, call.lane.kind)
+            newer = self.gate.usable(result, call)
             if newer is not None and newer.generation != refused:
                 call.token = newer
                 return await self._attempt(transit, hold_401=True)

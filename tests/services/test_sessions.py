@@ -1,5 +1,7 @@
 import asyncio
 import math
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
@@ -156,6 +158,30 @@ async def test_se_06_no_id_repeats(host: Host) -> None:
     ids = {(await process.sessions.start(host.session())).reveal() for _ in range(1000)}
 
     assert 1000 == len(ids)
+
+
+FORKED = """
+import os
+from broker.services.clock import SystemRandomness
+from broker.services.sessions import new_session_id
+
+randomness = SystemRandomness()
+new_session_id(randomness)  # whatever a source keeps, it has before the fork
+child = os.fork()
+text = "".join(new_session_id(randomness) + "\\n" for _ in range(500_000))
+if child:
+    os.waitpid(child, 0)
+with open(1, "w") as output:
+    output.write(text)
+os._exit(0)
+"""
+
+
+def test_se_06_a_million_ids_of_two_forked_processes_are_a_million() -> None:
+    """A worker that was forked draws none that its sibling draws."""
+    output = subprocess.run([sys.executable, "-c", FORKED], stdout=subprocess.PIPE, check=True).stdout
+
+    assert 1_000_000 == len(set(output.split()))
 
 
 async def test_se_05_a_session_that_is_not_used_ends(host: Host) -> None:

@@ -103,7 +103,8 @@ async def _errors_by_code(
     try:
         return await handler(request)
     except BrokerError as error:
-        return web.json_response({"code": error.code}, status=error.status)
+        document = {"code": error.code, "login_parameters": dict(error.login_parameters)}
+        return web.json_response(document, status=error.status)
 
 
 @dataclass(slots=True)
@@ -128,6 +129,7 @@ class ProxyUnderTest:
     limits: LimitOptions = field(default_factory=LimitOptions)
     events: Subscription | None = None
     clock: Clock = field(default_factory=SystemClock)
+    providers: tuple[str, ...] = ("corp",)
     port: int = 0
     proxy: Proxy | None = None
     pools: UpstreamPools | None = None
@@ -145,6 +147,7 @@ class ProxyUnderTest:
             tokens=self.tokens,
             trusted_proxies=TrustedProxies(self.trusted),
             standing_grants=self.standing_grants,
+            allowed_parameters=dict.fromkeys(self.providers, ()),
             access_log=self.access_log,
             limits=self.limits,
             events=self.events,

@@ -136,7 +136,7 @@ async def test_a_page_that_polls_may_leave_the_idle_end_alone(site: Site) -> Non
 
 
 async def test_a_session_whose_grant_has_ended_needs_a_login(site: Site) -> None:
-    """The frontend hears of it before its first call fails."""
+    """The frontend hears of it before its first call fails, and the login's URL names where the user was logged in."""
     process = await site.start()
     browser = await site.browser()
     await log_in(browser)
@@ -146,7 +146,7 @@ async def test_a_session_whose_grant_has_ended_needs_a_login(site: Site) -> None
 
     answer = await browser.fetch(USER)
 
-    assert (401, "session_expired", "/bff/login") == (
+    assert (401, "session_expired", "/bff/login?provider=corp") == (
         answer.status,
         answer.json()["code"],
         answer.json()["login_url"],

@@ -1,6 +1,7 @@
 """The proxy, from raw bytes in to raw bytes out."""
 
 import asyncio
+import json
 
 import pytest
 
@@ -72,6 +73,19 @@ async def test_up_07_without_a_newer_token_the_401_passes() -> None:
 
     assert (401, b"nope") == (got.status, got.body)
     assert 1 == len(upstream.requests)
+
+
+@pytest.mark.parametrize(("configured", "named"), [("corp", {"provider": "corp"}), ("other", {})])
+async def test_an_ended_grant_names_the_provider_of_its_session(configured: str, named: dict[str, str]) -> None:
+    """The login's URL leads to where the user was logged in, unless the configuration knows that provider no more."""
+    async with RawUpstream() as upstream:
+        proxy = proxied(upstream, token=USER)
+        proxy.providers = (configured,)
+        async with proxy:
+            proxy.tokens.answer = LoginNeeded("invalid_grant")
+            got = await proxy.send(request("/", "X-CSRF: 1", cookie=ALICE))
+
+    assert {"code": "session_expired", "login_parameters": named} == json.loads(got.body)
 
 
 async def test_an_ended_grant_asks_for_a_login() -> None:
