@@ -13,7 +13,7 @@ RUN python -m venv /opt/token-broker \
 FROM python:3.11-slim
 COPY --from=build /opt/token-broker /opt/token-broker
 # The only place that is written to: the SQLite store and the spool. Everything else may be read-only.
-RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin broker \
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin broker \
  && install -d -o broker -g broker -m 0700 /var/lib/token-broker
 ENV PATH=/opt/token-broker/bin:$PATH PYTHONDONTWRITEBYTECODE=1
 USER 10001
