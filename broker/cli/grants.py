@@ -10,11 +10,11 @@ from broker.cli.admin_client import AdminClient, CommandRefused, printable, quot
 from broker.cli.running import show_handle, show_table, with_admin_api
 from broker.config.settings import Settings
 from broker.core.json_object import at_path, read_object
-from broker.core.lifetimes import number
+from broker.core.lifetimes import date_time, number
 
 MAX_RESPONSE_BYTES = 256 << 10
 TEXTS = ("access_token", "refresh_token", "id_token", "scope", "session_id")
-NUMBERS = ("expires_in", "refresh_expires_in")
+LIFETIMES = ("expires_in", "expires_at", "refresh_expires_in")
 
 
 def list_grants(options: argparse.Namespace) -> int:
@@ -83,9 +83,12 @@ def read_tokens(document: bytes, names: Mapping[str, str]) -> dict[str, object]:
     response = read_object(document)
     if response is None:
         raise CommandRefused("the token response is no JSON object")
-    found = {name: at_path(response, names.get(name, name)) for name in (*TEXTS, *NUMBERS)}
+    found = {name: at_path(response, names.get(name, name)) for name in (*TEXTS, *LIFETIMES)}
     tokens: dict[str, object] = {name: found[name] for name in TEXTS if isinstance(found[name], str) and found[name]}
-    tokens.update({name: value for name in NUMBERS if (value := number(found[name])) is not None})
+    for name in LIFETIMES:
+        lifetime = number(found[name])
+        if lifetime is not None or date_time(found[name]) is not None:
+            tokens[name] = found[name] if lifetime is None else lifetime
     if not {"refresh_token", "session_id"} & tokens.keys():
         raise CommandRefused("the token response has neither a refresh_token nor a session_id")
     return tokens

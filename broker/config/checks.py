@@ -11,9 +11,10 @@ from broker.config.settings import Settings
 from broker.config.shapes import Options, fields_of
 from broker.config.wording import KeyPath, show
 from broker.core.options import OptionError
+from broker.core.provider import ProviderOptions
 from broker.core.routing import Route, RouteTable, TokenKind
 from broker.core.secret import Secret
-from broker.core.standing import StandingGrantOptions
+from broker.core.standing import GrantType, StandingGrantOptions
 from broker.errors import ConfigError
 from broker.services.keyring import decode_key
 
@@ -84,9 +85,20 @@ def _check_references(binder: Binder) -> None:
         assert isinstance(grant, StandingGrantOptions)
         if grant.provider not in providers:
             binder.refuse((*path, "provider"), expected=_one_of("providers", providers))
+        _check_user_assertion(binder, path, grant)
     for path, route in bound_items(binder, "routes"):
         assert isinstance(route, Route)
         _check_route_references(binder, path, route)
+
+
+def _check_user_assertion(binder: Binder, path: KeyPath, grant: StandingGrantOptions) -> None:
+    """Refuse a grant by assertions of its own (RFC 7523) at a provider that has no key to sign them with."""
+    place = binder.places.get(("providers", grant.provider))
+    if grant.type is not GrantType.JWT_BEARER or place is None or not isinstance(place.value, ProviderOptions):
+        return
+    if not place.value.signs_user_assertions:
+        expected = "another one, or a key in `client_assertion` or `user_assertion` of the provider"
+        binder.refuse((*path, "type"), expected=expected)
 
 
 def _check_route_references(binder: Binder, path: KeyPath, route: Route) -> None:

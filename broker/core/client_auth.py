@@ -67,6 +67,11 @@ class AssertionOptions:
     claims: Mapping[str, str] = option("Further claims.", default_factory=dict)
     send_client_id: bool = option("Whether `client_id` is sent beside the assertion.", default=True)
 
+    @property
+    def has_key(self) -> bool:
+        """Whether there is a private key to sign with."""
+        return self.private_key is not None or self.pkcs12_file is not None
+
     def __post_init__(self) -> None:
         if self.private_key is not None and self.pkcs12_file is not None:
             raise OptionError("pkcs12_file", "either private_key or pkcs12_file")

@@ -1,11 +1,12 @@
 """
 How long a token lives, from whatever the authorization server says about it.
 
-Servers give numbers, numeric strings, instants in seconds or in Java's milliseconds, zero, negatives, nothing, and
-worse. No such answer may cause a refresh storm (a lifetime that is always over) or an immortal token.
+Servers give numbers, numeric strings, instants in seconds, in Java's milliseconds or by ISO 8601, zero, negatives,
+nothing, and worse. No such answer may cause a refresh storm (a lifetime that is always over) or an immortal token.
 """
 
 import re
+from datetime import datetime
 
 MAX_LIFETIME_SECONDS = 10 * 366 * 86400.0
 """Nothing lives longer. Oracle's longest access token lives a year (31 556 952 s)."""
@@ -15,6 +16,8 @@ INSTANT_FROM = 1e9
 
 MILLISECONDS_FROM = 1e11
 """An instant from here on is in milliseconds: 10^11 s is the year 5138."""
+
+MAX_DATE_TIME_CHARACTERS = 40
 
 _NUMERIC = re.compile(r"[0-9]{1,16}(\.[0-9]{1,9})?")
 
@@ -29,6 +32,21 @@ def number(value: object) -> float | None:
         return None
     # Python compares a huge integer exactly; float() of it would overflow. False for NaN.
     return float(value) if 0 <= value <= 1e15 else None
+
+
+def date_time(value: object) -> float | None:
+    """
+    Return the Unix seconds of a date with its time and zone, or None.
+
+    Source: ISO 8601, RFC 3339 section 5.6.
+    """
+    if not isinstance(value, str) or len(value) > MAX_DATE_TIME_CHARACTERS:
+        return None
+    try:
+        named = datetime.fromisoformat(value)
+        return None if named.tzinfo is None else number(named.timestamp())
+    except (ValueError, OverflowError):
+        return None
 
 
 def instant(value: object, requested_at: float) -> float | None:
@@ -47,7 +65,8 @@ def instant(value: object, requested_at: float) -> float | None:
     """
     given = number(value)
     if given is None:
-        return None
+        named = date_time(value)
+        return None if named is None else _bounded(named, requested_at)
     return _bounded(requested_at + given if given <= INSTANT_FROM else _seconds(given), requested_at)
 
 

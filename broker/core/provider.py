@@ -237,10 +237,14 @@ class ProviderOptions:
         """The client authentication in force."""
         if self.token_endpoint_auth_method is not None:
             return self.token_endpoint_auth_method
-        key = self.client_assertion
-        if key is not None and (key.private_key is not None or key.pkcs12_file is not None):
+        if self.client_assertion is not None and self.client_assertion.has_key:
             return ClientAuthMethod.PRIVATE_KEY_JWT
         return ClientAuthMethod.NONE if self.client_secret is None else ClientAuthMethod.CLIENT_SECRET_BASIC
+
+    @property
+    def signs_user_assertions(self) -> bool:
+        """Whether standing grants can be had by assertions about their users."""
+        return (self.user_assertion or self.client_assertion or AssertionOptions()).has_key
 
     def _check_client_auth(self) -> None:
         if not self.client_id:
@@ -253,11 +257,10 @@ class ProviderOptions:
         }
         if self.client_secret is None and needs & secret:
             raise OptionError("client_secret", f"a secret for {min(needs & secret)}")
-        if ClientAuthMethod.PRIVATE_KEY_JWT in needs or self.request_object:
-            key = self.client_assertion
-            if key is None or (key.private_key is None and key.pkcs12_file is None):
-                what = "request_object" if self.request_object else "private_key_jwt"
-                raise OptionError("client_assertion", f"a private_key or a pkcs12_file for {what}")
+        signs = ClientAuthMethod.PRIVATE_KEY_JWT in needs or self.request_object
+        if signs and not (self.client_assertion or AssertionOptions()).has_key:
+            what = "request_object" if self.request_object else "private_key_jwt"
+            raise OptionError("client_assertion", f"a private_key or a pkcs12_file for {what}")
         if ClientAuthMethod.TLS_CLIENT_AUTH in needs and (self.tls is None or self.tls.certificate_file is None):
             raise OptionError("tls", "a certificate_file for tls_client_auth")
 

@@ -35,8 +35,7 @@ class FirstTokens:
         self._clock = clock
         self._randomness = randomness
         self._assertion = self._options.user_assertion or self._options.client_assertion or AssertionOptions()
-        has_key = self._assertion.private_key is not None or self._assertion.pkcs12_file is not None
-        self._key: SigningKey | None = load_signing_key(self._assertion) if has_key else None
+        self._key: SigningKey | None = load_signing_key(self._assertion) if self._assertion.has_key else None
 
     async def standing(self, grant: StandingGrantOptions, audience: Audience) -> TokenOutcome:
         """

@@ -8,15 +8,17 @@ shown once, in the answer that issues it.
 import hmac
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from ipaddress import ip_network
 from typing import Any
 
 from aiohttp import web
 
 from broker.core.audience import DEFAULT_AUDIENCE
+from broker.core.compact_jws import unverified_claim
 from broker.core.grant import EndReason, Grant, Origin
 from broker.core.handle import Handle
+from broker.core.lifetimes import date_time, instant, number, numeric_date
 from broker.core.oauth import TokenSet
 from broker.core.refresh import assess, login_needed_at
 from broker.core.secret import AccessToken, IdToken, RefreshToken, Secret
@@ -129,21 +131,21 @@ class AdminApi:
         return await self._issue(grant.id, handle)
 
     def _tokens_of(self, content: "Content") -> TokenSet:
-        """The tokens of an import. Without an access token the first use refreshes."""
+        """The tokens of an import. Without an access token, or a word of its end, the first use refreshes."""
         now = self._clock.now()
         access_token = content.optional_text("access_token")
-        expires_in = content.optional_number("expires_in")
+        lifetimes = [content.optional_lifetime(name) for name in ("expires_at", "expires_in")]
+        refresh_lifetime = content.optional_lifetime("refresh_expires_in")
         refresh_token, id_token = content.optional_text("refresh_token"), content.optional_text("id_token")
-        refresh_expires_in = content.optional_number("refresh_expires_in")
         session_id = content.optional_text("session_id")
         if refresh_token is None and session_id is None:
             raise BadRequest("refresh_token: expected one, or a session_id")
         return TokenSet(
             access_token=AccessToken(access_token or ""),
-            expires_at=now + (expires_in or 0.0) if access_token else now,
+            expires_at=_earliest(lifetimes, access_token, now) if access_token else now,
             requested_at=now,
             refresh_token=None if refresh_token is None else RefreshToken(refresh_token),
-            refresh_expires_at=None if not refresh_expires_in else now + refresh_expires_in,
+            refresh_expires_at=instant(refresh_lifetime, now),
             id_token=None if id_token is None else IdToken(id_token),
             scope=content.optional_text("scope"),
             session_id=session_id,
@@ -254,6 +256,13 @@ class Content:
             raise BadRequest(f"{name}: expected a number of seconds")
         return float(value)
 
+    def optional_lifetime(self, name: str) -> object:
+        """Return what :func:`~broker.core.lifetimes.instant` reads."""
+        value = self._members.pop(name, None)
+        if value is not None and number(value) is None and date_time(value) is None:
+            raise BadRequest(f"{name}: expected seconds, an instant, or a date with its time and zone")
+        return value
+
     def texts(self, name: str) -> tuple[str, ...]:
         value = self._members.pop(name, [])
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
@@ -264,6 +273,17 @@ class Content:
         """Refuse members that nobody took: a typo must not pass for a bound that holds."""
         if self._members:
             raise BadRequest(f"{min(self._members)[:64]}: no such member")
+
+
+def _earliest(lifetimes: Iterable[object], access_token: str, now: float) -> float:
+    """
+    Return when an imported access token ends: the earliest that is said, for nobody knows when ``expires_in`` began.
+
+    Where nothing is said, or only nonsense, that is now.
+    """
+    ends = [instant(value, now) or now for value in lifetimes if value is not None]
+    claimed = unverified_claim(access_token, "exp")
+    return min([*ends, *([] if claimed is None else [numeric_date(claimed, now) or now])], default=now)
 
 
 def _handle_attributes(content: Content) -> dict[str, object]:

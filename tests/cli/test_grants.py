@@ -17,6 +17,11 @@ from broker.cli.grants import instant, read_tokens
             {},
             {"access_token": "a", "expires_in": 300.0, "refresh_token": "r"},
         ),
+        (
+            {"expires_at": "2027-01-15T08:00:00Z", "expires_in": "soon", "refresh_token": "r"},
+            {},
+            {"expires_at": "2027-01-15T08:00:00Z", "refresh_token": "r"},
+        ),
         ({"session_id": "s", "id_token": None}, {}, {"session_id": "s"}),
         ({"data": {"rt": "r"}}, {"refresh_token": "data.rt"}, {"refresh_token": "r"}),
     ],

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from broker.core.lifetimes import MAX_LIFETIME_SECONDS, instant, number, numeric_date
+from broker.core.lifetimes import MAX_LIFETIME_SECONDS, date_time, instant, number, numeric_date
 
 NOW = 1_800_000_000.0
 
@@ -62,3 +62,31 @@ def test_a_numeric_date_is_never_a_lifetime() -> None:
     """A JWT's exp of 3600 is an hour into 1970, not an hour from now."""
     assert numeric_date(3600, NOW) is None
     assert NOW + 60 == numeric_date(NOW + 60, NOW)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("2027-01-15T08:00:00Z", NOW),
+        ("2027-01-15T09:00:00.5+01:00", NOW + 0.5),
+        ("20270115T080000Z", NOW),
+        ("2027-01-15T08:00:00", None),  # no zone: whose clock?
+        ("2027-01-15", None),
+        ("1969-12-31T23:59:59Z", None),
+        ("0001-01-01T00:00:00+23:59", None),
+        ("tomorrow", None),
+        ("2027-01-15T08:00:00Z" + " " * 40, None),
+        (1_800_000_000, None),
+        (None, None),
+    ],
+)
+def test_a_date_has_its_time_and_zone(value: object, expected: float | None) -> None:
+    """What ISO 8601 writes names one moment only with a zone."""
+    assert expected == date_time(value)
+
+
+def test_a_date_is_an_instant_like_any_other() -> None:
+    """Past ones and absurd ones name no end."""
+    assert NOW + 60 == instant("2027-01-15T08:01:00Z", NOW)
+    assert instant("2027-01-15T07:59:00Z", NOW) is None
+    assert instant("2099-01-15T08:00:00Z", NOW) is None

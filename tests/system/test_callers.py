@@ -1,7 +1,9 @@
 """Callers without a browser, through the whole broker."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,33 @@ async def test_a_handle_calls_with_the_imported_grants_token(
     assert 1 == len(seen)
     assert issued["handle"] not in repr(upstream.received)
     assert issued["handle"] not in broker.log_path.read_text()
+
+
+async def test_an_imported_access_token_is_used_until_its_end(
+    broker: BrokerProcess, provider: RemoteLedgerServer
+) -> None:
+    """An instant in any of the ways that backends write it; where the end is past or isn't known, a refresh is first."""
+    now = time.time()
+    refreshed = {}
+    rows: dict[str, dict[str, Any]] = {
+        "seconds": {"expires_at": now + 300},
+        "milliseconds": {"expires_at": str(int(now + 300) * 1000)},
+        "a date": {"expires_at": datetime.fromtimestamp(now + 300, UTC).isoformat()},
+        "a duration": {"expires_in": "3600"},
+        "nothing": {},
+        "a past instant": {"expires_at": now - 300},
+        "a past date": {"expires_at": datetime.fromtimestamp(now - 300, UTC).isoformat(), "expires_in": 3600},
+    }
+    for name, lifetimes in rows.items():
+        tokens = await provider.issue(name)
+        taken = {member: tokens[member] for member in ("access_token", "refresh_token")}
+        document = {"provider": "corp", "subject": name, **taken, **lifetimes}
+        _, issued = await admin(broker, "POST", "/grants", document)
+        before = (await provider.ledger()).count("refresh_token")
+        assert 200 == await call(broker, "/api/x", issued["handle"])
+        refreshed[name] = (await provider.ledger()).count("refresh_token") - before
+
+    assert ["nothing", "a past instant", "a past date"] == [name for name, count in refreshed.items() if count]
 
 
 async def test_a_handle_is_bound_rotated_and_revoked(broker: BrokerProcess, provider: RemoteLedgerServer) -> None:
@@ -160,6 +189,7 @@ async def test_ad_01_the_admin_api_wants_its_token(broker: BrokerProcess) -> Non
         ({"provider": "nowhere", "subject": "x"}, "provider"),
         ({"provider": "corp", "subject": "x"}, "refresh_token"),
         ({"provider": "corp", "subject": "x", "refresh_token": "r", "expires_in": "soon"}, "expires_in"),
+        ({"provider": "corp", "subject": "x", "refresh_token": "r", "expires_at": "2030-01-31"}, "expires_at"),
         ({"provider": "corp", "subject": "x", "refresh_token": "r", "network": []}, "network"),
         ({"provider": "corp", "subject": "x", "refresh_token": "r", "networks": ["everywhere"]}, "networks"),
         ({"provider": "corp", "subject": "x", "refresh_token": "r", "routes": ["api"]}, "routes"),
