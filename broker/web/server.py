@@ -19,7 +19,8 @@ from broker.services import logs
 from broker.web import workers
 from broker.web.floors import check_libraries
 
-IDLE_PARENT_SECONDS = 1.0
+SUPERVISOR_CHECK_SECONDS = 1.0
+"""How soon a worker notices that its supervisor was killed."""
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +45,10 @@ def run(settings: Settings) -> int:
     if settings.workers == 1:
         return serve(settings, public=sockets[0], admin=admin)
     logging.basicConfig(level=logging.INFO, handlers=[_plain_handler()])
-    workers.share_metrics()
-    processes: list[workers.Process] = [partial(serve, settings, public=each, admin=None) for each in sockets]
-    return workers.Supervisor([*processes, partial(serve, settings, public=None, admin=admin)]).run()
+    supervised = partial(serve, settings, supervisor=os.getpid())
+    processes: list[workers.Process] = [partial(supervised, public=each, admin=None) for each in sockets]
+    with workers.shared_metrics():
+        return workers.Supervisor([*processes, partial(supervised, public=None, admin=admin)]).run()
 
 
 def _plain_handler() -> logging.Handler:
@@ -56,12 +58,14 @@ def _plain_handler() -> logging.Handler:
     return handler
 
 
-def serve(settings: Settings, *, public: socket.socket | None, admin: socket.socket | None) -> int:
-    """Serve on the given sockets in this process, until a signal. Returns the exit code."""
+def serve(
+    settings: Settings, *, public: socket.socket | None, admin: socket.socket | None, supervisor: int | None = None
+) -> int:
+    """Serve on the given sockets in this process, until a signal or the *supervisor*'s end. Returns the exit code."""
     writer = logs.set_up(level=settings.log.level, as_json=settings.log.format is LogFormat.JSON)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(_serve(settings, writer, public, admin))
+            return runner.run(_serve(settings, writer, public, admin, supervisor))
     finally:
         writer.close()
 
@@ -75,12 +79,16 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 async def _serve(
-    settings: Settings, writer: logs.LineWriter, public: socket.socket | None, admin: socket.socket | None
+    settings: Settings,
+    writer: logs.LineWriter,
+    public: socket.socket | None,
+    admin: socket.socket | None,
+    supervisor: int | None,
 ) -> int:
     from broker.web.app import Installation
 
     installation = Installation(settings, access_log=writer.write if settings.log.access else None)
-    stopping = _Stopping()
+    stopping = _Stopping(supervisor)
     for notice in settings.warnings:
         log.warning("configuration_notice", extra={"notice": str(notice)})
     await installation.start()
@@ -115,10 +123,10 @@ def _names(*sockets: socket.socket | None) -> list[str]:
 class _Stopping:
     """Tells of stop signals: the first asks for a clean end, the second for an end."""
 
-    def __init__(self) -> None:
+    def __init__(self, supervisor: int | None) -> None:
         self._first = asyncio.Event()
         self._second = asyncio.Event()
-        self._parent = os.getppid()
+        self._supervisor = supervisor
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
@@ -130,9 +138,9 @@ class _Stopping:
 
     async def wait(self) -> None:
         """Return at the first signal, or when the supervisor is gone."""
-        while not self._first.is_set() and os.getppid() == self._parent:
+        while not self._first.is_set() and self._supervisor in (None, os.getppid()):
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._first.wait(), IDLE_PARENT_SECONDS)
+                await asyncio.wait_for(self._first.wait(), SUPERVISOR_CHECK_SECONDS)
         self._first.set()
 
     async def again_before(self, ending: "asyncio.Future[list[None]]") -> bool:

@@ -16,8 +16,8 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 RESTART_SECONDS = 1.0
@@ -101,11 +101,16 @@ class Supervisor:
                 os.kill(pid, number)
 
 
-def share_metrics() -> None:
+@contextmanager
+def shared_metrics() -> Iterator[None]:
     """
-    Let every process of this installation add to the same metrics.
+    Let every process that is forked inside add to the same metrics.
 
     prometheus_client reads the variable once, when it is imported, so this comes first.
     """
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="token-broker-metrics-")
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="token-broker-metrics-") as directory:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+        yield
