@@ -21,6 +21,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from broker.core.limit_options import LimitOptions
 from broker.core.request_fields import FieldBlock, FieldRules
+from broker.core.request_stream import RequestStream
 
 if TYPE_CHECKING:
     from broker.web.gate import Call
@@ -129,6 +130,7 @@ class CallerConnection(RequestHandler):
         "_head_since",
         "_last_block",
         "_limits",
+        "_stream",
         "_watch",
         "_write_since",
         "body",
@@ -144,6 +146,7 @@ class CallerConnection(RequestHandler):
         self._write_since = math.inf
         self._fields: RawHeaders = ()
         self._last_block: FieldBlock | None = None
+        self._stream = RequestStream()
         self.body: Awaited | None = None
         self.relay: Relaying | None = None
         self.handover: Handover | None = None
@@ -180,7 +183,11 @@ class CallerConnection(RequestHandler):
             self.force_close()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        for piece in self._stream.follow(data) if self._payload_parser is None and not self.closes else (data,):
+            super().data_received(piece)
+        if self._stream.is_broken and self._upgraded:
+            # aiohttp keeps what follows for a tunnel; but who asks for one has to wait for it (RFC 6455 section 4.1).
+            self.force_close()
         waiter = self._waiter
         if waiter is None or waiter.done():
             self._head_since = math.inf

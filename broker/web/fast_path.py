@@ -52,8 +52,6 @@ BUSY_CHECK_SECONDS: Final = 5.0
 
 _REQUEST_LINE = re.compile(rb"(GET|HEAD) (/[!-~]*) HTTP/1\.1")
 _METHODS = {b"GET": "GET", b"HEAD": "HEAD"}
-_FRAMING = re.compile(rb"\r\n(content-length|transfer-encoding|upgrade|expect):[ \t]*([^\r\n]*)", re.IGNORECASE)
-_UNKNOWN = -1
 
 
 def fits() -> bool:
@@ -67,9 +65,7 @@ class FastConnection(CallerConnection):
     __slots__ = (
         "_ahead",
         "_began_at",
-        "_body_left",
         "_busy",
-        "_heads",
         "_last_raw",
         "_last_raw_block",
         "_peer",
@@ -87,17 +83,11 @@ class FastConnection(CallerConnection):
         self._peer: str | None = None
         self._last_raw = b""
         self._last_raw_block: FieldBlock | None = None
-        # How much of the last slow request's body is still to come, and how many such requests there were. While that
-        # is certain, it is certain that aiohttp's parser stands between two messages.
-        self._body_left = 0
-        self._heads = 0
 
     def data_received(self, data: bytes) -> None:
         if self._busy is not None:
             self._hold(data)
         elif not (data.endswith(b"\r\n\r\n") and self._is_idle() and self._begin(data)):
-            if data:
-                self._follow(data)
             super().data_received(data)
 
     def _is_idle(self) -> bool:
@@ -106,8 +96,8 @@ class FastConnection(CallerConnection):
             waiter is not None
             and not waiter.done()
             and not self._messages
-            and self._body_left == 0
-            and self._request_count == self._heads
+            and self._stream.is_between_requests
+            and self._request_count == self._stream.heads
             and not self._close
             and not self._force_close
             and self._payload_parser is None
@@ -172,7 +162,6 @@ class FastConnection(CallerConnection):
         if not relay.started and self.transport is not None and not self.closes:
             # A fault, or a 401 that a newer token may cure: the slow path goes on from here.
             self.handover = busy
-            self._follow(self._sent)
             super().data_received(self._sent)
         else:
             self._end(call, relay)
@@ -202,22 +191,6 @@ class FastConnection(CallerConnection):
         self._ahead += data
         if len(self._ahead) > MAX_AHEAD_BYTES and self.transport is not None:
             self.transport.pause_reading()
-
-    def _follow(self, data: bytes) -> None:
-        """Keep count of where aiohttp's parser stands; of anything but a plain request it isn't certain any more."""
-        left = self._body_left
-        if left == 0:
-            end = data.find(b"\r\n\r\n")
-            length = 0
-            for name, value in _FRAMING.findall(data, 0, end + 2) if end > 0 else ():
-                plain = name.lower() == b"content-length" and value.isdigit() and len(value) < 16
-                length = int(value) if plain and not length else -(1 << 62)
-            left = length + end + 4 if end > 0 else _UNKNOWN
-            self._heads += 1
-        if left != _UNKNOWN:
-            self._body_left = max(left - len(data), _UNKNOWN)
-        else:
-            self._body_left = _UNKNOWN
 
     # --- while a call is under way aiohttp believes that the connection is idle
 
