@@ -15,11 +15,9 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Final
 
-MAX_HELD_BYTES: Final = 4 << 20
-"""A head of more bytes isn't followed to its end; the parser's limits refuse it before."""
-
 _REQUEST_LINE = re.compile(rb"[A-Z-]+ [^\x00-\x20\x7f]+ HTTP/1\.[01]")
-_READ = re.compile(rb"\r\n(content-length|transfer-encoding|upgrade):[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)", re.IGNORECASE)
+_READ = re.compile(rb"\r\n(content-length|transfer-encoding|upgrade):[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)")
+_MARKS = (b"\r\ncontent-length:", b"\r\ntransfer-encoding:", b"\r\nupgrade:")
 _LENGTH = re.compile(rb"[0-9]{1,19}")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[^\r\n\x00]*)?")
 _END_OF_HEAD = b"\r\n\r\n"
@@ -55,12 +53,18 @@ class RequestStream:
         heads: How many heads have come whole.
     """
 
-    __slots__ = ("_after", "_held", "_left", "_part", "_upgrades", "heads")
+    __slots__ = ("_after", "_fields", "_held", "_left", "_max_line_bytes", "_part", "_upgrades", "heads")
 
-    def __init__(self) -> None:
+    def __init__(self, max_line_bytes: int) -> None:
+        """
+        Args:
+            max_line_bytes: A longer line is malformed.
+        """
         self.heads = 0
+        self._max_line_bytes = max_line_bytes
         self._part = _Part.LINE
         self._held = bytearray()
+        self._fields: list[tuple[bytes, bytes]] = []
         self._left = 0
         self._after = _Part.LINE
         self._upgrades = False
@@ -90,19 +94,15 @@ class RequestStream:
         read, held = data, len(self._held)
         if held:
             self._held += data
-            # From where it hasn't been looked for yet: whoever sends byte by byte makes no more work than others.
-            if self._held.find(_ENDS[self._part], max(held - 3, 0)) < 0 and len(self._held) <= MAX_HELD_BYTES:
+            # Whoever sends byte by byte makes no more work than others.
+            if self._held.find(b"\r\n", held - 1) < 0 and len(self._held) <= self._max_line_bytes:
                 return (data,)
             read = bytes(self._held)
             self._held.clear()
         at, cut = 0, 0
         pieces: list[bytes] = []
         while at < len(read):
-            end = self._step(read, at)
-            if end is None:
-                self._held += read[at:]
-                break
-            at = end
+            at = self._step(read, at)
             if self._part is _Part.BROKEN:
                 return [*pieces, data[cut : max(at - held, cut)] + _NO_PARSER_TAKES]
             if self._upgrades and self._part is _Part.LINE:
@@ -111,8 +111,8 @@ class RequestStream:
                 cut = at - held
         return [*pieces, data[cut:]] if pieces else (data,)
 
-    def _step(self, read: bytes, at: int) -> int | None:
-        """Read one part. Returns where the next begins, or what is broken ends; None if more of the part must come."""
+    def _step(self, read: bytes, at: int) -> int:
+        """Read one part, or what there is of it. Returns where the next begins, or what is broken ends."""
         match self._part:
             case _Part.BODY:
                 step = min(self._left, len(read) - at)
@@ -124,28 +124,43 @@ class RequestStream:
                 return len(read)
             case part:
                 end = read.find(_ENDS[part], at)
-                if end < 0:
-                    if len(read) - at <= MAX_HELD_BYTES:
-                        return None
-                    self._part = _Part.LOST
-                    return len(read)
-                return self._take(read, at, end)
+                return self._wait(read, at) if end < 0 else self._take(read, at, end)
+
+    def _wait(self, read: bytes, at: int) -> int:
+        """Keep the line that hasn't come whole."""
+        if _ENDS[self._part] == _END_OF_HEAD:
+            last = read.rfind(b"\r\n", at)
+            if self._part is _Part.FIELDS:
+                self._read(read[at : last + 2])
+            at = last
+        self._held += read[at:]
+        if len(self._held) > self._max_line_bytes:
+            self._held.clear()
+            self._part = _Part.BROKEN
+        return len(read)
 
     def _take(self, read: bytes, at: int, end: int) -> int:
         match self._part:
             case _Part.LINE:
                 return self._line(read, at, end)
+            case _Part.SIZE:
+                return self._size(read, at, end)
             case _Part.FIELDS:
                 self.heads += 1
                 self._part = _Part.LINE
-                read_fields = _READ.findall(read, at, end + 2)
-                if read_fields:
-                    self._judge(read_fields)
-            case _Part.SIZE:
-                return self._size(read, at, end)
+                self._read(read[at : end + 2])
+                if self._fields:
+                    self._judge()
             case _:
                 self._part = _Part.LINE
         return end + len(_END_OF_HEAD)
+
+    def _read(self, fields: bytes) -> None:
+        lower = fields.lower()
+        for mark in _MARKS:
+            if mark in lower:
+                self._fields += _READ.findall(lower)
+                break
 
     def _line(self, read: bytes, at: int, end: int) -> int:
         if end == at:
@@ -154,16 +169,17 @@ class RequestStream:
         self._part = _Part.FIELDS if _REQUEST_LINE.fullmatch(read, at, end) else _Part.BROKEN
         return end
 
-    def _judge(self, fields: list[tuple[bytes, bytes]]) -> None:
-        framing = [(name, value) for name, value in fields if name.lower() != b"upgrade"]
-        self._upgrades = len(framing) < len(fields)
+    def _judge(self) -> None:
+        framing = [(name, value) for name, value in self._fields if name != b"upgrade"]
+        self._upgrades = len(framing) < len(self._fields)
+        self._fields.clear()
         if not framing:
             return
         name, value = framing[0]
         if len(framing) > 1:
             self._part = _Part.LOST
-        elif name.lower() == b"transfer-encoding":
-            self._part = _Part.SIZE if value.lower() == b"chunked" else _Part.LOST
+        elif name == b"transfer-encoding":
+            self._part = _Part.SIZE if value == b"chunked" else _Part.LOST
         elif not _LENGTH.fullmatch(value):
             self._part = _Part.LOST
         elif length := int(value):

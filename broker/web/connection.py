@@ -146,7 +146,7 @@ class CallerConnection(RequestHandler):
         self._write_since = math.inf
         self._fields: RawHeaders = ()
         self._last_block: FieldBlock | None = None
-        self._stream = RequestStream()
+        self._stream = RequestStream(3 * limits.max_header_field_bytes)  # a name, a value, and more
         self.body: Awaited | None = None
         self.relay: Relaying | None = None
         self.handover: Handover | None = None

@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.core import request_stream
 from broker.core.request_stream import RequestStream
 from tests.support.raw_cases import RawCase, raw_cases
 
+MAX_LINE = 50_000
 PLAIN = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
 SIZED = b"POST /a HTTP/1.1\r\ncontent-LENGTH:  5 \r\nHost: x\r\n\r\nhello"
 CHUNKED = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: Chunked\r\n\r\n5;a=b\r\nhel\r\n\r\nA\r\n0\r\n\r\n12345\r\n0\r\n\r\n"
@@ -65,7 +65,7 @@ def test_it_stands_where_llhttp_stands(requests: list[bytes], draw: st.DataObjec
     data = b"".join(requests)
     cuts = draw.draw(st.lists(st.integers(0, len(data)), max_size=6))
     end = draw.draw(st.integers(0, len(data)))
-    stream, heads = RequestStream(), Heads()
+    stream, heads = RequestStream(MAX_LINE), Heads()
     parser = httptools.HttpRequestParser(heads)
 
     pieces = follow(stream, data[:end], [cut for cut in cuts if cut < end])
@@ -84,7 +84,7 @@ def test_it_stands_where_llhttp_stands(requests: list[bytes], draw: st.DataObjec
 def test_sm_03_a_request_line_is_read_to_the_letter(before: bytes, bad: bytes, draw: st.DataObject) -> None:
     """Wherever it stands and however it is cut: its parts are a single space apart, or llhttp sees a NUL in it."""
     data = before + bad + PLAIN
-    stream = RequestStream()
+    stream = RequestStream(MAX_LINE)
     pieces = follow(stream, data, draw.draw(st.lists(st.integers(0, len(data)), max_size=5)))
     seen = b"".join(pieces)
 
@@ -97,7 +97,7 @@ def test_sm_03_a_request_line_is_read_to_the_letter(before: bytes, bad: bytes, d
 @pytest.mark.parametrize("size", [b"", b" 5", b"5 ", b"0x5", b"-5", b"+5", b"5;a\0b", b"10000000000000000"])
 def test_sm_03_so_is_the_size_of_a_chunk(size: bytes) -> None:
     """A hexadecimal number and extensions, and nothing else."""
-    stream = RequestStream()
+    stream = RequestStream(MAX_LINE)
     head = CHUNKED[: CHUNKED.find(b"5;")]
 
     assert (head + size + b"\0",) == tuple(stream.follow(head + size + b"\r\nhello\r\n0\r\n\r\n"))
@@ -118,7 +118,7 @@ def test_sm_03_so_is_the_size_of_a_chunk(size: bytes) -> None:
 def test_what_is_refused_later_is_not_followed(fields: str) -> None:
     """It is never said to be between two requests, and llhttp and the gate see all of it."""
     data = f"POST /a HTTP/1.1\r\nHost: x\r\n{fields}\r\n\r\n".encode() + PLAIN
-    stream = RequestStream()
+    stream = RequestStream(MAX_LINE)
 
     assert (data,) == tuple(stream.follow(data))
     assert not stream.is_between_requests
@@ -128,27 +128,42 @@ def test_sm_06_a_piece_ends_where_an_upgrade_does() -> None:
     """Whatever follows is another piece, also when the request has a body."""
     with_body = SIZED.replace(b"Host: x", b"Host: x\r\nupgrade: h2c")
 
-    assert [UPGRADE, PLAIN + with_body, SIZED] == RequestStream().follow(UPGRADE + PLAIN + with_body + SIZED)
+    assert [UPGRADE, PLAIN + with_body, SIZED] == RequestStream(MAX_LINE).follow(UPGRADE + PLAIN + with_body + SIZED)
 
 
-def test_a_head_without_an_end_is_not_kept_for_ever() -> None:
-    """What is too long for any parser is let go."""
-    stream = RequestStream()
-    block = b"X: " + b"a" * 65536 + b"\r\n"
-    stream.follow(b"GET /a HTTP/1.1\r\n")
-    for _ in range(request_stream.MAX_HELD_BYTES // len(block) + 2):
-        assert (block,) == stream.follow(block)
+@pytest.mark.parametrize("before", [b"", b"GET /a HTTP/1.1\r\nX: ", CHUNKED[: CHUNKED.find(b";")], TRAILERS[:-4]])
+def test_ds_02_a_line_without_an_end_is_not_kept(before: bytes) -> None:
+    """What is too long for any parser breaks the connection."""
+    stream = RequestStream(MAX_LINE)
+    stream.follow(before)
+    for _ in range(10):
+        assert (b"a" * 1000,) == stream.follow(b"a" * 1000)
+
+    assert (b"a" * MAX_LINE + b"\0",) == tuple(stream.follow(b"a" * MAX_LINE))
+    assert () == stream.follow(b"a")
+
+
+def test_many_lines_are_not_too_long() -> None:
+    """Fields that come one by one are forgotten one by one, but for those that tell of a body."""
+    stream = RequestStream(MAX_LINE)
+    for line in (
+        b"POST /a HTTP/1.1\r\n",
+        b"Content-Length: 5\r\n",
+        *[b"X: %b\r\n" % (b"a" * 1000)] * 1000,
+        b"\r\nhell",
+    ):
+        assert (line,) == stream.follow(line)
 
     assert not stream.is_between_requests
-    assert (b"\r\n\r\n",) == stream.follow(b"\r\n\r\n")
-    assert 0 == stream.heads
+    assert (b"o" + PLAIN,) == stream.follow(b"o" + PLAIN)
+    assert stream.is_between_requests
 
 
 @pytest.mark.parametrize("case", raw_cases(), ids=lambda case: case.why)
 def test_cuts_change_nothing(case: RawCase) -> None:
     """Each case of [SM] that comes byte by byte is what it is at once."""
     send = case.send[:3000]
-    at_once, by_bytes = RequestStream(), RequestStream()
+    at_once, by_bytes = RequestStream(MAX_LINE), RequestStream(MAX_LINE)
 
     whole = b"".join(at_once.follow(send))
     cut = b"".join(follow(by_bytes, send, list(range(len(send)))))
