@@ -8,7 +8,7 @@ from enum import Enum
 from broker.core.client_auth import ClientAuthMethod
 from broker.core.oauth import FailureKind, TokenOutcome, TokenSet
 from broker.core.provider import ProviderOptions, PushedAuthorization
-from broker.core.troubleshooting import key_to_look_at
+from broker.core.troubleshooting import key_to_look_at, refuses_client
 
 REFUSED_GRANT_TYPE = frozenset({"unauthorized_client", "unsupported_grant_type"})
 BY_SECRET = (
@@ -107,14 +107,6 @@ def _judge_client_authentication(document: Mapping[str, object], options: Provid
     )
 
 
-def is_refused_client(outcome: TokenOutcome) -> bool:
-    """Return whether the server didn't take the client for whom it says it is."""
-    return not isinstance(outcome, TokenSet) and (
-        outcome.error == "invalid_client"
-        or (outcome.status == 401 and outcome.error in {None, "unauthorized_client"})  # the latter is Keycloak's
-    )
-
-
 def judge_nonsense(outcome: TokenOutcome, options: ProviderOptions) -> Finding:
     """
     Say what the answer to a refresh token that never was tells about the client (RFC 6749 section 5.2).
@@ -124,7 +116,7 @@ def judge_nonsense(outcome: TokenOutcome, options: ProviderOptions) -> Finding:
     if isinstance(outcome, TokenSet):
         return Finding(verdict=Verdict.WARNING, text="the server gave tokens for a refresh token that never was")
     said = outcome.error or outcome.detail or f"status {outcome.status}"
-    if is_refused_client(outcome):
+    if refuses_client(outcome):
         text = f"the server refuses the client: {said}"
         return Finding(verdict=Verdict.ERROR, key=key_to_look_at(outcome, options), text=text)
     if outcome.kind is FailureKind.PERMANENT:

@@ -85,7 +85,12 @@ class EmptyAnswer(StrEnum):
     TRANSIENT = "transient"
     """Nothing: it may come from a gateway."""
     INVALID_GRANT = "invalid_grant"
-    """The grant has ended: the server answers so and names no error (glewlwyd)."""
+    """
+    The grant has ended: the server answers so and names no error (glewlwyd).
+
+    It may answer a wrong client secret alike, so before each refresh its revocation endpoint is asked whether it
+    believes the client.
+    """
 
 
 class ResponseMode(StrEnum):
@@ -228,6 +233,10 @@ class ProviderOptions:
         discovered = self.discovery and (self.issuer or self.metadata_url)
         if not (discovered or self.token_endpoint or self.refresh_endpoint):
             raise OptionError("issuer", "an issuer to discover, or a token_endpoint")
+        if self.empty_400 is EmptyAnswer.INVALID_GRANT and not (discovered or self.revocation_endpoint):
+            raise OptionError(
+                "revocation_endpoint", "one, where the client is proved, since empty_400 is invalid_grant"
+            )
         self._check_client_auth()
         self._check_names()
         self._check_durations()

@@ -68,9 +68,14 @@ def yaml_path(provider: str, key: str | None) -> str | None:
     return None if key is None else _ELSEWHERE.get(key, f"providers.{provider}.{key}")
 
 
+def refuses_client(failure: TokenFailure) -> bool:
+    """Return whether the server didn't take the client for whom it says it is."""
+    return failure.error == "invalid_client" or (failure.status, failure.error) in _OF_CREDENTIALS
+
+
 def key_to_look_at(failure: TokenFailure, options: ProviderOptions) -> str | None:
     """Return the key of the provider that *failure* points to; None where nothing in the YAML explains it."""
-    if failure.error == "invalid_client" or (failure.status, failure.error) in _OF_CREDENTIALS:
+    if refuses_client(failure):
         return _BY_METHOD[options.auth_method]
     if failure.error in _BY_ERROR:
         return _BY_ERROR[failure.error]

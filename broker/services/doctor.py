@@ -13,15 +13,15 @@ from broker.core.diagnosis import (
     BY_SECRET,
     Finding,
     Verdict,
-    is_refused_client,
     judge_clock,
     judge_issuer,
     judge_metadata,
     judge_nonsense,
 )
 from broker.core.json_object import read_object
-from broker.core.oauth import TokenOutcome
+from broker.core.oauth import TokenOutcome, TokenSet
 from broker.core.provider import SYMMETRIC_ALGORITHMS, ProviderOptions
+from broker.core.troubleshooting import refuses_client
 from broker.errors import ConfigError, ProviderError, ProviderProtocolError
 from broker.services.clock import Clock, Randomness
 from broker.services.jwks import Jwks
@@ -137,7 +137,11 @@ class Doctor:
             yield Finding(verdict=Verdict.ERROR, key="client_assertion", text=str(fault))
             return
         finding = judge_nonsense(outcome, self._options)
-        if is_refused_client(outcome) and (fitting := await self._other_method()) is not None:
+        if (
+            not isinstance(outcome, TokenSet)
+            and refuses_client(outcome)
+            and (fitting := await self._other_method()) is not None
+        ):
             text = f"{finding.text}; it takes the same secret by {fitting.value}"
             finding = replace(
                 finding,
@@ -167,7 +171,7 @@ class Doctor:
         )
         never = f"token-broker-doctor-{self._randomness.token_bytes(16).hex()}"
         try:
-            return await requests.ask(
+            return await requests.client_doubt() or await requests.ask(
                 "refresh_token" if options.refresh_grant_type else None,
                 {"refresh_token": never},
                 url=options.refresh_endpoint,

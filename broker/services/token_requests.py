@@ -8,12 +8,13 @@ from broker.core.audience import Audience
 from broker.core.client_auth import ClientAuthMethod, ClientTokenOptions
 from broker.core.grant import Grant
 from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome, TokenSet
-from broker.core.provider import Dialect, ProviderOptions
+from broker.core.provider import Dialect, EmptyAnswer, ProviderOptions
 from broker.core.secret import AccessToken, RefreshToken, Secret
 from broker.core.token_response import ResponseRules
 from broker.core.troubleshooting import key_to_look_at, yaml_path
 from broker.errors import ProviderError
 from broker.services.client_auth import ClientAuthentication
+from broker.services.client_proof import ClientProof
 from broker.services.client_token import ClientToken
 from broker.services.clock import Clock, Randomness
 from broker.services.dpop import Proofs, load_dpop_key
@@ -63,6 +64,7 @@ class TokenRequests:
         if options.auth_method is ClientAuthMethod.CLIENT_ACCESS_TOKEN:
             self._client_token = self._make_client_token(options.client_token or ClientTokenOptions())
         self._client = self._authentication(options.auth_method, self._client_token)
+        self._proof = ClientProof(self.post, metadata=metadata, randomness=randomness)
 
     @property
     def options(self) -> ProviderOptions:
@@ -90,8 +92,18 @@ class TokenRequests:
         parameters = {"refresh_token": grant.refresh_token.reveal(), **targets(audience)}
         if audience.scope is None and self._options.refresh_scope:
             parameters["scope"] = grant.scope or self._options.scope
+        if (doubt := await self.client_doubt()) is not None:
+            return self._observed(doubt, "refresh_token")
         grant_type = "refresh_token" if self._options.refresh_grant_type else None
-        return await self.ask(grant_type, parameters, url=self._options.refresh_endpoint, dpop_key=grant.dpop_key)
+        outcome = await self.ask(grant_type, parameters, url=self._options.refresh_endpoint, dpop_key=grant.dpop_key)
+        if isinstance(outcome, TokenFailure) and outcome.kind is FailureKind.PERMANENT:
+            # The credentials may have become wrong in between.
+            doubt = await self.client_doubt()
+        return outcome if doubt is None else self._observed(doubt, "refresh_token")
+
+    async def client_doubt(self) -> TokenFailure | None:
+        """Return why the server may not believe the client, where a refusal of the grant wouldn't tell; else None."""
+        return await self._proof.doubt() if self._options.empty_400 is EmptyAnswer.INVALID_GRANT else None
 
     async def exchange_token(
         self, subject_token: AccessToken, audience: Audience, *, dpop_key: RefreshToken | None = None

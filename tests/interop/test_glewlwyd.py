@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 from yarl import URL
 
@@ -25,6 +24,7 @@ from tests.interop.installation import Installation, calls_at_once, calls_for, u
 from tests.interop.introspection import Introspection
 from tests.support.broker_process import free_port
 from tests.support.waiting import until
+from tests.system.test_doctor import doctor
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(120, func_only=True)]
 
@@ -129,24 +129,31 @@ async def test_form_encoded_credentials_are_not_its_clients(tmp_path: Path) -> N
     assert "providers.corp.client_secret" == failure["look_at"]
 
 
-async def test_a_wrong_secret_burns_a_refresh_token_that_is_used_once(tmp_path: Path) -> None:
-    """The server says nothing of the secret and disables the token that came with it: the grant has ended indeed."""
+async def test_a_wrong_secret_ends_no_session(tmp_path: Path) -> None:
+    """The server would disable a token that came with it, and say nothing: so it is asked about the client first."""
     async with installed(tmp_path) as (server, installation, browser):
         await log_in(browser, server)
         await asyncio.to_thread(server.set_client_secret, "another")
-        await until_answered(browser, 401, code="session_expired", seconds=3 * LIFE_SECONDS)
+        await until_answered(browser, 503, code="provider_unavailable", seconds=3 * LIFE_SECONDS)
+        refreshes = installation.tap.refreshes()
         await asyncio.to_thread(server.set_client_secret, CLIENT_SECRET)
-        (refused,) = installation.tap.refreshes()
-        async with (
-            aiohttp.ClientSession() as http,
-            http.post(
-                server.token_endpoint, data=refused.form, headers={"Authorization": refused.authorization}
-            ) as again,
-        ):
-            content = await again.read()
+        await until_answered(browser, 200, seconds=60)
+        look_at = {record.get("look_at") for record in installation.events("token_request_failed")}
 
-    assert (400, b"") == (refused.status, refused.content)
-    assert (400, b"") == (again.status, content)
+    assert [] == refreshes
+    assert {200} == {request.status for request in installation.tap.refreshes()}
+    assert {"providers.corp.client_secret"} == look_at - {None}
+
+
+@pytest.mark.parametrize(("secret", "code"), [(CLIENT_SECRET, 0), ("wrong", 1)])
+async def test_the_doctor_tells_a_wrong_secret(tmp_path: Path, secret: str, code: int) -> None:
+    """Although the server refuses any refresh token without a word."""
+    with running_glewlwyd(tmp_path, redirect_uri="https://app.example.com/bff/callback/corp") as server:
+        provider = {"issuer": server.issuer, "client_id": CLIENT_ID, "client_secret": {"value": secret}, **QUIRKS}
+        exit_code, out, _ = await doctor(tmp_path, {"corp": provider})
+
+    assert code == exit_code
+    assert bool(code) is ("providers.corp.client_secret: the server refuses the client" in out)
 
 
 async def test_a_wrong_secret_ends_nothing_where_an_empty_400_is_no_verdict(tmp_path: Path) -> None:
