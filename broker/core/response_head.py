@@ -47,6 +47,20 @@ _CACHE_SUFFIX = b"-cache-control"
 _NEVER_PASSED = frozenset({b"clear-site-data", b"content-length", b"proxy-authenticate", b"strict-transport-security"})
 """The broker's cookies and transport are the broker's business; it writes the length itself."""
 
+_ANOTHER_ANSWER_FIELDS = frozenset(
+    {
+        b"x-accel-redirect",
+        b"x-litespeed-location",
+        b"x-lighttpd-send-file",
+        b"x-reproxy-file",
+        b"x-reproxy-url",
+        b"x-sendfile",
+        b"x-sendfile2",
+    }
+)
+"""By these an upstream has a server in front send a file, or the answer of another path, in place of its own answer.
+That server means them for upstreams of its own, not for whoever is behind the broker."""
+
 _PASSWORD_PROMPTS = (b"basic", b"digest", b"negotiate", b"ntlm")
 
 
@@ -94,16 +108,19 @@ class ResponseRules:
         *,
         with_token: bool = False,
         no_store: bool = False,
+        internal_redirects: bool = False,
         is_own_cookie: Callable[[bytes], bool] = lambda _: False,
     ) -> None:
         """
         Args:
             with_token: Whether the route's requests carry a token.
             no_store: Whether answers are the user's alone and must not be stored, whatever the upstream says.
+            internal_redirects: Whether the upstream may have a server in front answer in its place.
             is_own_cookie: Whether a cookie of this name is the broker's own, which no upstream may set.
         """
         self._with_token = with_token
         self._no_store = no_store
+        self._internal_redirects = internal_redirects
         self._is_own_cookie = is_own_cookie
         self._remembered: dict[bytes, Known] = {}
         self._names: dict[bytes, tuple[bool, bytes | None]] = {}
@@ -170,6 +187,7 @@ class ResponseRules:
         dropped = (
             lower in CONNECTION_FIELDS
             or lower in _NEVER_PASSED
+            or (not self._internal_redirects and lower in _ANOTHER_ANSWER_FIELDS)
             or (self._with_token and lower in _TOKEN_ROUTE_FIELDS)
             or (self._no_store and (lower in _CACHE_FIELDS or lower.endswith(_CACHE_SUFFIX)))
         )

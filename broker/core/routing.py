@@ -209,6 +209,11 @@ class Route:
         default=False,
     )
     scrub: bool = option("Refuse answers that hold the very access token that was sent.", default=False)
+    internal_redirects: bool = option(
+        "Let the upstream tell a server in front of the broker to send a file or another page in place of its answer "
+        "(X-Accel-Redirect, X-Sendfile and their like).",
+        default=False,
+    )
     rate_limit: RateLimitOptions | None = option("How many requests each caller may send.", default=None)
     insecure: bool = option("Let the token go over plain HTTP to a host that isn't loopback.", default=False)
 

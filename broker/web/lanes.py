@@ -72,6 +72,7 @@ class Lane:
         self.answers = ResponseRules(
             with_token=with_token,
             no_store=with_token and route.cache_control is CacheControl.NO_STORE,
+            internal_redirects=route.internal_redirects,
             is_own_cookie=cookies.matcher(),
         )
 

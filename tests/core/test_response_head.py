@@ -62,6 +62,15 @@ def test_up_06_an_anonymous_route_keeps_its_caching_and_cors() -> None:
     assert b"HTTP/1.1 200 OK\r\nCache-Control: public\r\nAccess-Control-Allow-Origin: *\r\n" == head.passed
 
 
+@pytest.mark.parametrize("name", [b"X-Accel-Redirect", b"X-Sendfile", b"x-reproxy-url"])
+def test_up_06_an_answer_in_place_of_its_own_is_the_routes_to_allow(name: bytes) -> None:
+    """Whoever is in front of the broker hears of it only from upstreams that are trusted with that."""
+    raw = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n%b: /internal" % name
+
+    assert b"/internal" not in ResponseRules().read(raw, "GET").passed
+    assert b"%b: /internal\r\n" % name in ResponseRules(internal_redirects=True).read(raw, "GET").passed
+
+
 @pytest.mark.parametrize(
     ("raw", "method", "ready"),
     [
