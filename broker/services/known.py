@@ -1,16 +1,19 @@
 """What this process knows of grants: enough to serve a live token without asking anybody."""
 
 import math
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from broker.core.audience import Audience
 from broker.core.grant import Grant, HeldToken
 from broker.core.outcome import Token
 from broker.core.provider import ProviderOptions
 from broker.core.refresh import due_from, usable_until
+from broker.core.secret import AccessToken
 from broker.services.clock import Clock
+from broker.services.compact import CompactDict
 
 UNSAVED = math.inf
 
@@ -43,6 +46,7 @@ class Known:
         generation: The generation that was seen.
         tokens: By :attr:`Audience.key`.
         ended: Why it ended; None while it lives.
+        era: How often events had been lost when it was seen.
         stale_at: Monotonic seconds from which the store must be asked again; infinity if it doesn't know this yet.
     """
 
@@ -50,6 +54,7 @@ class Known:
     generation: int
     tokens: Mapping[str, KnownToken]
     ended: str | None
+    era: int
     stale_at: float
 
     @property
@@ -84,8 +89,8 @@ class KnownGrants:
         self._providers = providers
         self._clock = clock
         self._ttl_seconds = ttl_seconds
-        self._limit = limit
-        self._grants: OrderedDict[str, Known] = OrderedDict()
+        self._grants: CompactDict[str, Known] = CompactDict(limit, pack=_pack, unpack=_unpack)
+        self._era = 0
         self.counts: Counter[tuple[str, str]] = Counter()
 
     def __len__(self) -> int:
@@ -93,11 +98,11 @@ class KnownGrants:
 
     def get(self, grant_id: str) -> Known | None:
         """Return what was last seen of a grant, stale or not."""
-        return self._grants.get(grant_id)
+        return self._grants.ready(grant_id) or self._grants.get(grant_id)
 
     def is_stale(self, seen: Known) -> bool:
         """Return whether the store must be asked again."""
-        return self._clock.monotonic() >= seen.stale_at
+        return self._clock.monotonic() >= seen.stale_at or (seen.era != self._era and seen.stale_at != UNSAVED)
 
     def learn(self, grant: Grant) -> None:
         """Remember a grant as it stands in the store."""
@@ -116,19 +121,18 @@ class KnownGrants:
         stale_at = self._clock.monotonic() + self._ttl_seconds
         former = self._grants.get(grant_id)
         provider = "" if former is None else former.provider
-        self._put(grant_id, Known(provider=provider, generation=0, tokens={}, ended=reason, stale_at=stale_at))
+        ended = Known(provider=provider, generation=0, tokens={}, ended=reason, era=self._era, stale_at=stale_at)
+        self._put(grant_id, ended)
 
     def outdate(self, grant_id: str, generation: int) -> None:
         """A newer generation is in the store: ask for it. What is older serves on while the store is down."""
         seen = self._grants.get(grant_id)
         if seen is not None and seen.generation < generation:
-            self._grants[grant_id] = replace(seen, stale_at=-math.inf)
+            self._put(grant_id, replace(seen, stale_at=-math.inf))
 
     def outdate_all(self) -> None:
         """Events may have been lost: ask the store again for each grant, unless it doesn't have ours yet."""
-        for grant_id, seen in self._grants.items():
-            if seen.stale_at != UNSAVED:
-                self._grants[grant_id] = replace(seen, stale_at=-math.inf)
+        self._era += 1
 
     def _remember(self, grant: Grant, *, stale_at: float) -> None:
         options = self._providers.get(grant.provider)
@@ -142,6 +146,7 @@ class KnownGrants:
                 generation=grant.generation,
                 tokens={key: _known_token(grant, key, held, options) for key, held in grant.tokens.items()},
                 ended=None if grant.ended is None else grant.ended.reason,
+                era=self._era,
                 stale_at=stale_at,
             ),
         )
@@ -151,13 +156,13 @@ class KnownGrants:
         return former.generation > grant.generation or (former.ended is not None and not self.is_stale(former))
 
     def _put(self, grant_id: str, seen: Known) -> None:
-        former = self._grants.pop(grant_id, None)
+        former = self._grants.get(grant_id)
         if former is not None:
             self.counts[former.provider, former.state] -= 1
-        self._grants[grant_id] = seen
+        dropped = self._grants.put(grant_id, seen)
         self.counts[seen.provider, seen.state] += 1
-        if len(self._grants) > self._limit:
-            _, oldest = self._grants.popitem(last=False)
+        if dropped is not None:
+            _, oldest = dropped
             self.counts[oldest.provider, oldest.state] -= 1
 
 
@@ -170,4 +175,33 @@ def _known_token(grant: Grant, key: str, held: HeldToken, options: ProviderOptio
         # While a grant backs off, there is no use in looking whether it may be refreshed.
         due_at if failure is None else max(due_at, failure.retry_at),
         usable_until(held),
+    )
+
+
+def _pack(known: Known) -> tuple[Any, ...]:
+    tokens = tuple(
+        (
+            key,
+            (token.access_token.reveal(), token.token_type, token.generation, token.expires_at),
+            (each.issued_at, each.due_at, each.usable_until),
+        )
+        for key, each in known.tokens.items()
+        for token in (each.token,)
+    )
+    ended = None if known.ended is None else str(known.ended)
+    return known.provider, known.generation, tokens, ended, known.era, known.stale_at
+
+
+def _unpack(packed: tuple[Any, ...]) -> Known:
+    provider, generation, tokens, ended, era, stale_at = packed
+    return Known(
+        provider=provider,
+        generation=generation,
+        tokens={
+            key: KnownToken(Token(AccessToken(access_token), *rest), *instants)
+            for key, (access_token, *rest), instants in tokens
+        },
+        ended=ended,
+        era=era,
+        stale_at=stale_at,
     )

@@ -124,7 +124,7 @@ class Sessions:
             used: Whether this counts as a use, which moves the idle end.
         """
         digest = sha256(session_id).digest()
-        entry = self._cache.get(digest)
+        entry = self._cache.ready(digest) or self._cache.get(digest)
         if entry is None:
             return None
         read_at = entry[READ_AT]
