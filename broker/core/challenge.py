@@ -1,11 +1,11 @@
 """
-What an upstream says with a 401: its challenges, and whether it asks for a stronger login.
+What an upstream says with a 401: its challenges, whether it asks for a stronger login, and whether it refused a proof.
 
-Source: RFC 9110 section 11.6.1 (WWW-Authenticate), RFC 6750 section 3, RFC 9470.
+Source: RFC 9110 section 11.6.1 (WWW-Authenticate), RFC 6750 section 3, RFC 9449 section 7.1, RFC 9470.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
@@ -13,6 +13,8 @@ STEP_UP_ERROR = "insufficient_user_authentication"
 
 MAX_FIELD_CHARACTERS = 8192
 MAX_ACR_VALUES_CHARACTERS = 512
+
+PROOF_ERRORS = frozenset({"invalid_dpop_proof", "use_dpop_nonce"})
 
 _TOKEN_SCHEMES = frozenset({"bearer", "dpop"})
 
@@ -58,6 +60,21 @@ def read_step_up(values: list[str]) -> StepUp | None:
                 asked["max_age"] = max_age
             return StepUp(asked)
     return None
+
+
+def refuses_proof(values: Iterable[str]) -> bool:
+    """
+    Return whether a 401 refuses the proof of possession, and says nothing of the token: a newer one won't help.
+
+    Args:
+        values: The values of its ``WWW-Authenticate`` lines.
+
+    Source: RFC 9449 sections 7.1 and 9.
+    """
+    return any(
+        scheme == "dpop" and parameters.get("error") in PROOF_ERRORS
+        for scheme, parameters in chain.from_iterable(map(challenges, values))
+    )
 
 
 def challenges(value: str) -> Iterator[tuple[str, Mapping[str, str]]]:

@@ -49,6 +49,7 @@ IDENTITY_FIELDS = frozenset(
     {
         b"authenticated-user",
         b"authorization",
+        b"dpop",
         b"oidc-access-token",
         b"remote-email",
         b"remote-groups",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from broker.core.secret import AccessToken
+from broker.core.secret import AccessToken, RefreshToken
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +16,14 @@ class Token:
         token_type: ``Bearer`` or ``DPoP``, the scheme of the Authorization header.
         generation: Names this token within its grant. An upstream's 401 is reported with it.
         expires_at: Unix seconds from which it must not be sent.
+        dpop_key: The key that it is bound to (RFC 9449), as a JWK in JSON; None for a bearer token.
     """
 
     access_token: AccessToken
     token_type: str
     generation: int
     expires_at: float
+    dpop_key: RefreshToken | None = None
 
 
 @dataclass(frozen=True, slots=True)

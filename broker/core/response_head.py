@@ -21,7 +21,7 @@ _CONTENT_LENGTH = re.compile(rb"0|[1-9][0-9]{0,18}")
 _NO_OPTIONS: frozenset[bytes] = frozenset()
 _ABOUT_CONNECTION = frozenset({b"close", b"keep-alive", b"upgrade"})
 
-_READ = frozenset({b"content-length", b"transfer-encoding", b"connection", b"upgrade"})
+_READ = frozenset({b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"dpop-nonce"})
 _JUDGED_BY_VALUE = frozenset({b"set-cookie", b"www-authenticate"})
 
 _TOKEN_ROUTE_FIELDS = frozenset(
@@ -44,8 +44,10 @@ _CACHE_SUFFIX = b"-cache-control"
 """What caches obey. Some put their own field before ``Cache-Control``: nginx (X-Accel-Expires) and delivery networks
 (CDN-Cache-Control of RFC 9213, and theirs with a name before it)."""
 
-_NEVER_PASSED = frozenset({b"clear-site-data", b"content-length", b"proxy-authenticate", b"strict-transport-security"})
-"""The broker's cookies and transport are the broker's business; it writes the length itself."""
+_NEVER_PASSED = frozenset(
+    {b"clear-site-data", b"content-length", b"dpop-nonce", b"proxy-authenticate", b"strict-transport-security"}
+)
+"""The broker's cookies, transport and proofs are the broker's business; it writes the length itself."""
 
 _ANOTHER_ANSWER_FIELDS = frozenset(
     {
@@ -81,6 +83,7 @@ class ResponseHead:
         until_close: Whether the body ends with the connection.
         reusable: Whether the connection may carry another request after the body.
         upgrade: The protocol that a 101 switches to, in lower case; empty if none, or if ``Connection`` doesn't say so.
+        dpop_nonce: The nonce that proofs of possession must hold (RFC 9449 section 9); empty if it says none.
     """
 
     status: int
@@ -93,6 +96,7 @@ class ResponseHead:
     until_close: bool
     reusable: bool
     upgrade: bytes
+    dpop_nonce: bytes
 
 
 class ResponseRules:
@@ -228,6 +232,7 @@ def _frame(
     elif not has_body:
         ready = block + b"\r\n"
     upgrades = read.get(b"upgrade", ())
+    nonces = read.get(b"dpop-nonce", ())
     return ResponseHead(
         status,
         block,
@@ -239,6 +244,7 @@ def _frame(
         until_close,
         is_http11 and not until_close and b"close" not in connection,
         upgrades[0].lower() if len(upgrades) == 1 and b"upgrade" in connection else b"",
+        nonces[0] if len(nonces) == 1 else b"",
     )
 
 

@@ -25,6 +25,7 @@ _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _METHOD = re.compile(r"[A-Z][A-Z-]{0,31}")
 _HOST = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?|\[[0-9a-f:.]+\])")
 _ORIGIN = re.compile(r"https?://[^/?#@\s]+")
+_EXTERNAL_URL = re.compile(r"https?://[A-Za-z0-9.:_\[\]-]+(?:/[!$&-.0-;=A-Z_a-z~%@]+)*")
 _TOKEN_CHOICE = "none, user, user_or_none, or {grant: NAME}"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -37,6 +38,7 @@ OWNED_FIELDS = frozenset(
         "connection",
         "content-length",
         "cookie",
+        "dpop",
         "forwarded",
         "host",
         "keep-alive",
@@ -174,6 +176,12 @@ class Route:
     upstream: str | tuple[str, ...] | UpstreamOptions = option(
         "Where the requests go: a URL, a list of URLs, or a mapping.", example="https://orders.internal:8443"
     )
+    external_url: str | None = option(
+        "The URL that the upstream goes by where it isn't the one at which it is reached, as an origin or with the "
+        "beginning of a path: proofs of possession (RFC 9449) name it. By default they name what the upstream is sent.",
+        default=None,
+        example="https://api.example.com/v2",
+    )
     strip_prefix: bool = option("Take the route's path off before the request is forwarded.", default=False)
     rewrite_prefix: str | None = option("Put this in place of the route's path.", default=None, example="/v2/orders")
     token: TokenChoice = option("Whose access token goes upstream: none, user, user_or_none, or {grant: NAME}.")
@@ -224,6 +232,8 @@ class Route:
             raise OptionError("rewrite_prefix", "either it or strip_prefix")
         if self.rewrite_prefix is not None:
             _check_path("rewrite_prefix", self.rewrite_prefix)
+        if self.external_url is not None and not _EXTERNAL_URL.fullmatch(self.external_url):
+            raise OptionError("external_url", "an http or https URL without a query, and without a slash at its end")
         if self.audience.key and self.token.kind is TokenKind.NONE:
             raise OptionError("token", "user or {grant: NAME} beside audience, resource, scope or exchange")
         if self.release_token and self.token.kind is TokenKind.NONE:

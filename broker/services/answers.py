@@ -22,7 +22,7 @@ from broker.errors import ProviderError, StoreError
 from broker.services import metrics
 from broker.services.clock import Clock, Randomness
 from broker.services.health import Provider
-from broker.services.known import KnownGrants
+from broker.services.known import KnownGrants, token_of
 from broker.services.provider import Identity
 from broker.services.register import Register, about
 from broker.services.spool import Entry, Spool
@@ -274,4 +274,4 @@ class Answers:
 def as_token(grant: Grant, audience: Audience) -> Token | None:
     """Return what a caller gets of a grant's token for *audience*; None if there is none."""
     held = grant.tokens.get(audience.key)
-    return None if held is None else Token(held.access_token, held.token_type, held.generation, held.expires_at)
+    return None if held is None else token_of(grant, held)

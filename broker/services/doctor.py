@@ -24,6 +24,7 @@ from broker.core.provider import SYMMETRIC_ALGORITHMS, ProviderOptions
 from broker.core.troubleshooting import refuses_client
 from broker.errors import ConfigError, ProviderError, ProviderProtocolError
 from broker.services.clock import Clock, Randomness
+from broker.services.dpop import Proofs, new_dpop_key
 from broker.services.jwks import Jwks
 from broker.services.metadata import ENDPOINTS, TIMEOUT_SECONDS, Metadata, read_metadata
 from broker.services.outbound import Answer, Outbound, url_refusal
@@ -168,6 +169,7 @@ class Doctor:
             outbound=self._outbound,
             clock=self._clock,
             randomness=self._randomness,
+            proofs=Proofs(self._clock, self._randomness),
         )
         never = f"token-broker-doctor-{self._randomness.token_bytes(16).hex()}"
         try:
@@ -175,6 +177,7 @@ class Doctor:
                 "refresh_token" if options.refresh_grant_type else None,
                 {"refresh_token": never},
                 url=options.refresh_endpoint,
+                dpop_key=new_dpop_key() if options.dpop else None,
             )
         finally:
             await requests.close()

@@ -1,14 +1,15 @@
 """
 Proofs of possession (RFC 9449): tokens that are worth nothing without the grant's own key.
 
-A key is made at login and sealed with its grant; a proof is made for each request, with a ``jti`` of its own and the
-last nonce that the server asked for.
+A key is made with a grant and sealed with it; a proof is made for each request, with a ``jti`` of its own and the last
+nonce that the server asked for.
 """
 
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections import OrderedDict
 from urllib.parse import urlsplit
 
 from joserfc.jwk import ECKey
@@ -23,15 +24,17 @@ MAX_NONCES = 1024
 
 MAX_NONCE_CHARACTERS = 512
 
+MAX_KEYS = 4096
+"""Keys that are kept ready to sign, since to read one costs as much as a signature."""
+
+
+_NONCE = re.compile(rf"[\x21\x23-\x5b\x5d-\x7e]{{1,{MAX_NONCE_CHARACTERS}}}")
+"""NQCHAR (RFC 9449 section 8.1)."""
+
 
 def new_dpop_key() -> RefreshToken:
     """Return a new P-256 key as a JWK in JSON: a secret like the refresh token that it is kept with."""
     return RefreshToken(json.dumps(ECKey.generate_key("P-256").as_dict(private=True)))
-
-
-def load_dpop_key(key: RefreshToken) -> SigningKey:
-    """Return the key that :func:`new_dpop_key` made, ready to sign."""
-    return load_signing_key(AssertionOptions(private_key=key, alg="ES256"))
 
 
 class Proofs:
@@ -41,13 +44,14 @@ class Proofs:
         self._clock = clock
         self._randomness = randomness
         self._nonces: dict[str, str] = {}
+        self._keys: OrderedDict[RefreshToken, SigningKey] = OrderedDict()
 
-    def proof(self, key: SigningKey, *, method: str, url: str, access_token: AccessToken | None = None) -> str:
+    def proof(self, key: RefreshToken, *, method: str, url: str, access_token: AccessToken | None = None) -> str:
         """
         Return the value of the ``DPoP`` header for one request.
 
         Args:
-            key: The grant's key.
+            key: The grant's key, as :func:`new_dpop_key` made it.
             method: The request's method.
             url: The request's URL; its query and fragment don't count.
             access_token: The token that is sent along to an upstream; None at the token endpoint.
@@ -65,26 +69,39 @@ class Proofs:
         if access_token is not None:
             digest = hashlib.sha256(access_token.reveal().encode("ascii")).digest()
             claims["ath"] = base64.urlsafe_b64encode(digest).rstrip(b"=").decode("ascii")
-        return key.sign(claims, header={"typ": "dpop+jwt", "jwk": key.public_jwk()})
+        signing_key = self._ready(key)
+        return signing_key.sign(claims, header={"typ": "dpop+jwt", "jwk": signing_key.public_jwk()})
 
-    def learn(self, url: str, headers: Mapping[str, str]) -> bool:
+    def _ready(self, key: RefreshToken) -> SigningKey:
+        signing_key = self._keys.get(key)
+        if signing_key is None:
+            signing_key = self._keys[key] = load_signing_key(AssertionOptions(private_key=key, alg="ES256"))
+            if len(self._keys) > MAX_KEYS:
+                self._keys.popitem(last=False)
+        return signing_key
+
+    def learn(self, url: str, nonce: str | None) -> bool:
         """
         Remember the nonce that an answer brings.
 
-        Returns:
-            Whether there was a new one, so that a request that was refused for want of it may be sent again.
+        Args:
+            url: The URL of the request.
+            nonce: The value of the answer's ``DPoP-Nonce``; None if there is none.
 
-        Source: RFC 9449 section 8.
+        Returns:
+            Whether there was a nonce, so that a request that was refused for want of one may be sent again, once. It
+            may be known already: an answer to another request has brought it since.
+
+        Source: RFC 9449 sections 8 and 9.
         """
-        nonce = headers.get("DPoP-Nonce")
-        if nonce is None or not nonce.isprintable() or not 0 < len(nonce) <= MAX_NONCE_CHARACTERS:
+        if nonce is None or _NONCE.fullmatch(nonce) is None:
             return False
         origin = _origin(url)
-        known = self._nonces.pop(origin, None)
+        self._nonces.pop(origin, None)
         self._nonces[origin] = nonce
         if len(self._nonces) > MAX_NONCES:
             del self._nonces[next(iter(self._nonces))]
-        return nonce != known
+        return True
 
 
 def _origin(url: str) -> str:

@@ -8,13 +8,14 @@ from broker.core.audience import Audience
 from broker.core.client_auth import AssertionOptions
 from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome
 from broker.core.provider import Dialect
+from broker.core.secret import RefreshToken
 from broker.core.standing import GrantType, StandingGrantOptions
 from broker.core.token_response import ResponseRules
 from broker.errors import ProviderError
 from broker.services.clock import Clock, Randomness
 from broker.services.signing import SigningKey, load_signing_key
 from broker.services.token_endpoint import not_sent, spared
-from broker.services.token_requests import TokenRequests, targets
+from broker.services.token_requests import TokenRequests, bound, targets
 
 JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 
@@ -37,22 +38,26 @@ class FirstTokens:
         self._assertion = self._options.user_assertion or self._options.client_assertion or AssertionOptions()
         self._key: SigningKey | None = load_signing_key(self._assertion) if self._assertion.has_key else None
 
-    async def standing(self, grant: StandingGrantOptions, audience: Audience) -> TokenOutcome:
+    async def standing(
+        self, grant: StandingGrantOptions, audience: Audience, dpop_key: RefreshToken | None = None
+    ) -> TokenOutcome:
         """
         Ask for the tokens of a standing grant, for *audience* where it says more than the grant.
+
+        With *dpop_key* only tokens that are bound to that key are taken (RFC 9449).
 
         A failure is never about a refresh token: none was presented, and whatever it is, only the operator can mend it.
         """
         match grant.type:
             case GrantType.CLIENT_CREDENTIALS:
-                outcome = await self._ask("client_credentials", grant, audience, {})
+                outcome = await self._ask("client_credentials", grant, audience, {}, dpop_key)
             case GrantType.PASSWORD:
                 assert grant.username is not None
                 assert grant.password is not None  # StandingGrantOptions demands both
                 own = {"username": grant.username, "password": grant.password.reveal()}
-                outcome = await self._ask("password", grant, audience, own)
+                outcome = await self._ask("password", grant, audience, own, dpop_key)
             case GrantType.JWT_BEARER:
-                outcome = await self._by_assertion(grant, audience)
+                outcome = await self._by_assertion(grant, audience, dpop_key)
             case GrantType.IMPORTED:
                 return TokenFailure(kind=FailureKind.OPERATOR, detail="an imported grant must be handed over anew")
             case _:
@@ -76,13 +81,22 @@ class FirstTokens:
         return await self._requests.ask(None, parameters, url=url, dialect=Dialect.JSON, rules=rules)
 
     async def _ask(
-        self, grant_type: str, grant: StandingGrantOptions, audience: Audience, own: Mapping[str, str]
+        self,
+        grant_type: str,
+        grant: StandingGrantOptions,
+        audience: Audience,
+        own: Mapping[str, str],
+        dpop_key: RefreshToken | None,
     ) -> TokenOutcome:
         wanted = {"scope": grant.scope, "resource": grant.resource, "audience": grant.audience}
         asked = {name: value for name, value in wanted.items() if value is not None}
-        return await self._requests.ask(grant_type, {**grant.parameters, **asked, **targets(audience), **own})
+        parameters = {**grant.parameters, **asked, **targets(audience), **own}
+        outcome = await self._requests.ask(grant_type, parameters, dpop_key=dpop_key)
+        return bound(outcome) if dpop_key is not None else outcome
 
-    async def _by_assertion(self, grant: StandingGrantOptions, audience: Audience) -> TokenOutcome:
+    async def _by_assertion(
+        self, grant: StandingGrantOptions, audience: Audience, dpop_key: RefreshToken | None
+    ) -> TokenOutcome:
         """Ask by an assertion about the user, signed here (RFC 7523 sections 2.1 and 3), with a ``jti`` of its own."""
         if self._key is None:
             return TokenFailure(kind=FailureKind.OPERATOR, detail="user_assertion: there is no key to sign with")
@@ -101,4 +115,4 @@ class FirstTokens:
             "jti": self._randomness.token_bytes(16).hex(),
             **assertion.claims,
         }
-        return await self._ask(JWT_BEARER, grant, audience, {"assertion": self._key.sign(claims)})
+        return await self._ask(JWT_BEARER, grant, audience, {"assertion": self._key.sign(claims)}, dpop_key)

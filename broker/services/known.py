@@ -166,11 +166,17 @@ class KnownGrants:
             self.counts[oldest.provider, oldest.state] -= 1
 
 
+def token_of(grant: Grant, held: HeldToken) -> Token:
+    """Return what a caller gets of a token that *grant* holds."""
+    dpop_key = grant.dpop_key if held.token_type == "DPoP" else None
+    return Token(held.access_token, held.token_type, held.generation, held.expires_at, dpop_key)
+
+
 def _known_token(grant: Grant, key: str, held: HeldToken, options: ProviderOptions) -> KnownToken:
     failure = grant.failures.get(key)
     due_at = due_from(held, options)
     return KnownToken(
-        Token(held.access_token, held.token_type, held.generation, held.expires_at),
+        token_of(grant, held),
         held.issued_at,
         # While a grant backs off, there is no use in looking whether it may be refreshed.
         due_at if failure is None else max(due_at, failure.retry_at),

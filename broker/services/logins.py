@@ -280,6 +280,7 @@ class Logins:
             access_token=tokens.access_token,
             nonce=transaction.nonce,
             parameters=transaction.parameters,
+            dpop_key=dpop_key,
         )
         times = self._sessions.times_of_login()
         grant = await self._tokens.adopt(

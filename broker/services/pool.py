@@ -259,6 +259,8 @@ class UpstreamPool:
 
     async def _restart(self, exchange: Exchange) -> None:
         exchange.channel = None
+        if exchange.recompose is not None:
+            exchange.head = exchange.recompose()
         try:
             await self.start(exchange)
         except UpstreamError as error:

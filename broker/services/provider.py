@@ -16,7 +16,7 @@ from broker.errors import BadRequest, LoginFailed, ProviderError
 from broker.services.authorization import Authorization, AuthorizationRequest, with_query
 from broker.services.clock import Clock, Randomness
 from broker.services.device_flow import DeviceFlow
-from broker.services.dpop import new_dpop_key
+from broker.services.dpop import Proofs, new_dpop_key
 from broker.services.first_tokens import FirstTokens
 from broker.services.id_tokens import IdTokens, Login
 from broker.services.jwks import Jwks
@@ -83,9 +83,10 @@ class AuthorizationServer:
         self._metadata = Metadata(options, outbound=outbound, clock=clock)
         self._jwks = Jwks(self._metadata, outbound=outbound, clock=clock)
         self._id_tokens = IdTokens(options, metadata=self._metadata, jwks=self._jwks, clock=clock)
-        self._userinfo = Userinfo(options, metadata=self._metadata, outbound=outbound)
+        proofs = Proofs(clock, randomness)
+        self._userinfo = Userinfo(options, metadata=self._metadata, outbound=outbound, proofs=proofs)
         self._tokens = TokenRequests(
-            name, options, metadata=self._metadata, outbound=outbound, clock=clock, randomness=randomness
+            name, options, metadata=self._metadata, outbound=outbound, clock=clock, randomness=randomness, proofs=proofs
         )
         self._authorization = Authorization(
             options, metadata=self._metadata, requests=self._tokens, clock=clock, randomness=randomness
@@ -159,9 +160,11 @@ class AuthorizationServer:
         """Exchange an access token for one of another audience (RFC 8693)."""
         return await self._tokens.exchange_token(subject_token, audience, dpop_key=dpop_key)
 
-    async def first_tokens(self, grant: StandingGrantOptions, audience: Audience) -> TokenOutcome:
+    async def first_tokens(
+        self, grant: StandingGrantOptions, audience: Audience, *, dpop_key: RefreshToken | None = None
+    ) -> TokenOutcome:
         """Ask for the tokens of a standing grant (RFC 6749 sections 4.3 and 4.4, RFC 7523 section 2.1)."""
-        return await self._first_tokens.standing(grant, audience)
+        return await self._first_tokens.standing(grant, audience, dpop_key)
 
     async def authenticate_session(self, session_id: str, audience: Audience) -> TokenOutcome:
         """Exchange the provider's own session for tokens (Mosaic), when the refresh chain has ended."""
@@ -174,6 +177,7 @@ class AuthorizationServer:
         access_token: AccessToken,
         nonce: str,
         parameters: Mapping[str, str],
+        dpop_key: RefreshToken | None = None,
     ) -> Identity:
         """
         Check who logged in.
@@ -183,6 +187,7 @@ class AuthorizationServer:
             access_token: For userinfo, and for the id token's ``at_hash``.
             nonce: The login's nonce.
             parameters: What was asked for; ``max_age`` and ``acr_values`` are checked against the answer.
+            dpop_key: What the access token is bound to, if it is.
 
         Raises:
             LoginFailed: If any check fails.
@@ -195,7 +200,7 @@ class AuthorizationServer:
         elif "openid" in self.options.scope.split():
             raise LoginFailed("the id token is missing, although the scope asks for openid")
         if id_token is None or self.options.userinfo:
-            said = await self._userinfo.fetch(access_token)
+            said = await self._userinfo.fetch(access_token, dpop_key)
             if claims and said.get("sub") != claims["sub"]:
                 raise LoginFailed("userinfo speaks of another subject")  # OpenID Connect Core section 5.3.2
             claims = {**said, **claims}

@@ -59,7 +59,10 @@ class StandingGrants:
             keyring: Makes their ids.
             clock: Time.
         """
-        self.ids = {name: _grant_id(keyring, name, options) for name, options in grants.items()}
+        self.ids = {
+            name: _grant_id(keyring, name, options, bound=servers[options.provider].options.dpop)
+            for name, options in grants.items()
+        }
         self._grants = {self.ids[name]: _Standing(name, options) for name, options in grants.items()}
         self._servers = servers
         self._vault = vault
@@ -93,6 +96,7 @@ class StandingGrants:
             refresh_token=None,
             refreshed_at=now,
             chain_started_at=now,
+            dpop_key=self._servers[standing.options.provider].new_dpop_key(),
         )
 
     async def acquire(self, grant: Grant, audience: Audience) -> TokenOutcome:
@@ -100,13 +104,14 @@ class StandingGrants:
         server = self._servers[grant.provider]
         standing = self._grants.get(grant.id)
         if standing is not None:
-            return await server.first_tokens(standing.options, audience)
+            return await server.first_tokens(standing.options, audience, dpop_key=grant.dpop_key)
         if grant.session_id is not None:
             return await server.authenticate_session(grant.session_id, audience)
         return TokenFailure(kind=FailureKind.OPERATOR, detail="the grant isn't configured any more")
 
 
-def _grant_id(keyring: Keyring, name: str, options: StandingGrantOptions) -> str:
-    """A grant of another provider, user or scope is another grant."""
+def _grant_id(keyring: Keyring, name: str, options: StandingGrantOptions, *, bound: bool) -> str:
+    """A grant of another provider, user or scope is another grant, and so is one that is bound to a key."""
     described = [name, options.provider, options.type, options.subject, options.scope, options.username]
+    described += ["dpop"] if bound else []
     return keyring.lookup_keys("standing-grant", json.dumps(described))[-1].rpartition(":")[2][:32]

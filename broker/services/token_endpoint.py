@@ -10,13 +10,13 @@ from urllib.parse import urlencode
 from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome
 from broker.core.provider import Dialect
 from broker.core.retry_after import retry_after_seconds
+from broker.core.secret import RefreshToken
 from broker.core.token_response import ResponseRules, read_token_response
 from broker.errors import ProviderError, ProviderProtocolError
 from broker.services.client_auth import ClientAuthentication, Credentials
 from broker.services.clock import Clock
 from broker.services.dpop import Proofs
 from broker.services.outbound import Answer, Exchange, NoAnswer, NotSent, Outbound
-from broker.services.signing import SigningKey
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class TokenEndpoint:
         client: ClientAuthentication,
         dialect: Dialect = Dialect.FORM,
         rules: ResponseRules | None = None,
-        dpop_key: SigningKey | None = None,
+        dpop_key: RefreshToken | None = None,
     ) -> TokenOutcome:
         """
         Ask for tokens, once.
@@ -66,9 +66,8 @@ class TokenEndpoint:
             requested_at = self._clock.now()
             exchange = await self.post(url, parameters, credentials=credentials, dialect=dialect)
             outcome = self._read(exchange, requested_at, rules)
-            learned = (
-                isinstance(exchange, Answer) and dpop_key is not None and self._proofs.learn(url, exchange.headers)
-            )
+            given = exchange.headers.get("DPoP-Nonce") if isinstance(exchange, Answer) else None
+            learned = dpop_key is not None and self._proofs.learn(url, given)
             if learned and not nonced and isinstance(outcome, TokenFailure) and outcome.error == "use_dpop_nonce":
                 nonced = True
             elif not renewed and _client_refused(outcome) and client.renew(credentials):

@@ -17,7 +17,7 @@ from broker.services.client_auth import ClientAuthentication
 from broker.services.client_proof import ClientProof
 from broker.services.client_token import ClientToken
 from broker.services.clock import Clock, Randomness
-from broker.services.dpop import Proofs, load_dpop_key
+from broker.services.dpop import Proofs
 from broker.services.metadata import Metadata
 from broker.services.outbound import Answer, Outbound
 from broker.services.token_endpoint import TokenEndpoint, not_sent, spared
@@ -43,6 +43,7 @@ class TokenRequests:
         outbound: Outbound,
         clock: Clock,
         randomness: Randomness,
+        proofs: Proofs,
     ) -> None:
         """
         Raises:
@@ -57,7 +58,7 @@ class TokenRequests:
             outbound=outbound,
             clock=clock,
             rules=ResponseRules.of(options),
-            proofs=Proofs(clock, randomness),
+            proofs=proofs,
             timeout_seconds=options.token_endpoint_timeout_seconds,
         )
         self._client_token: ClientToken | None = None
@@ -80,10 +81,7 @@ class TokenRequests:
             {"code": code.reveal(), "code_verifier": code_verifier.reveal(), "redirect_uri": redirect_uri},
             dpop_key=dpop_key,
         )
-        if dpop_key is not None and isinstance(outcome, TokenSet) and outcome.token_type != "DPoP":
-            # RFC 9449 section 5: whoever asked for a bound token must not take a bearer token for one.
-            return TokenFailure(kind=FailureKind.OPERATOR, detail="dpop: the server gave a bearer token")
-        return outcome
+        return bound(outcome) if dpop_key is not None else outcome
 
     async def refresh(self, grant: Grant, audience: Audience) -> TokenOutcome:
         """Present the grant's refresh token once (RFC 6749 section 6)."""
@@ -157,7 +155,7 @@ class TokenRequests:
             client=self._client,
             dialect=dialect or self._options.dialect,
             rules=rules,
-            dpop_key=None if dpop_key is None else load_dpop_key(dpop_key),
+            dpop_key=dpop_key,
         )
         return self._observed(outcome, grant_type)
 
@@ -233,6 +231,13 @@ class TokenRequests:
             return self._observed(outcome, "client_credentials")
 
         return ClientToken(fetch, clock=self._clock, renew_before_expiry_seconds=options.renew_before_expiry_seconds)
+
+
+def bound(outcome: TokenOutcome) -> TokenOutcome:
+    """Return *outcome*, if its token is bound to a key: whoever asked for that must not take a bearer token for it."""
+    if isinstance(outcome, TokenSet) and outcome.token_type != "DPoP":  # RFC 9449 section 5
+        return TokenFailure(kind=FailureKind.OPERATOR, detail="dpop: the server gave a bearer token")
+    return outcome
 
 
 def targets(audience: Audience) -> dict[str, str]:

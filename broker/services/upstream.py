@@ -5,6 +5,7 @@ An :class:`Exchange` is one request and its answer. The answer is *pushed* into 
 the event loop, without a task or a queue in between: a relay that only passes bytes on needs neither.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 from broker.core.response_head import ResponseHead, ResponseRules
@@ -81,6 +82,7 @@ class Exchange:
         complete: Whether the whole request is written.
         upgrade: The protocol that was asked for; empty if none.
         replayable: Whether it may be sent once more on another connection, if the first dies before it answers.
+        recompose: Makes the head anew for that; None if the same head may be sent twice.
         ended: Whether the receiver was told the end, or the exchange was aborted.
     """
 
@@ -90,6 +92,7 @@ class Exchange:
     upgrade = b""
     ended = False
     channel: Channel | None = None
+    recompose: Callable[[], bytes] | None = None
 
     def __init__(
         self, method: str, head: bytes, receiver: Receiver, answers: ResponseRules, timeouts: TimeoutOptions

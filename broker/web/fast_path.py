@@ -123,7 +123,7 @@ class FastConnection(CallerConnection):
             head, block, lane = call.head, call.head.block, call.lane
             if block.content_length is not None or block.chunked or head.upgrade or lane.route.scrub:
                 return False
-            if not gate.admit_at_once(call):
+            if not gate.admit_at_once(call) or call.is_bound:
                 return False
             gate.limit(call)
             call.request_id = proxy.request_id(call, self._peer)

@@ -25,7 +25,7 @@ from broker.core.forward_auth import (
 from broker.core.forwarded import TrustedProxies
 from broker.core.headers import canonical
 from broker.core.routing import Route
-from broker.errors import BadRequest, BrokerError, CallerError, Forbidden
+from broker.errors import BadRequest, BrokerError, CallerError, Forbidden, OperatorError
 from broker.services import metrics
 from broker.web.connection import CallerConnection
 from broker.web.gate import Call, Gate
@@ -133,6 +133,9 @@ class ForwardAuth:
 
     def _allow(self, call: Call) -> web.Response:
         release = self._options.release_token and call.lane.route.release_token
+        if release and call.is_bound:
+            # A proof is for one request, with a nonce of the upstream's, whose answers only the gateway sees.
+            raise OperatorError("release_token: a token that is bound to a key (dpop) can't be given to a gateway")
         lines = call.lane.made_here(call.head, token=call.token if release else None, session=call.session)
         headers: dict[str, str] = {}
         for line in lines:

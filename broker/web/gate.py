@@ -32,6 +32,7 @@ from broker.errors import (
     TooManyRequests,
 )
 from broker.services.callers import Shown
+from broker.services.dpop import Proofs
 from broker.services.sessions import LiveSession
 from broker.services.upstream import Upstream
 from broker.web.lanes import Lane
@@ -95,6 +96,11 @@ class Call:
         """Whether a 401 of the upstream may be answered with a newer token."""
         return self.token is not None and self.lane.may_retry(self.head)
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether the token is bound to a key, so that the request needs a proof (RFC 9449)."""
+        return self.token is not None and self.token.dpop_key is not None
+
     def compose(self) -> bytes:
         """Return the head of the request to the upstream. Raises ``ProviderError`` if the token can't be sent."""
         return self.lane.compose(
@@ -127,6 +133,7 @@ class Gate:
         standing_grants: Mapping[str, str],
         base_path: str,
         monotonic: Callable[[], float],
+        proofs: Proofs,
         callers: CallerSource | None = None,
         providers: Collection[str] = (),
     ) -> None:
@@ -141,6 +148,7 @@ class Gate:
             standing_grants: The ids of standing grants by their configured names.
             base_path: The path of the broker's own endpoints, which no reading of a forwarded path may name.
             monotonic: The clock of rate limits.
+            proofs: Makes proofs for tokens that are bound to a key.
             callers: Finds the grants of callers without a browser; None if there are none.
             providers: The names of the providers at which a user can log in.
         """
@@ -155,7 +163,7 @@ class Gate:
         self._callers = callers
         self._providers = providers
         self.lanes = tuple(
-            Lane(route, upstream_of(route), public_url=public_url, cookies=cookies, monotonic=monotonic)
+            Lane(route, upstream_of(route), public_url=public_url, cookies=cookies, monotonic=monotonic, proofs=proofs)
             for route in routes
         )
         self._table = RouteTable(zip(routes, self.lanes, strict=True), reserved=(base_path,))

@@ -11,7 +11,9 @@ from broker.core.outcome import Token
 from broker.core.request_head import RequestHead
 from broker.core.response_head import ResponseRules
 from broker.core.routing import CacheControl, RetryOn401, Route, TokenKind
+from broker.core.secret import RefreshToken
 from broker.errors import ProviderError
+from broker.services.dpop import Proofs
 from broker.services.limits import TokenBuckets
 from broker.services.route_stats import RouteStats
 from broker.services.session_cache import LiveSession
@@ -43,6 +45,7 @@ class Lane:
         public_url: str,
         cookies: CookieNames,
         monotonic: Callable[[], float],
+        proofs: Proofs,
     ) -> None:
         """
         Args:
@@ -51,6 +54,7 @@ class Lane:
             public_url: The origin under which browsers reach the broker.
             cookies: What the broker calls its cookies.
             monotonic: The clock of rate limits.
+            proofs: Makes proofs for tokens that are bound to a key, and remembers the upstream's nonces.
         """
         self.route = route
         self.upstream = upstream
@@ -61,6 +65,9 @@ class Lane:
         self.audience: Audience = route.audience
         self._cut, self._prefix = _rewriting(route)
         self._upstream_host = b"" if route.upstream_options.preserve_host else upstream.authority
+        self._external_url = route.external_url or ""
+        self._scheme = "https" if route.upstream_options.addresses[0].tls else "http"
+        self._proofs = proofs
         self._own_authority = urlsplit(public_url).netloc.encode()
         self._removed = frozenset(canonical(name.encode()) for name in route.headers.remove)
         self._constant, self._templates = _assignments(route.headers.assign)
@@ -131,6 +138,8 @@ class Lane:
             pieces.append(self._claims(session))
         if token is not None:
             pieces.append(self._authorization(token))
+            if token.dpop_key is not None:
+                pieces.append(b"DPoP: %b\r\n" % self._proof(head, token, token.dpop_key).encode())
         if block.chunked:
             pieces.append(b"Transfer-Encoding: chunked\r\n")
         elif block.content_length is not None:
@@ -155,6 +164,21 @@ class Lane:
             made += self._authorization(token)
         cookies = [line for line in head.block.lines if line.startswith(b"Cookie: ")]
         return [*cookies, *made.split(b"\r\n")[:-1]]
+
+    def learn_nonce(self, head: RequestHead, nonce: bytes) -> bool:
+        """Remember the nonce that the upstream's answer to a request brings. Returns whether it is one."""
+        return self._proofs.learn(self._target_uri(head), nonce.decode("latin-1"))
+
+    def _proof(self, head: RequestHead, token: Token, key: RefreshToken) -> str:
+        return self._proofs.proof(key, method=head.method, url=self._target_uri(head), access_token=token.access_token)
+
+    def _target_uri(self, head: RequestHead) -> str:
+        """The request's target URI without its query, as the upstream reads it (RFC 9449 section 4.2, ``htu``)."""
+        base = self._external_url
+        if not base:
+            authority = self._upstream_host or head.block.authority or self._own_authority
+            base = f"{self._scheme}://{authority.decode()}"
+        return base + self._path(head.target.path).decode()
 
     def _path(self, path: bytes) -> bytes:
         if self._cut is None:

@@ -3,7 +3,8 @@ The proxy: a request that the gate lets through goes up, and what comes back goe
 
 An upstream's 401 is held back, as long as the request can be sent again, while the token broker is asked for a newer
 token; with one the request goes up once more, and without one the 401 goes down. A 401 that asks for a stronger login
-(RFC 9470) is no matter of tokens: the caller is told how to log in.
+(RFC 9470) is no matter of tokens: the caller is told how to log in. Nor is one that refuses the proof of possession
+(RFC 9449): if it brings a nonce, the request goes up once more with that.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from broker.core.routing import Route
 from broker.errors import BadRequest, CallerError, PayloadTooLarge, StepUpRequired
 from broker.services import metrics
 from broker.services.clock import Clock, Randomness, SystemClock, SystemRandomness
+from broker.services.dpop import Proofs
 from broker.services.logs import REQUEST_ID
 from broker.services.pool import UpstreamPools
 from broker.services.tasks import Tasks
@@ -32,6 +34,7 @@ from broker.web.body import RequestBody
 from broker.web.connection import CallerConnection
 from broker.web.gate import Call, CallerSource, Gate, SessionSource, TokenSource
 from broker.web.middleware import request_names
+from broker.web.proven_relay import ProvenRelay
 from broker.web.relay import Relay, RelayedResponse, Watched
 from broker.web.scrub import Scrubber
 from broker.web.streams import Streams, Subscription
@@ -48,6 +51,11 @@ class _Transit:
     call: Call
     connection: CallerConnection
     body: RequestBody | None = None
+
+    @property
+    def may_send_again(self) -> bool:
+        """Whether it can be sent a second time, after a 401."""
+        return self.call.may_retry and (self.body is None or self.body.is_replayable)
 
 
 class Proxy:
@@ -95,9 +103,9 @@ class Proxy:
             events: Tells of sessions and grants that end, so that their streams end too.
             access_log: Takes one line of JSON for each request of the fast path; the others are the middleware's.
             clock: Time.
-            randomness: For the names of requests.
+            randomness: For the names of requests, and for proofs.
         """
-        clock = clock or SystemClock()
+        clock, randomness = clock or SystemClock(), randomness or SystemRandomness()
         self.base_path = base_path
         self.gate = Gate(
             routes=routes,
@@ -110,6 +118,7 @@ class Proxy:
             callers=callers,
             base_path=base_path,
             monotonic=clock.monotonic,
+            proofs=Proofs(clock, randomness),
             providers=allowed_parameters or {},
         )
         self._allowed_parameters = allowed_parameters or {}
@@ -117,7 +126,7 @@ class Proxy:
         self._clock = clock
         self._limits = limits or LimitOptions()
         self.streams = Streams(load=partial(sessions.load, used=False), clock=clock, events=events)
-        self._new_request_id = request_names(randomness or SystemRandomness())
+        self._new_request_id = request_names(randomness)
         self._tasks = Tasks()
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(FLUSH_SECONDS, self._flush)
@@ -222,10 +231,12 @@ class Proxy:
     async def _conclude(self, transit: _Transit, relay: Relay) -> Relay:
         """Make the best of a first attempt."""
         call = transit.call
-        if relay.status == 401 and call.token is not None:
+        if relay.proof_refused:
+            self._note_refused_proof(call)
+        elif relay.status == 401 and call.token is not None:
             # It's too large to be held, but the next request shall have a newer token.
             self._tasks.launch(self._renew(call), name="proxy:renew")
-        if relay.rejected and read_step_up(relay.challenges) is None:
+        if relay.rejected and not relay.proof_refused and read_step_up(relay.challenges) is None:
             relay = await self._retry(transit, relay)
         if relay.rejected:
             self._pass_on(call, relay)
@@ -235,7 +246,7 @@ class Proxy:
         """Send the request again with a newer token. Without one, what is returned is the first answer."""
         call = transit.call
         assert call.token is not None
-        if not call.may_retry or (transit.body is not None and not transit.body.is_replayable):
+        if not transit.may_send_again:
             # It can't be sent again, but the next request shall have a newer token.
             self._tasks.launch(self._renew(call), name="proxy:renew")
         else:
@@ -246,6 +257,11 @@ class Proxy:
                 call.token = newer
                 return await self._attempt(transit, hold_401=True)
         return rejected
+
+    def _note_refused_proof(self, call: Call) -> None:
+        """Neither the caller nor a newer token mends that: the clock, the proof's URL, or a body that wasn't kept."""
+        metrics.UPSTREAM_401_RETRY.labels("proof_refused").inc()
+        log.warning("proof_refused", extra={"route": call.lane.route.name, "look_at": "routes[].external_url"})
 
     def _pass_on(self, call: Call, rejected: Relay) -> None:
         """Let a 401 go down. If a stronger login helps, the caller learns how to ask for it (RFC 9470)."""
@@ -273,14 +289,27 @@ class Proxy:
         return result
 
     async def _attempt(self, transit: _Transit, *, hold_401: bool) -> Relay:
-        """Send the request, and relay its answer. Faults before the answer are in the relay's ``error``."""
+        """
+        Send the request, and relay its answer; once more, if all that it lacked was the upstream's nonce.
+
+        Faults before the answer are in the relay's ``error``.
+        """
+        relay = await self._send(transit, hold_401=hold_401)
+        if relay.rejected and relay.proof_refused and relay.nonce_given and transit.may_send_again:
+            metrics.UPSTREAM_401_RETRY.labels("nonce").inc()
+            relay = await self._send(transit, hold_401=hold_401)
+        return relay
+
+    async def _send(self, transit: _Transit, *, hold_401: bool) -> Relay:
         call, body = transit.call, transit.body
-        relay = Relay(transit.connection, call.head, hold_401=hold_401, watched=self.watched(call))
+        relay = self._relay(transit, hold_401=hold_401)
         scrubber = self._scrubber(call, relay)
         exchange = Exchange(
             call.head.method, call.compose(), scrubber or relay, call.lane.answers, call.lane.route.timeout
         )
         exchange.upgrade = call.head.upgrade
+        if call.is_bound:
+            exchange.recompose = call.compose  # a proof is good for one request (RFC 9449 section 11.1)
         if body is not None:
             exchange.expect_body(chunked=call.head.block.chunked)
         relay.exchange = exchange
@@ -295,14 +324,22 @@ class Proxy:
             relay.leave()
         return relay
 
+    def _relay(self, transit: _Transit, *, hold_401: bool) -> Relay:
+        call = transit.call
+        watched = self.watched(call)
+        if not call.is_bound:
+            return Relay(transit.connection, call.head, hold_401=hold_401, watched=watched)
+        learn_nonce = partial(call.lane.learn_nonce, call.head)
+        return ProvenRelay(transit.connection, call.head, learn_nonce=learn_nonce, hold_401=hold_401, watched=watched)
+
     async def _send_body(
         self, connection: CallerConnection, body: RequestBody, exchange: Exchange, relay: Relay
     ) -> None:
         if body.is_here:
-            await _send(body, exchange, relay)
+            await _send_all(body, exchange, relay)
             return
         connection.receive(body)
-        sending = self._tasks.spawn(_send(body, exchange, relay), name="proxy:body")
+        sending = self._tasks.spawn(_send_all(body, exchange, relay), name="proxy:body")
         try:
             await relay.wait()
             if relay.rejected and body.is_replayable:
@@ -324,7 +361,7 @@ class Proxy:
         return Scrubber(relay, call.token.access_token.reveal().encode())
 
 
-async def _send(body: RequestBody, exchange: Exchange, relay: Relay) -> None:
+async def _send_all(body: RequestBody, exchange: Exchange, relay: Relay) -> None:
     error = await body.send(exchange)
     if error is not None:
         relay.refuse(error)

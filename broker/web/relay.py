@@ -43,6 +43,8 @@ class Relay:
         status: The answer's status; 0 before it is known.
         started: Whether a byte of the answer is written.
         rejected: Whether a 401 came and is held back.
+        proof_refused: Whether a 401 is about the request's proof of possession, and not about its token.
+        nonce_given: Whether the answer brings a nonce for the next proof.
         error: Why there is no answer, or no end of it.
         keep_alive: Whether the caller's connection can be used again.
         ended: Whether nothing more comes.
@@ -54,6 +56,8 @@ class Relay:
     status = 0
     started = False
     rejected = False
+    proof_refused = False
+    nonce_given = False
     error: BrokerError | None = None
     ended = False
     sent_bytes = 0
@@ -98,8 +102,7 @@ class Relay:
     @property
     def challenges(self) -> list[str]:
         """The values of ``WWW-Authenticate`` in the 401 that is held back."""
-        passed = b"" if self._held is None else self._held.passed
-        return [value.decode("latin-1") for value in _CHALLENGE.findall(passed)]
+        return [] if self._held is None else challenges_of(self._held)
 
     def release(self) -> None:
         """Write the 401 that was held back: no newer token is to be had."""
@@ -268,6 +271,11 @@ class Relay:
         if self._done is not None:
             done, self._done = self._done, None
             done()
+
+
+def challenges_of(head: ResponseHead) -> list[str]:
+    """Return the values of ``WWW-Authenticate`` that pass to the caller."""
+    return [value.decode("latin-1") for value in _CHALLENGE.findall(head.passed)]
 
 
 class TunnelReader:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from broker.core.challenge import StepUp, challenges, read_step_up
+from broker.core.challenge import StepUp, challenges, read_step_up, refuses_proof
 
 ERROR = 'error="insufficient_user_authentication"'
 
@@ -50,3 +50,19 @@ def test_challenges_are_read(value: str, expected: list[object]) -> None:
 def test_a_step_up_is_read(values: list[str], expected: dict[str, str] | None) -> None:
     """Only a token's challenge with that error asks for a login; nonsense in it is left out."""
     assert (None if expected is None else StepUp(expected)) == read_step_up(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (['DPoP error="use_dpop_nonce", error_description="n"'], True),  # RFC 9449 section 9
+        (['Bearer, dpop algs="ES256", error=invalid_dpop_proof'], True),
+        (['DPoP error="invalid_token"'], False),
+        (['Bearer error="use_dpop_nonce"'], False),
+        (['DPoP error="use_dpop_nonce'], False),
+        ([], False),
+    ],
+)
+def test_a_refused_proof_is_told_from_a_refused_token(values: list[str], expected: bool) -> None:
+    """RFC 9449 sections 7.1 and 9: only a challenge of scheme DPoP speaks of proofs."""
+    assert expected is refuses_proof(values)

@@ -168,3 +168,11 @@ def test_memory_is_bounded() -> None:
 
     assert MAX_REMEMBERED >= len(rules._remembered)
     assert MAX_REMEMBERED >= len(rules._names)
+
+
+def test_the_nonce_of_proofs_is_the_brokers_own() -> None:
+    """DPoP-Nonce is read and doesn't pass, on any route; two of them are none (RFC 9449 section 8.2)."""
+    raw = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\ndpop-nonce: n-1"
+    for rules in (ResponseRules(), token_route()):
+        assert (b"n-1", False) == (rules.read(raw, "GET").dpop_nonce, b"n-1" in rules.read(raw, "GET").passed)
+        assert b"" == rules.read(raw + b"\r\nDPoP-Nonce: n-2", "GET").dpop_nonce

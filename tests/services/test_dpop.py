@@ -8,9 +8,9 @@ import pytest
 from joserfc.jwk import ECKey
 
 from broker.core.compact_jws import read_compact
-from broker.core.secret import AccessToken
+from broker.core.secret import AccessToken, RefreshToken
 from broker.services.clock import SystemRandomness
-from broker.services.dpop import MAX_NONCES, Proofs, load_dpop_key, new_dpop_key
+from broker.services.dpop import MAX_KEYS, MAX_NONCES, Proofs, new_dpop_key
 from broker.services.id_tokens import verify
 from tests.support.clock import ManualClock
 
@@ -25,7 +25,7 @@ def proofs() -> Proofs:
 
 def test_a_proof_is_for_one_request(proofs: Proofs) -> None:
     """RFC 9449 section 4.2: typ, jwk and a signature by it; jti, htm, htu without query, iat."""
-    key = load_dpop_key(new_dpop_key())
+    key = new_dpop_key()
 
     jws = read_compact(proofs.proof(key, method="POST", url=f"{URL}?a=b#c"))
     other = read_compact(proofs.proof(key, method="POST", url=URL))
@@ -41,7 +41,7 @@ def test_a_proof_is_for_one_request(proofs: Proofs) -> None:
 
 def test_a_proof_for_an_upstream_is_for_one_token(proofs: Proofs) -> None:
     """RFC 9449 section 7: ath is the hash of the access token that is sent along."""
-    key = load_dpop_key(new_dpop_key())
+    key = new_dpop_key()
 
     claims = read_compact(
         proofs.proof(key, method="GET", url="https://api.example/a", access_token=AccessToken("at"))
@@ -52,28 +52,37 @@ def test_a_proof_for_an_upstream_is_for_one_token(proofs: Proofs) -> None:
 
 def test_a_nonce_is_sent_to_the_server_that_gave_it(proofs: Proofs) -> None:
     """A nonce counts for its origin, until a newer one comes."""
-    key = load_dpop_key(new_dpop_key())
+    key = new_dpop_key()
 
-    assert proofs.learn(URL, {"DPoP-Nonce": "n-1"})
-    assert not proofs.learn("https://as.example/other", {"DPoP-Nonce": "n-1"})
+    assert proofs.learn(URL, "n-1")
+    assert proofs.learn("https://as.example/other", "n-1")
     assert "n-1" == read_compact(proofs.proof(key, method="POST", url=URL)).claims()["nonce"]
     assert "nonce" not in read_compact(proofs.proof(key, method="POST", url="https://b.example/")).claims()
-    assert proofs.learn(URL, {"DPoP-Nonce": "n-2"})
+    assert proofs.learn(URL, "n-2")
     assert "n-2" == read_compact(proofs.proof(key, method="POST", url=URL)).claims()["nonce"]
 
 
-@pytest.mark.parametrize("headers", [{}, {"DPoP-Nonce": ""}, {"DPoP-Nonce": "a\x00"}, {"DPoP-Nonce": "x" * 5000}])
-def test_a_senseless_nonce_is_none(proofs: Proofs, headers: dict[str, str]) -> None:
-    """A missing, empty, unprintable or huge nonce is no reason to try again."""
-    assert not proofs.learn(URL, headers)
+@pytest.mark.parametrize("nonce", [None, "", "a\x00", "ä", 'a"b', "a b", "x" * 5000])
+def test_a_senseless_nonce_is_none(proofs: Proofs, nonce: str | None) -> None:
+    """A missing, empty or huge nonce, or one of other characters than NQCHAR, is no reason to try again."""
+    assert not proofs.learn(URL, nonce)
 
 
 def test_nonces_are_bounded(proofs: Proofs) -> None:
     """Of many servers' nonces the oldest are forgotten."""
     for number in range(MAX_NONCES * 2):
-        proofs.learn(f"https://{number}.example/", {"DPoP-Nonce": "n"})
+        proofs.learn(f"https://{number}.example/", "n")
 
     assert MAX_NONCES == len(proofs._nonces)
+
+
+def test_keys_are_kept_ready_within_bounds(proofs: Proofs) -> None:
+    """A key that comes again isn't read again, and of many keys the oldest are forgotten."""
+    text = new_dpop_key().reveal()
+    for number in range(MAX_KEYS + 10):
+        proofs.proof(RefreshToken(text + " " * number), method="GET", url=URL)
+
+    assert MAX_KEYS == len(proofs._keys)
 
 
 def test_each_grant_has_a_key_of_its_own() -> None:

@@ -13,6 +13,7 @@ from broker.core.compact_jws import read_compact
 from broker.core.oauth import FailureKind, TokenFailure, TokenSet
 from broker.core.secret import Secret
 from broker.core.standing import GrantType, StandingGrantOptions
+from broker.services.dpop import new_dpop_key
 from broker.services.id_tokens import verify
 from tests.support.clock import ManualClock
 from tests.support.document_server import DocumentServer
@@ -50,6 +51,19 @@ async def test_client_credentials_name_scope_and_target(server: DocumentServer) 
     common = {"grant_type": "client_credentials", "client_id": "client-1", "tenant": "acme"}
     assert {**common, "scope": "read", "resource": "urn:r", "audience": "a"} == form(server)
     assert "urn:r2" == form(server, 1)["resource"]
+
+
+@pytest.mark.parametrize("token_type", ["DPoP", "Bearer"])
+async def test_a_standing_grant_is_bound_to_its_key(server: DocumentServer, token_type: str) -> None:
+    """With a key the request carries a proof by it, and a bearer token isn't taken (RFC 9449 section 5)."""
+    server.answers["/token"] = (200, {"access_token": "at", "token_type": token_type, "expires_in": 60})
+    key = new_dpop_key()
+    async with authorization_server(token_endpoint=f"{server.url}/token") as provider:
+        grant = standing(GrantType.CLIENT_CREDENTIALS)
+        outcome = await provider.first_tokens(grant, DEFAULT_AUDIENCE, dpop_key=key)
+
+    assert (TokenSet if token_type == "DPoP" else TokenFailure) is type(outcome)
+    assert json.loads(key.reveal())["x"] == read_compact(server.requests[0].headers["DPoP"]).header["jwk"]["x"]  # type: ignore[index]
 
 
 async def test_a_password_grant_with_a_client_assertion_is_two_factors(server: DocumentServer) -> None:

@@ -58,7 +58,13 @@ class ScriptedServer(AuthorizationServer):
         return self.answer
 
     async def identify(
-        self, *, id_token: IdToken | None, access_token: AccessToken, nonce: str, parameters: Mapping[str, str]
+        self,
+        *,
+        id_token: IdToken | None,
+        access_token: AccessToken,
+        nonce: str,
+        parameters: Mapping[str, str],
+        dpop_key: RefreshToken | None = None,
     ) -> Identity:
         if self.refusal is not None:
             raise self.refusal

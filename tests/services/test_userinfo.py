@@ -1,18 +1,24 @@
 """Userinfo, and what stands in for it."""
 
+import base64
+import hashlib
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from aiohttp import web
 
+from broker.core.compact_jws import read_compact
 from broker.core.provider import ProviderOptions
-from broker.core.secret import AccessToken
+from broker.core.secret import AccessToken, RefreshToken
 from broker.errors import LoginFailed, ProviderError
+from broker.services.clock import SystemRandomness
+from broker.services.dpop import Proofs, new_dpop_key
 from broker.services.metadata import Metadata
 from broker.services.outbound import Outbound
 from broker.services.userinfo import Userinfo
 from tests.support.clock import ManualClock
-from tests.support.document_server import DocumentServer
+from tests.support.document_server import DocumentServer, Request
 
 
 @pytest.fixture
@@ -21,14 +27,16 @@ async def server() -> AsyncIterator[DocumentServer]:
         yield server
 
 
-async def fetch(server: DocumentServer, **options: Any) -> dict[str, object]:
+async def fetch(server: DocumentServer, *, dpop_key: RefreshToken | None = None, **options: Any) -> dict[str, object]:
     provider = ProviderOptions(
         client_id="c", token_endpoint=f"{server.url}/t", userinfo_endpoint=f"{server.url}/me", **options
     )
     outbound = Outbound()
     try:
         metadata = Metadata(provider, outbound=outbound, clock=ManualClock())
-        return await Userinfo(provider, metadata=metadata, outbound=outbound).fetch(AccessToken("at"))
+        proofs = Proofs(ManualClock(), SystemRandomness())
+        userinfo = Userinfo(provider, metadata=metadata, outbound=outbound, proofs=proofs)
+        return await userinfo.fetch(AccessToken("at"), dpop_key)
     finally:
         await outbound.close()
 
@@ -96,3 +104,27 @@ async def test_a_server_that_is_gone_is_unavailable() -> None:
         pass
     with pytest.raises(ProviderError):
         await fetch(server)
+
+
+@pytest.mark.parametrize("content", [True, False])
+async def test_a_bound_token_is_shown_with_a_proof(server: DocumentServer, content: bool) -> None:
+    """RFC 9449 sections 7 and 9: the scheme DPoP, a proof for this token and URL, and once more with the nonce."""
+
+    async def me(request: Request) -> web.Response:
+        claims = read_compact(request.headers["DPoP"]).claims()
+        if content and claims.get("nonce") == "n-1":
+            return web.json_response({"sub": "alice"})
+        headers = {"DPoP-Nonce": "n-1", "WWW-Authenticate": 'DPoP error="use_dpop_nonce"'}
+        return web.Response(status=401, headers=headers)
+
+    server.answers["/me"] = me
+    if content:
+        assert {"sub": "alice"} == await fetch(server, dpop_key=new_dpop_key())
+    else:
+        with pytest.raises(LoginFailed):
+            await fetch(server, dpop_key=new_dpop_key())
+
+    assert ["DPoP at", "DPoP at"] == [request.headers["Authorization"] for request in server.requests]
+    claims = read_compact(server.requests[0].headers["DPoP"]).claims()
+    ath = base64.urlsafe_b64encode(hashlib.sha256(b"at").digest()).rstrip(b"=").decode()
+    assert ("GET", f"{server.url}/me", ath) == (claims["htm"], claims["htu"], claims["ath"])

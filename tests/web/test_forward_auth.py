@@ -15,10 +15,11 @@ from aiohttp import web
 
 from broker.core.forward_auth import ForwardAuthOptions, Gateway
 from broker.core.forwarded import TrustedProxies
-from broker.core.outcome import Cause, LoginNeeded, Unavailable
+from broker.core.outcome import Cause, LoginNeeded, Token, Unavailable
 from broker.core.routing import HeaderOptions, Navigation, RateLimitOptions, Route, TokenChoice, TokenKind
-from broker.core.secret import Secret
+from broker.core.secret import AccessToken, Secret
 from broker.services.clock import SystemClock, SystemRandomness
+from broker.services.dpop import new_dpop_key
 from broker.services.pool import UpstreamPools
 from broker.web.connections import ProxyRunner
 from broker.web.forward_auth import ForwardAuth
@@ -220,6 +221,17 @@ async def test_rt_09_only_routes_that_say_so_release_their_token(
 
     assert answer.status in {200, 202}
     assert released == bool(answer.fields(b"Authorization"))
+
+
+@pytest.mark.parametrize(("target", "status"), [("/api", 500), ("/kept", 202)])
+async def test_a_bound_token_is_not_released(target: str, status: int) -> None:
+    """A proof for the gateway's request can't be made here (RFC 9449): where the token is to go along, that is told."""
+    async with Asking() as broker:
+        key = new_dpop_key()
+        broker.tokens.known["grant-of-alice"] = [Token(AccessToken("at"), "DPoP", 1, 4e9, key)]
+        answer = await broker.ask(target, *CALL)
+
+    assert (status, []) == (answer.status, answer.fields(b"authorization"))
 
 
 async def test_without_the_main_switch_nothing_is_released() -> None:
