@@ -27,8 +27,14 @@ def rules(options: dict[str, Any]) -> ResponseRules:
         options = {**options, "empty_400": EmptyAnswer(options["empty_400"])}
     if "permanent_errors" in options:
         options = {**options, "permanent_errors": tuple(options["permanent_errors"])}
-    endpoints = {name: f"https://as.example/{name}" for name in ("token_endpoint", "revocation_endpoint")}
-    return ResponseRules.of(ProviderOptions(**endpoints, client_id="c", **options))
+    return ResponseRules.of(
+        ProviderOptions(
+            token_endpoint="https://as.example/token",
+            revocation_endpoint="https://as.example/revoke",
+            client_id="c",
+            **options,
+        )
+    )
 
 
 def revealed(value: object) -> object:
