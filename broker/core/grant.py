@@ -118,7 +118,8 @@ class Grant:
         subject: ``sub``, or what the configuration calls a standing grant's subject.
         origin: Who brought it.
         generation: Counts the token responses that were saved; the first is 1.
-        refresh_token: None if the authorization server gave none.
+        refresh_token: None if the authorization server gave none. A grant that has ended has one only until it is
+            revoked.
         refresh_expires_at: Unix seconds at which the refresh token ends; None if unknown.
         refreshed_at: Unix seconds of the last token response; idle limits count from it.
         tokens: The access tokens by :attr:`Audience.key`; "" is the grant's own.

@@ -41,10 +41,6 @@ OPERATOR_BACKOFF_SECONDS = 10.0
 LONGEST_OPERATOR_BACKOFF_SECONDS = 30.0
 ANSWER_SHARE = 1.5
 """An answer comes within this many deadlines of a token request, or never: its owner gives up by then."""
-SETTLE_SECONDS = 5.0
-"""An open intent is looked at again after this: its owner's lease has ended by then, if nobody renews it."""
-KEEP_ALIVE_SHARE = 0.5
-"""An unused refresh token is presented after this share of its life."""
 
 
 class State(StrEnum):
@@ -307,8 +303,10 @@ def succeed(grant: Grant, audience: Audience, answer: TokenSet) -> Grant:
     Return *grant* after a token response, one generation later.
 
     A response without ``refresh_token``, ``id_token``, ``scope`` or session keeps the former one (RFC 6749 section 6).
-    A token exchange spends no refresh token and settles no intent.
+    A token exchange spends no refresh token and settles no intent. What comes after the grant's end is only revoked.
     """
+    if grant.ended is not None:
+        return replace(grant, refresh_token=answer.refresh_token or grant.refresh_token)
     generation = grant.generation + 1
     held = HeldToken(
         access_token=answer.access_token,
@@ -385,67 +383,22 @@ def backoff_seconds(failure: TokenFailure, *, count: int, jitter: float) -> floa
     return max(rest, asked)
 
 
-def end(grant: Grant, reason: EndReason, *, now: float) -> Grant:
-    """Return *grant* ended, without its secrets. What is left remembers the end on every replica."""
+def end(grant: Grant, reason: EndReason, *, now: float, revoke: bool = False) -> Grant:
+    """
+    Return *grant* ended, without its secrets. What is left remembers the end on every replica.
+
+    Args:
+        grant: While it lived.
+        reason: Why it ends.
+        now: Unix seconds.
+        revoke: Whether its refresh token is to be revoked. It stays in the record until it is.
+    """
     return replace(
         grant,
-        refresh_token=None,
+        refresh_token=grant.refresh_token if revoke else None,
         tokens={},
         id_token=None,
         intent=None,
         failures={},
         ended=Ended(reason=reason, at=now),
     )
-
-
-def login_needed_at(grant: Grant, options: ProviderOptions) -> float | None:
-    """
-    Return the Unix seconds at which the user must log in again, as far as that is known.
-
-    The server bounds the chain of rotated refresh tokens (``max_rotation``); a refresh token whose end is known can be
-    rotated before it, so its end counts only where the chain's comes first.
-    """
-    if grant.ended is not None:
-        return grant.ended.at
-    if options.max_rotation_seconds is None:
-        return None
-    return grant.chain_started_at + options.max_rotation_seconds
-
-
-def keep_alive_at(grant: Grant, options: ProviderOptions, *, jitter: float) -> float | None:
-    """
-    Return the Unix seconds at which an unused grant is refreshed so that it doesn't end; None if it needs no help.
-
-    Args:
-        grant: The grant.
-        options: Of its provider.
-        jitter: Between 0 and 1: logins of one morning must not come due in one minute.
-    """
-    if grant.ended is not None or grant.refresh_token is None:
-        return None
-    limits = [options.idle_timeout_seconds]
-    if grant.refresh_expires_at is not None:
-        limits.append(grant.refresh_expires_at - grant.refreshed_at)
-    known = [limit for limit in limits if limit is not None and limit > 0]
-    if not known:
-        return None
-    due = grant.refreshed_at + min(known) * KEEP_ALIVE_SHARE * (0.8 + 0.2 * jitter)
-    ends = [grant.keep_until, login_needed_at(grant, options)]
-    return None if any(limit is not None and due >= limit for limit in ends) else due
-
-
-def due_at(grant: Grant, options: ProviderOptions, *, now: float, jitter: float) -> float | None:
-    """
-    Return the Unix seconds at which the keep-alive should look at a grant, unless it is used before; None for never.
-
-    Args:
-        grant: As it is written.
-        options: Of its provider.
-        now: Unix seconds.
-        jitter: Between 0 and 1.
-    """
-    rests = [failure.retry_at for failure in grant.failures.values()]
-    if grant.intent is not None:
-        return max(now + SETTLE_SECONDS, *rests) if rests else now + SETTLE_SECONDS
-    ages = keep_alive_at(grant, options, jitter=jitter)
-    return ages if ages is None or not rests else max(ages, *rests)

@@ -17,7 +17,8 @@ from broker.core.audience import Audience
 from broker.core.grant import EndReason, Grant
 from broker.core.oauth import TokenSet
 from broker.core.outcome import LoginNeeded, Token, TokenResult
-from broker.core.refresh import due_at, end, succeed
+from broker.core.refresh import end, succeed
+from broker.core.upkeep import due_at
 from broker.errors import ProviderError, StoreError
 from broker.services import metrics
 from broker.services.clock import Clock, Randomness
@@ -25,6 +26,7 @@ from broker.services.health import Provider
 from broker.services.known import KnownGrants, token_of
 from broker.services.provider import Identity
 from broker.services.register import Register, about
+from broker.services.revocations import Revocations
 from broker.services.spool import Entry, Spool
 from broker.services.tasks import Tasks
 from broker.services.vault import StoredGrant, Vault
@@ -48,6 +50,7 @@ class Answers:
         vault: Vault,
         spool: Spool,
         register: Register,
+        revocations: Revocations,
         known: KnownGrants,
         providers: Mapping[str, Provider],
         clock: Clock,
@@ -60,6 +63,7 @@ class Answers:
             vault: Where grants are kept.
             spool: Where answers are kept until the vault has them. It is open.
             register: Tells what became of grants.
+            revocations: Revokes what came after the end.
             known: What this process serves from memory.
             providers: By configured name.
             clock: Time.
@@ -70,6 +74,7 @@ class Answers:
         self._vault = vault
         self._spool = spool
         self._register = register
+        self._revocations = revocations
         self._known = known
         self._providers = providers
         self._clock = clock
@@ -183,7 +188,7 @@ class Answers:
         Write an answer into its grant, and cross it out in the spool.
 
         Returns:
-            The grant as it is now: with this answer, or with a newer one; None if it's gone or has ended.
+            The grant as it is now: with this answer, with a newer one, or ended; None if it's gone.
 
         Raises:
             StoreError: If that isn't known.
@@ -195,7 +200,7 @@ class Answers:
 
     async def _write(self, provider: Provider, stored: StoredGrant, entry: Entry) -> Grant | None:
         current: StoredGrant | None = stored
-        while current is not None and current.grant.ended is None:
+        while current is not None:
             if current.grant.chain_length > entry.chain_length:
                 if entry.answer.refresh_token not in {None, current.grant.refresh_token}:
                     log.warning("answer_superseded", extra=about(current.grant))
@@ -211,17 +216,23 @@ class Answers:
 
     async def _finish(self, provider: Provider, grant: Grant | None, entry: Entry) -> TokenResult | None:
         """Check, tell and hand out what was saved."""
-        if grant is None:
-            # The user logged out while the server answered: what came must not live on here or there.
-            log.info("answer_after_the_end", extra={"grant": entry.grant_id})
-            self._known.end(entry.grant_id, EndReason.LOGOUT)
-            await self._revoke(provider, entry)
-            return LoginNeeded(EndReason.LOGOUT)
+        if grant is None or grant.ended is not None:
+            return await self._refuse_late(grant, entry, provider.server.name)
         if await self._names_another(provider, grant, entry):
-            return await self._refuse_subject(provider, grant, entry)
+            return await self._refuse_subject(grant)
         await self._register.tell(grant)
         log.info("token_refreshed", extra=about(grant))
         return as_token(grant, entry.audience)
+
+    async def _refuse_late(self, grant: Grant | None, entry: Entry, provider: str) -> TokenResult:
+        """The user logged out while the server answered: what came must not live on here or there."""
+        log.info("answer_after_the_end", extra={"grant": entry.grant_id})
+        self._known.end(entry.grant_id, EndReason.LOGOUT)
+        if grant is not None:
+            _ = await self._revocations.revoke(entry.grant_id)
+        elif entry.answer.refresh_token is not None:
+            _ = await self._revocations.revoke_token(provider, entry.answer.refresh_token)
+        return LoginNeeded(EndReason.LOGOUT)
 
     async def _names_another(self, provider: Provider, grant: Grant, entry: Entry) -> bool:
         """Check the id token of a refresh (OpenID Connect Core section 12.2), and return whether it is another's."""
@@ -240,35 +251,30 @@ class Answers:
             return False
         return True
 
-    async def _refuse_subject(self, provider: Provider, grant: Grant, entry: Entry) -> TokenResult:
+    async def _refuse_subject(self, grant: Grant) -> TokenResult:
         """End a grant that has become another's."""
         log.error("subject_changed", extra=about(grant))
         self._known.learn(end(grant, EndReason.SUBJECT_CHANGED, now=self._clock.now()))
         try:
-            _ = await self._register.end(grant.id, EndReason.SUBJECT_CHANGED)
+            await self._end_and_revoke(grant)
         except StoreError as fault:
             log.error("end_not_written", extra={"grant": grant.id, "error": str(fault)})  # noqa: TRY400
             self._tasks.launch(self._end_later(grant), name=f"end:{grant.id}")
-        await self._revoke(provider, entry)
         return LoginNeeded(EndReason.SUBJECT_CHANGED)
+
+    async def _end_and_revoke(self, grant: Grant) -> None:
+        _ = await self._register.end(grant.id, EndReason.SUBJECT_CHANGED, revoke=True)
+        _ = await self._revocations.revoke(grant.id)
 
     async def _end_later(self, grant: Grant) -> None:
         while True:
             await asyncio.sleep(self._randomness.uniform(*LATER_SECONDS))
             self._known.learn(end(grant, EndReason.SUBJECT_CHANGED, now=self._clock.now()))
             try:
-                _ = await self._register.end(grant.id, EndReason.SUBJECT_CHANGED)
+                await self._end_and_revoke(grant)
             except StoreError:
                 continue
             return
-
-    async def _revoke(self, provider: Provider, entry: Entry) -> None:
-        if entry.answer.refresh_token is None:
-            return
-        try:
-            await provider.server.revoke(entry.answer.refresh_token)
-        except ProviderError as fault:
-            log.warning("revocation_failed", extra={"grant": entry.grant_id, "error": str(fault)})
 
 
 def as_token(grant: Grant, audience: Audience) -> Token | None:

@@ -1,5 +1,6 @@
 """
-Refreshing the grants of absent users before their refresh tokens end, and settling those that a crash left in doubt.
+What nobody waits for: refreshing the grants of absent users before their refresh tokens end, settling those that a
+crash left in doubt, and revoking those that have ended.
 
 The store keeps when each grant is due. Whoever moves the due time on by compare-and-set has claimed it.
 """
@@ -13,10 +14,13 @@ from typing import assert_never
 from broker.core.audience import DEFAULT_AUDIENCE
 from broker.core.grant import Grant
 from broker.core.outcome import LoginNeeded, Token, TokenResult, Unavailable
+from broker.core.upkeep import revocation_at
 from broker.errors import StoreError
 from broker.services import metrics
 from broker.services.clock import Clock, Randomness
+from broker.services.health import Provider
 from broker.services.refresher import Refresher, Want
+from broker.services.revocations import Revocations
 from broker.services.vault import ForeignRecord, StoredGrant, Vault
 
 SCAN_SECONDS = 1.0
@@ -34,9 +38,12 @@ log = logging.getLogger(__name__)
 class KeepAlive:
     """Looks for due grants, for as long as :meth:`run` runs. Every replica runs one."""
 
-    def __init__(self, vault: Vault, refresher: Refresher, clock: Clock, randomness: Randomness) -> None:
+    def __init__(
+        self, vault: Vault, refresher: Refresher, revocations: Revocations, clock: Clock, randomness: Randomness
+    ) -> None:
         self._vault = vault
         self._refresher = refresher
+        self._revocations = revocations
         self._clock = clock
         self._randomness = randomness
 
@@ -82,28 +89,37 @@ class KeepAlive:
         for stored in grants:
             if self._clock.monotonic() >= until:
                 break
-            if await self._claim(stored):
+            if (mine := await self._claim(stored)) is not None:
                 claimed += 1
-                await self._refresh(stored.grant)
+                await self._help(mine)
         return claimed
 
-    async def _claim(self, stored: StoredGrant) -> bool:
-        later = None if stored.grant.ended else self._clock.now() + CLAIM_SECONDS * self._randomness.uniform(0.8, 1.2)
-        claimed = await self._vault.replace(stored, stored.grant, due_at=later)
-        return claimed is not None and stored.grant.ended is None
+    async def _claim(self, stored: StoredGrant) -> StoredGrant | None:
+        now, jitter = self._clock.now(), self._randomness.uniform(0, 1)
+        if stored.grant.ended is None:
+            later: float | None = now + CLAIM_SECONDS * (0.8 + 0.4 * jitter)
+        else:
+            later = revocation_at(stored.grant, now=now, jitter=jitter)
+        return await self._vault.replace(stored, stored.grant, due_at=later)
 
-    async def _refresh(self, grant: Grant) -> None:
-        provider = self._refresher.providers.get(grant.provider)
+    async def _help(self, stored: StoredGrant) -> None:
+        provider = self._refresher.providers.get(stored.grant.provider)
         if provider is None:
             return
+        if stored.grant.ended is None:
+            await self._refresh(provider, stored.grant)
+        else:
+            _ = await self._revocations.settle(stored)
+        if not provider.health.breaker.is_open(self._clock.now()):  # else nothing was asked
+            await asyncio.sleep(1 / provider.server.options.keep_alive_per_second)
+
+    async def _refresh(self, provider: Provider, grant: Grant) -> None:
         want = Want(grant_id=grant.id, rejected_generation=_to_be_replaced(grant))
         # Shielded: the end of this process must not cut off a rotation. It is drained as all others are.
         result = await asyncio.shield(self._refresher.start(want))
         outcome = _word(result)
-        metrics.KEEP_ALIVE.labels(grant.provider, outcome).inc()
-        log.info("kept_alive", extra={"grant": grant.id, "provider": grant.provider, "result": outcome})
-        if not provider.health.breaker.is_open(self._clock.now()):  # else nothing was asked
-            await asyncio.sleep(1 / provider.server.options.keep_alive_per_second)
+        metrics.KEEP_ALIVE.labels(provider.server.name, outcome).inc()
+        log.info("kept_alive", extra={"grant": grant.id, "provider": provider.server.name, "result": outcome})
 
 
 def _to_be_replaced(grant: Grant) -> int | None:

@@ -31,6 +31,7 @@ from broker.services.provider import AuthorizationRequest, AuthorizationServer
 from broker.services.sessions import Sessions
 from broker.services.tasks import Tasks
 from broker.services.tokens import TokenBroker
+from broker.services.vault import ForeignRecord
 from broker.stores.base import Store
 
 TRANSACTION = "login"
@@ -310,9 +311,10 @@ class Logins:
 
     async def end_grant(self, grant_id: str, *, revoke: bool = True) -> Grant | None:
         """
-        End the grant of a session that is over, and revoke it at the provider in the background.
+        End the grant of a session that is about to end, and revoke it at the provider in the background.
 
-        What fails is logged: the session is dead without it, and the grant ends with its record.
+        The session must end after it: nobody finds the grant of a session that is gone, so a crash in between would
+        leave the grant alive. A session whose grant has ended is there for the next attempt.
 
         Args:
             grant_id: The grant.
@@ -320,25 +322,31 @@ class Logins:
 
         Returns:
             The grant as it was, if it hadn't ended before.
+
+        Raises:
+            StoreError: If it isn't known whether that was written. The session must not end then.
         """
         try:
-            grant = await self._tokens.end(grant_id, EndReason.LOGOUT)
-        except StoreError as fault:
+            grant = await self._tokens.end(grant_id, EndReason.LOGOUT, revoke=revoke)
+        except ForeignRecord as fault:
+            # During a rolling upgrade. Nobody shall stay logged in for that, and the grant ends with its record.
             log.warning("grant_not_ended", extra={"grant": grant_id, "error": str(fault)})
             return None
-        if grant is not None and revoke:
-            self._revoke_soon(grant.provider, grant.refresh_token)
+        if revoke:  # also what an attempt before left to be done
+            self._tasks.launch(self._tokens.revocations.revoke(grant_id), name="login:revoke")
         return grant
 
-    def _revoke_soon(self, provider: str, token: RefreshToken | None) -> None:
-        if token is not None and provider in self._servers:
-            self._tasks.launch(self._revoke(provider, token), name="login:revoke")
-
-    async def _revoke(self, provider: str, token: RefreshToken) -> None:
+    async def abandon_grant(self, grant_id: str) -> None:
+        """End the grant of a login whose session can't be stored. If that fails too, it ends with its record."""
         try:
-            await self._servers[provider].revoke(token)
-        except ProviderError as fault:
-            log.warning("grant_not_revoked", extra={"provider": provider, "error": str(fault)})
+            _ = await self.end_grant(grant_id)
+        except StoreError as fault:
+            log.warning("grant_not_ended", extra={"grant": grant_id, "error": str(fault)})
+
+    def _revoke_soon(self, provider: str, token: RefreshToken | None) -> None:
+        """Revoke what no grant was made of."""
+        if token is not None:
+            self._tasks.launch(self._tokens.revocations.revoke_token(provider, token), name="login:revoke")
 
     async def close(self, timeout_seconds: float = 5.0) -> None:
         """Let logins and revocations under way end."""

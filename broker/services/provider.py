@@ -239,33 +239,41 @@ class AuthorizationServer:
         except ClaimsRefused as refusal:
             raise BadRequest(f"logout token refused: {refusal}") from None
 
-    async def revoke(self, token: RefreshToken) -> None:
+    async def revoke(self, token: RefreshToken) -> bool:
         """
-        Revoke a refresh token (RFC 7009 section 2.1) where the server can.
+        Revoke a refresh token (RFC 7009 section 2.1).
+
+        Returns:
+            False if the server has no endpoint for it.
 
         Raises:
-            ProviderError: If it doesn't. The caller goes on regardless.
+            ProviderError: If it has one, and doesn't do it. The caller goes on regardless.
         """
         endpoint = await self._metadata.find("revocation_endpoint")
         if endpoint is None:
-            return
+            return False
         answer = await self._tokens.post(endpoint, {"token": token.reveal(), "token_type_hint": "refresh_token"})
         if not 200 <= answer.status <= 299:
             raise ProviderError(f"not revoked: status {answer.status}")
+        return True
 
-    async def end_provider_session(self, session_id: str) -> None:
+    async def end_provider_session(self, session_id: str) -> bool:
         """
-        End the provider's own session where the server has an endpoint for it (Mosaic's session logout).
+        End the provider's own session (Mosaic's session logout).
+
+        Returns:
+            False if the server has no endpoint for it.
 
         Raises:
-            ProviderError: If it doesn't. The caller goes on regardless.
+            ProviderError: If it has one, and doesn't do it. The caller goes on regardless.
         """
         url = self.options.session_logout_endpoint
         if url is None:
-            return
+            return False
         answer = await self._tokens.post(url, {"session_id": session_id}, dialect=Dialect.JSON)
         if not 200 <= answer.status <= 299:
             raise ProviderError(f"the provider's session was not ended: status {answer.status}")
+        return True
 
     async def end_session_url(
         self, *, id_token: IdToken | None, post_logout_redirect_uri: str | None, state: str | None

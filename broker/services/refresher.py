@@ -29,13 +29,13 @@ from broker.core.refresh import (
     begin,
     decide,
     doubt,
-    due_at,
     fail,
     held_token,
     succeed,
     takes_again,
     withdraw,
 )
+from broker.core.upkeep import due_at
 from broker.errors import StoreError
 from broker.services import metrics
 from broker.services.answers import Answers, as_token

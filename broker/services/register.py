@@ -4,9 +4,10 @@ import logging
 
 from broker.core.grant import EndReason, Grant
 from broker.core.refresh import end
+from broker.core.upkeep import revocation_at
 from broker.errors import StoreError
 from broker.services import metrics
-from broker.services.clock import Clock
+from broker.services.clock import Clock, Randomness
 from broker.services.known import KnownGrants
 from broker.services.news import News
 from broker.services.vault import Vault
@@ -17,11 +18,12 @@ log = logging.getLogger(__name__)
 class Register:
     """Tells what became of grants."""
 
-    def __init__(self, vault: Vault, known: KnownGrants, news: News, clock: Clock) -> None:
+    def __init__(self, vault: Vault, known: KnownGrants, news: News, clock: Clock, randomness: Randomness) -> None:
         self._vault = vault
         self._known = known
         self._news = news
         self._clock = clock
+        self._randomness = randomness
 
     async def tell(self, grant: Grant) -> None:
         """Tell everybody where *grant* stands in the store."""
@@ -36,12 +38,17 @@ class Register:
         log.warning("grant_ended", extra={**about(grant), "reason": grant.ended.reason})
         await self.tell(grant)
 
-    async def end(self, grant_id: str, reason: EndReason) -> Grant | None:
+    async def end(self, grant_id: str, reason: EndReason, *, revoke: bool) -> Grant | None:
         """
         End a grant on every replica, and keep what remembers it.
 
+        Args:
+            grant_id: The grant.
+            reason: Why.
+            revoke: Whether its refresh token is to be revoked; services.revocations does it.
+
         Returns:
-            The grant as it was just before, with its tokens, for revocation; None if there was none.
+            The grant as it was just before; None if there was none.
 
         Raises:
             StoreError: If it isn't known whether that was written.
@@ -54,9 +61,10 @@ class Register:
                 # The write that seemed to fail was done.
                 await self.tell_end(stored.grant)
                 return before
-            after = end(stored.grant, reason, now=self._clock.now())
+            now, jitter = self._clock.now(), self._randomness.uniform(0, 1)
+            after = end(stored.grant, reason, now=now, revoke=revoke)
             try:
-                written = await self._vault.replace(stored, after, due_at=None)
+                written = await self._vault.replace(stored, after, due_at=revocation_at(after, now=now, jitter=jitter))
             except StoreError:
                 if before is not None:
                     raise

@@ -59,6 +59,11 @@ class SessionRecords:
                 return self._open(key, record)
         return None
 
+    async def read_key(self, key: str) -> StoredSession | None:
+        """As :meth:`read`, by the store key."""
+        record = await self._store.get(key)
+        return None if record is None else self._open(key, record)
+
     async def replace(
         self, stored: StoredSession, session: Session, *, ttl_seconds: float | None = None
     ) -> StoredSession | None:
@@ -79,12 +84,9 @@ class SessionRecords:
 
     async def delete(self, key: str) -> Session | None:
         """Delete the session of a store key. Returns it, if it was there, can be opened, and nobody was faster."""
-        record = await self._store.get(key)
+        stored = await self.read_key(key)
         deleted = await self._store.delete(key)
-        if not deleted or record is None:
-            return None
-        stored = self._open(key, record)
-        return None if stored is None else stored.session
+        return None if stored is None or not deleted else stored.session
 
     async def find(self, index: Index, words: Sequence[str]) -> list[StoredSession]:
         """

@@ -243,9 +243,13 @@ class Sessions:
         log.info("session_started", extra={"session": stored.key, "grant": session.grant_id})
         return SessionId(session_id)
 
-    async def end(self, key: str) -> Session | None:
+    async def end(self, key: str, *, first: Callable[[Session], Awaitable[object]] | None = None) -> Session | None:
         """
         End the session of a store key, on every process.
+
+        Args:
+            key: The session.
+            first: Ends what hangs on the session, while there is still a session by which to find it.
 
         Returns:
             The session as it was; None if it had ended before.
@@ -253,6 +257,8 @@ class Sessions:
         Raises:
             StoreError: If the store is down; the session may live on.
         """
+        if first is not None and (stored := await self._records.read_key(key)) is not None:
+            await first(stored.session)
         session = await self._records.delete(key)
         await self._tell_changed(key)
         if session is not None:
@@ -260,13 +266,16 @@ class Sessions:
             log.info("session_ended", extra={"session": key, "grant": session.grant_id})
         return session
 
-    async def end_by(self, index: Index, *words: str) -> list[Session]:
+    async def end_by(
+        self, index: Index, *words: str, first: Callable[[Session], Awaitable[object]] | None = None
+    ) -> list[Session]:
         """
         End every session that an index names.
 
         Args:
             index: What *words* are.
             words: ``iss`` and ``sub``; ``iss`` and ``sid``; a grant's id; or a provider's name.
+            first: As in :meth:`end`.
 
         Returns:
             The sessions as they were.
@@ -275,7 +284,7 @@ class Sessions:
             StoreError: If the store is down; some may have ended, and calling again ends the rest.
         """
         found = await self._records.find(index, words)
-        return [session for stored in found if (session := await self.end(stored.key)) is not None]
+        return [session for stored in found if (session := await self.end(stored.key, first=first)) is not None]
 
     async def find_by(self, index: Index, *words: str) -> list[StoredSession]:
         """Return the live sessions that an index names, as :meth:`end_by` takes them. Raises ``StoreError``."""

@@ -16,8 +16,8 @@ from broker.core.audience import DEFAULT_AUDIENCE, Audience
 from broker.core.grant import EndReason, Grant, HeldToken, Origin
 from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome, TokenSet
 from broker.core.outcome import Cause, LoginNeeded, Token, TokenResult, Unavailable
-from broker.core.refresh import keep_alive_at
 from broker.core.secret import RefreshToken
+from broker.core.upkeep import keep_alive_at
 from broker.errors import StoreError
 from broker.services import metrics
 from broker.services.answers import Answers
@@ -29,6 +29,7 @@ from broker.services.provider import AuthorizationServer, Identity
 from broker.services.refresher import STORE_RETRY_SECONDS, Acquire, Refresher, Want
 from broker.services.register import Register
 from broker.services.rejections import Rejections
+from broker.services.revocations import Revocations
 from broker.services.spool import Spool
 from broker.services.tasks import Tasks
 from broker.services.vault import Vault
@@ -95,11 +96,13 @@ class TokenBroker:
         }
         options = {name: server.options for name, server in servers.items()}
         self._known = KnownGrants(options, clock, ttl_seconds=cache_ttl_seconds, limit=max_known)
-        self._register = Register(vault, self._known, self._news, clock)
+        self._register = Register(vault, self._known, self._news, clock, randomness)
+        self.revocations = Revocations(vault, servers, clock)
         self._answers = Answers(
             vault=vault,
             spool=spool,
             register=self._register,
+            revocations=self.revocations,
             known=self._known,
             providers=self.providers,
             clock=clock,
@@ -323,17 +326,22 @@ class TokenBroker:
         found = await (self._vault.find_unattended() if subject is None else self._vault.find(provider or "", subject))
         return [stored.grant for stored in found]
 
-    async def end(self, grant_id: str, reason: EndReason) -> Grant | None:
+    async def end(self, grant_id: str, reason: EndReason, *, revoke: bool = True) -> Grant | None:
         """
         End a grant on every replica.
 
+        Args:
+            grant_id: The grant.
+            reason: Why.
+            revoke: Whether its refresh token is to be revoked: by :attr:`revocations` now, or by the keep-alive later.
+
         Returns:
-            The grant as it was, with its tokens, for revocation; None if it had ended before.
+            The grant as it was, with its tokens; None if it had ended before.
 
         Raises:
             StoreError: If it isn't known whether that was written. Call this again then.
         """
-        return await self._register.end(grant_id, reason)
+        return await self._register.end(grant_id, reason, revoke=revoke)
 
     async def touch(self, grant_id: str, ttl_seconds: float) -> None:
         """Let the grant's record live *ttl_seconds* from now, as its session does. Raises ``StoreError``."""

@@ -20,9 +20,10 @@ from broker.core.grant import EndReason, Grant, Origin
 from broker.core.handle import Handle
 from broker.core.lifetimes import date_time, instant, number, numeric_date
 from broker.core.oauth import TokenSet
-from broker.core.refresh import assess, login_needed_at
+from broker.core.refresh import assess
 from broker.core.secret import AccessToken, IdToken, RefreshToken, Secret
-from broker.errors import BadRequest, BrokerError, NoRoute, NoSession, ProviderError
+from broker.core.upkeep import login_needed_at
+from broker.errors import BadRequest, BrokerError, NoRoute, NoSession
 from broker.services.clock import Clock
 from broker.services.handles import FOREVER_SECONDS, Handles
 from broker.services.provider import AuthorizationServer
@@ -154,17 +155,9 @@ class AdminApi:
     async def revoke_grant(self, request: web.Request) -> web.Response:
         """End a grant here and at its server, with its handles."""
         grant = await self._grant(request)
-        ended = await self._tokens.end(grant.id, EndReason.REVOKED)
+        _ = await self._tokens.end(grant.id, EndReason.REVOKED)
         await self._handles.revoke_all(grant.id)
-        revoked = False
-        if ended is not None and ended.refresh_token is not None:
-            try:
-                await self._servers[ended.provider].revoke(ended.refresh_token)
-                if ended.session_id is not None:
-                    await self._servers[ended.provider].end_provider_session(ended.session_id)
-                revoked = True
-            except (ProviderError, KeyError) as fault:
-                log.warning("revocation_failed", extra={"grant": grant.id, "error": type(fault).__name__})
+        revoked = await self._tokens.revocations.revoke(grant.id)
         return web.json_response({"grant": grant.id, "revoked_at_provider": revoked})
 
     async def _grant(self, request: web.Request) -> Grant:

@@ -102,7 +102,7 @@ class Installation:
             self.store, keyring, clock, randomness, cache_ttl_seconds=settings.session.cache_ttl_seconds
         )
         self.callers = Callers(settings.callers, handles=self.handles, tokens=self.tokens, clock=clock)
-        self.keep_alive = KeepAlive(vault, self.tokens.refresher, clock, randomness)
+        self.keep_alive = KeepAlive(vault, self.tokens.refresher, self.tokens.revocations, clock, randomness)
         self.trusted_proxies = TrustedProxies(settings.trusted_proxies)
         self.upstreams = UpstreamPools(route.upstream_options for route in settings.routes)
         self.proxy = Proxy(

@@ -14,8 +14,8 @@ from broker.core.cookies import CookieNames
 from broker.core.forwarded import TrustedProxies
 from broker.core.hosts import KnownHosts
 from broker.core.login import LoginOptions
-from broker.core.refresh import login_needed_at
 from broker.core.session import SameSite, Session
+from broker.core.upkeep import login_needed_at
 from broker.errors import NoSession, SessionExpired, StoreError
 from broker.services.clock import Clock, Randomness
 from broker.services.keyring import Keyring

@@ -241,10 +241,15 @@ class LoginEndpoints:
         return transaction
 
     async def _begin_session(self, request: web.Request, transaction: LoginTransaction, session: Session) -> None:
+        async def release(replaced: Session) -> None:
+            # To revoke the same user's old grant could end the new one too: both hang on one session at the provider.
+            same_user = (replaced.issuer, replaced.subject) == (session.issuer, session.subject)
+            await self._logins.end_grant(replaced.grant_id, revoke=not same_user)
+
         try:
-            replaced = await self._browser_sessions.log_in(request, session, replaces=transaction.replaces)
+            await self._browser_sessions.log_in(request, session, replaces=transaction.replaces, release=release)
         except BrokerError:
-            await self._logins.end_grant(session.grant_id)
+            await self._logins.abandon_grant(session.grant_id)
             raise
         metrics.LOGINS.labels(session.provider, "success").inc()
         log.info(
@@ -256,10 +261,6 @@ class LoginEndpoints:
                 "client": client_address(request, self._trusted_proxies),
             },
         )
-        if replaced is not None:
-            # To revoke the same user's old grant could end the new one too: both hang on one session at the provider.
-            same_user = (replaced.issuer, replaced.subject) == (session.issuer, session.subject)
-            await self._logins.end_grant(replaced.grant_id, revoke=not same_user)
 
     # --- return
 

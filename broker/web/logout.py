@@ -19,6 +19,7 @@ from broker.core import csrf
 from broker.core.forwarded import TrustedProxies
 from broker.core.id_token import LogoutClaims
 from broker.core.login import LoginOptions
+from broker.core.secret import IdToken
 from broker.core.session import Index, Session
 from broker.errors import BadRequest, CsrfFailed, NoRoute, PayloadTooLarge, ProviderError
 from broker.services.clock import Clock
@@ -101,8 +102,12 @@ class LogoutEndpoints:
         live = await self._browser_sessions.current(request)
         if live is not None and not self._is_wanted(request, live, token):
             return page_response(log_out_page(self.logout_url(live)))
+        grant = None if live is None else await self._logins.end_grant(live.grant_id)
         ended = await self._browser_sessions.log_out(request)
-        location = self._options.logout_url if ended is None else await self._end_at_provider(request, ended)
+        location = self._options.logout_url
+        if ended is not None:
+            self._note(request, ended)
+            location = await self._location(ended, None if grant is None else grant.id_token)
         if is_navigation(request):
             return see_other(location)
         return json_response({"redirect": location})
@@ -135,12 +140,7 @@ class LogoutEndpoints:
         )
         return True
 
-    async def _end_at_provider(self, request: web.Request, ended: Session) -> str:
-        """
-        End the grant, and return where the browser goes on.
-
-        Nothing that the provider does or fails to do keeps the user logged in (SECURITY TK-07).
-        """
+    def _note(self, request: web.Request, ended: Session) -> None:
         log.info(
             "logout",
             extra={
@@ -150,13 +150,19 @@ class LogoutEndpoints:
                 "client": client_address(request, self._trusted_proxies),
             },
         )
-        grant = await self._logins.end_grant(ended.grant_id)
+
+    async def _location(self, ended: Session, id_token: IdToken | None) -> str:
+        """
+        Return where the browser goes on: to the end of the provider's session.
+
+        Nothing that the provider does or fails to do keeps the user logged in (SECURITY TK-07).
+        """
         server = self._servers.get(ended.provider)
         if server is None:
             return self._options.logout_url
         try:
             url = await server.end_session_url(
-                id_token=None if grant is None else grant.id_token,
+                id_token=id_token,
                 post_logout_redirect_uri=f"{self._public_url}{self._options.logout_url}",
                 state=None,
             )
@@ -184,8 +190,6 @@ class LogoutEndpoints:
         ended = await self._end_sessions(claims)
         # Only now: if the store failed before, the provider tries again, and must not be told that it did already.
         await self._remember(used_names, claims)
-        for session in ended:
-            await self._logins.end_grant(session.grant_id, revoke=False)
         log.info("backchannel_logout", extra={"provider": server.name, "sessions": len(ended)})
         return json_response({})
 
@@ -193,10 +197,14 @@ class LogoutEndpoints:
         """``sid`` names one session; without it, every session of ``sub`` is meant."""
         if claims.sid is None:
             assert claims.subject is not None, "one of the two is there"
-            return await self._sessions.end_by(Index.SUBJECT, claims.issuer, claims.subject)
+            return await self._sessions.end_by(Index.SUBJECT, claims.issuer, claims.subject, first=self._release)
         found = await self._sessions.find_by(Index.PROVIDER_SESSION, claims.issuer, claims.sid)
         keys = [stored.key for stored in found if claims.subject in (None, stored.session.subject)]
-        return [session for key in keys if (session := await self._sessions.end(key)) is not None]
+        return [session for key in keys if (session := await self._sessions.end(key, first=self._release)) is not None]
+
+    async def _release(self, session: Session) -> None:
+        """The provider knows what it ended, and needs not be told."""
+        await self._logins.end_grant(session.grant_id, revoke=False)
 
     async def _remember(self, names: tuple[str, ...], claims: LogoutClaims) -> None:
         # Twice the clock skew that providers are granted, at least.

@@ -12,6 +12,7 @@ Three things are ours and not aiohttp_session's (SECURITY M4, M8):
 
 import logging
 import warnings
+from collections.abc import Awaitable, Callable
 
 import aiohttp_session
 from aiohttp import web
@@ -109,7 +110,14 @@ class BrowserSessions:
         except BadRequest:
             return None
 
-    async def log_in(self, request: web.Request, session: Session, *, replaces: str | None) -> Session | None:
+    async def log_in(
+        self,
+        request: web.Request,
+        session: Session,
+        *,
+        replaces: str | None,
+        release: Callable[[Session], Awaitable[object]],
+    ) -> None:
         """
         Begin *session* under a new id, in place of whatever session the browser had.
 
@@ -117,9 +125,7 @@ class BrowserSessions:
             request: The authorization server's answer.
             session: The session that begins.
             replaces: The store key of the session that the browser had when it began to log in.
-
-        Returns:
-            The session that it had.
+            release: Ends what hangs on that session, before it ends.
 
         Raises:
             StoreError: If that can't be stored. The browser still has the session that it had.
@@ -128,14 +134,14 @@ class BrowserSessions:
         try:
             live = await self.current_or_none(request)
             replaces = replaces if live is None else live.key
-            replaced = None if replaces is None else await self._sessions.end(replaces)
+            if replaces is not None:
+                await self._sessions.end(replaces, first=release)
         except StoreError:
             await self._undo(session_id)
             raise
         browser = await aiohttp_session.new_session(request)
         browser.set_new_identity(session_id)
         browser.changed()
-        return replaced
 
     async def _undo(self, session_id: SessionId) -> None:
         begun = self._sessions.peek(session_id.reveal().encode(), used=False)
@@ -148,7 +154,7 @@ class BrowserSessions:
 
     async def log_out(self, request: web.Request) -> Session | None:
         """
-        End the session of a request, and delete its cookie in any case.
+        End the session of a request, whose grant has ended, and delete its cookie in any case.
 
         Returns:
             The session that ended.

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -34,8 +33,6 @@ from broker.core.refresh import (
     due_from,
     end,
     fail,
-    keep_alive_at,
-    login_needed_at,
     succeed,
     takes_again,
     usable_until,
@@ -413,40 +410,6 @@ def test_backing_off_grows_with_jitter_and_obeys_retry_after(
     rest = refresh.backoff_seconds(failure(kind, retry_after_seconds=retry_after), count=count, jitter=jitter)
 
     assert expected == rest
-
-
-@pytest.mark.parametrize(
-    ("options", "changes", "jitter", "expected"),
-    [
-        ({}, {}, 1.0, None),
-        ({"idle_timeout_seconds": 1800.0}, {}, 1.0, 900.0),
-        ({"idle_timeout_seconds": 1800.0}, {}, 0.0, 720.0),
-        ({"idle_timeout_seconds": 1800.0}, {"refresh_expires_at": NOW + 600}, 1.0, 300.0),
-        ({"idle_timeout_seconds": 1800.0}, {"refresh_expires_at": NOW}, 1.0, 900.0),  # refresh_expires_in: 0
-        ({}, {"refresh_expires_at": NOW + 600}, 1.0, 300.0),
-        ({"idle_timeout_seconds": 1800.0}, {"keep_until": NOW + 899}, 1.0, None),
-        ({"idle_timeout_seconds": 1800.0, "max_rotation_seconds": 800.0}, {}, 1.0, None),
-        ({"idle_timeout_seconds": 1800.0, "max_rotation_seconds": 1800.0}, {}, 1.0, 900.0),
-        ({"idle_timeout_seconds": 1800.0}, {"refresh_token": None}, 1.0, None),
-        ({"idle_timeout_seconds": 1800.0}, {"ended": end(grant(), EndReason.LOGOUT, now=NOW).ended}, 1.0, None),
-    ],
-)
-def test_keep_alive_comes_at_half_of_the_shortest_limit(
-    options: dict[str, Any], changes: dict[str, Any], jitter: float, expected: float | None
-) -> None:
-    """An unused grant is refreshed in time, and not beyond its session or its chain."""
-    due = keep_alive_at(grant(**changes), provider_options(**options), jitter=jitter)
-
-    assert (None if expected is None else NOW + expected) == due
-
-
-def test_the_user_must_log_in_when_the_chain_ends() -> None:
-    """max_rotation counts from the first token response; an ended grant needs it at once."""
-    bounded = provider_options(max_rotation_seconds=3600.0)
-
-    assert login_needed_at(grant(), STRICT) is None
-    assert NOW + 3600 == login_needed_at(grant(refreshed_at=NOW + 99), bounded)
-    assert NOW + 5 == login_needed_at(end(grant(), EndReason.LOGOUT, now=NOW + 5), bounded)
 
 
 def test_a_rejected_token_of_another_generation_is_no_news() -> None:

@@ -197,11 +197,12 @@ async def test_a_strict_doubt_is_not_presented_while_the_access_token_lives(star
 async def test_an_ended_grant_is_not_due_any_more(start_stage: StartStage) -> None:
     """Whatever due time was left."""
     stage = await idle_stage(start_stage)
-    await stage.one.broker.end(stage.grant_id, EndReason.LOGOUT)
+    await stage.one.broker.end(stage.grant_id, EndReason.LOGOUT, revoke=False)
     stored = await stage.one.vault.read(stage.grant_id)
     assert stored is not None
     await stage.one.vault.replace(stored, stored.grant, due_at=stage.clock.now())
 
+    assert 1 == await stage.one.keep_alive.scan()
     assert 0 == await stage.one.keep_alive.scan()
     assert [] == await stage.one.vault.due(stage.clock.now() + 10 * IDLE, 10)
 

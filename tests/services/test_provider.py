@@ -307,7 +307,7 @@ async def test_jw_06_a_logout_token_is_read(server: DocumentServer, provider: Au
 
 async def test_tk_07_a_refresh_token_is_revoked(server: DocumentServer, provider: AuthorizationServer) -> None:
     """RFC 7009 section 2.1, with the client's own authentication."""
-    await provider.revoke(RefreshToken("rt-1"))
+    assert await provider.revoke(RefreshToken("rt-1"))
 
     (request,) = [request for request in server.requests if request.path == "/revoke"]
     assert {"token": ["rt-1"], "token_type_hint": ["refresh_token"], "client_id": ["client-1"]} == parse_qs(
@@ -330,7 +330,7 @@ async def test_tk_07_a_revocation_that_fails_says_so(
 async def test_tk_07_a_server_that_cannot_revoke_isnt_asked(server: DocumentServer) -> None:
     """Without a revocation endpoint there is nothing to do."""
     async with authorization_server(token_endpoint=f"{server.url}/token") as provider:
-        await provider.revoke(RefreshToken("rt-1"))
+        assert not await provider.revoke(RefreshToken("rt-1"))
     assert [] == server.requests
 
 

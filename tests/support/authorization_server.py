@@ -256,6 +256,7 @@ class LedgerServer(AuthorizationServer):
             web.post("/_issue", self._control_issue),
             web.post("/_behaviour", self._control_behaviour),
             web.post("/_revoke", self._control_revoke),
+            web.get("/_logout_token", self._control_logout_token),
         ]
 
     def middlewares(self) -> list[Any]:
@@ -452,6 +453,9 @@ class LedgerServer(AuthorizationServer):
         read = Behaviour.from_document({**self.behaviour.to_document(), **changes})
         self.configure(**{name: getattr(read, name) for name in changes})
         return web.json_response(self.behaviour.to_document())
+
+    async def _control_logout_token(self, request: web.Request) -> web.Response:
+        return web.json_response(self.logout_token(subject=request.query["subject"]))
 
     async def _control_revoke(self, request: web.Request) -> web.Response:
         wanted = await request.json()

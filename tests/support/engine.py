@@ -158,7 +158,7 @@ class Engine:
             randomness=self.randomness,
             **options,
         )
-        keep_alive = KeepAlive(vault, broker.refresher, self.clock, self.randomness)
+        keep_alive = KeepAlive(vault, broker.refresher, broker.revocations, self.clock, self.randomness)
         replica = Replica(faulty, vault, spool, broker, keep_alive, servers)
         self.replicas.append(replica)
         return replica

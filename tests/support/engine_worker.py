@@ -117,7 +117,7 @@ class Worker:
         return answers
 
     async def end(self, grant_ids: Sequence[str]) -> list[bool]:
-        return [await self.broker.end(grant_id, EndReason.LOGOUT) is not None for grant_id in grant_ids]
+        return [await self.broker.end(grant_id, EndReason.LOGOUT, revoke=False) is not None for grant_id in grant_ids]
 
 
 async def serve(options: dict[str, Any]) -> None:

@@ -81,6 +81,14 @@ class RemoteLedgerServer:
     async def revoke_subject(self, subject: str, *, access_tokens_only: bool = False) -> None:
         await self._call("POST", "/_revoke", {"subject": subject, "access_tokens_only": access_tokens_only})
 
+    async def logout_token(self, subject: str) -> str:
+        """As :meth:`LedgerServer.logout_token`."""
+        return str(await self._call("GET", f"/_logout_token?subject={subject}"))
+
+    async def has_ended_all(self) -> bool:
+        """Return whether no family of refresh tokens lives."""
+        return all(family.revoked for family in (await self.ledger()).families.values())
+
     async def _call(self, method: str, path: str, document: Any = None) -> Any:
         assert self._http is not None
         async with self._http.request(method, path, json=document) as response:

@@ -122,10 +122,11 @@ class ScriptedServer(AuthorizationServer):
             raise said
         return said
 
-    async def revoke(self, token: RefreshToken) -> None:
+    async def revoke(self, token: RefreshToken) -> bool:
         if self.revocation_fault is not None:
             raise self.revocation_fault
         self.revoked.append(token.reveal())
+        return True
 
     async def close(self) -> None:
         return

@@ -1,12 +1,12 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import aiohttp
 import pytest
 from aiohttp import web
 
 from broker.core.cookies import CookieNames
-from broker.core.session import SameSite, Session, SessionOptions
+from broker.core.session import Index, SameSite, Session, SessionOptions
 from broker.services.clock import SystemRandomness
 from broker.services.keyring import Keyring, new_key
 from broker.services.sessions import Sessions
@@ -28,6 +28,7 @@ class Bench:
     browser_sessions: BrowserSessions
     clock: ManualClock
     cookie: str = ""
+    released: list[str] = field(default_factory=list)
 
     def session(self, subject: str) -> Session:
         times = self.sessions.times_of_login()
@@ -60,9 +61,14 @@ class Bench:
             self.cookie = lines[-1].partition(";")[0]
         return response.status, lines
 
+    async def release(self, session: Session) -> None:
+        """What a login does with the grant of the session that it replaces."""
+        (stored,) = await self.sessions.find_by(Index.GRANT, session.grant_id)
+        self.released.append(stored.session.subject)
+
     async def log_in(self, subject: str, *, replaces: str | None = None) -> list[str]:
         async def handler(request: web.Request) -> web.StreamResponse:
-            await self.browser_sessions.log_in(request, self.session(subject), replaces=replaces)
+            await self.browser_sessions.log_in(request, self.session(subject), replaces=replaces, release=self.release)
             return web.Response()
 
         return (await self.call(handler))[1]
@@ -116,6 +122,7 @@ async def test_se_01_each_login_draws_a_new_id_and_destroys_the_old_record(bench
     assert await bench.who() is None
     bench.cookie = second
     assert "bob" == await bench.who()
+    assert ["ada"] == bench.released, "the grant of a session ends while the session can still be found"
 
 
 async def test_a_login_replaces_the_session_that_the_browser_could_not_show(bench: Bench) -> None:
@@ -135,7 +142,7 @@ async def test_a_session_is_stored_even_if_the_response_streams(bench: Bench) ->
     """aiohttp_session saves nothing then (M8): what must be kept is kept before there is a response."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
-        await bench.browser_sessions.log_in(request, bench.session("ada"), replaces=None)
+        await bench.browser_sessions.log_in(request, bench.session("ada"), replaces=None, release=bench.release)
         response = web.StreamResponse()
         await response.prepare(request)
         await response.write(b"x")
@@ -170,7 +177,7 @@ async def test_a_store_that_is_down_changes_no_cookie(bench: Bench) -> None:
     bench.store.down = True
 
     async def log_in(request: web.Request) -> web.StreamResponse:
-        await bench.browser_sessions.log_in(request, bench.session("bob"), replaces=None)
+        await bench.browser_sessions.log_in(request, bench.session("bob"), replaces=None, release=bench.release)
         return web.Response()
 
     async def log_out(request: web.Request) -> web.StreamResponse:

@@ -1,0 +1,90 @@
+"""
+Telling authorization servers to forget the refresh tokens of grants that have ended (RFC 7009).
+
+A grant that ends keeps its refresh token until this is done, so that neither a crash nor a server that is down leaves
+it good for whoever may have copied it: the keep-alive of any replica finds what is still to be done.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+
+from broker.core.grant import Grant
+from broker.core.secret import RefreshToken
+from broker.core.upkeep import awaits_revocation
+from broker.errors import ProviderError, StoreError
+from broker.services.clock import Clock
+from broker.services.provider import AuthorizationServer
+from broker.services.vault import StoredGrant, Vault
+
+log = logging.getLogger(__name__)
+
+
+class Revocations:
+    """Revokes what ended. Nothing here raises for what a server or the store does: it is tried again."""
+
+    def __init__(self, vault: Vault, servers: Mapping[str, AuthorizationServer], clock: Clock) -> None:
+        self._vault = vault
+        self._servers = servers
+        self._clock = clock
+
+    async def revoke(self, grant_id: str) -> bool:
+        """Revoke what a grant that has ended still has. Returns whether its server confirmed that."""
+        try:
+            stored = await self._vault.read(grant_id)
+            return stored is not None and await self.settle(stored)
+        except StoreError as fault:
+            log.warning("revocation_waits_for_the_store", extra={"grant": grant_id, "error": str(fault)})
+            return False
+
+    async def settle(self, stored: StoredGrant) -> bool:
+        """
+        As :meth:`revoke`, for a grant as it was read.
+
+        Raises:
+            StoreError: If it can't be written down. It is done again then, which servers take as done.
+        """
+        grant = stored.grant
+        if grant.ended is None or grant.refresh_token is None:
+            return False
+        confirmed = await self.revoke_token(grant.provider, grant.refresh_token)
+        if confirmed is None and awaits_revocation(grant, now=self._clock.now()):
+            return False
+        await self._forget(stored, grant.refresh_token)
+        session_ended = await self._end_provider_session(grant)
+        return session_ended is not None and (confirmed is True or session_ended)
+
+    async def revoke_token(self, provider: str, token: RefreshToken) -> bool | None:
+        """
+        Revoke a refresh token, with or without a grant.
+
+        Returns:
+            True if the server confirmed it, False if it has no endpoint for that, None if it is to be tried again.
+        """
+        server = self._servers.get(provider)
+        try:
+            if server is not None:
+                return await server.revoke(token)
+            log.warning("grant_not_revoked", extra={"provider": provider, "error": "no such provider is configured"})
+        except ProviderError as fault:
+            log.warning("grant_not_revoked", extra={"provider": provider, "error": str(fault)})
+        return None
+
+    async def _forget(self, stored: StoredGrant, token: RefreshToken) -> None:
+        """Drop *token* from its grant's record, unless a younger one has come that is to be revoked too."""
+        current: StoredGrant | None = stored
+        while current is not None and current.grant.refresh_token == token:
+            if await self._vault.replace(current, replace(current.grant, refresh_token=None), due_at=None) is not None:
+                return
+            current = await self._vault.read(stored.grant.id)
+
+    async def _end_provider_session(self, grant: Grant) -> bool | None:
+        """Return whether the server ended the session that it keeps of its own; None if it should have."""
+        server = self._servers.get(grant.provider)
+        if server is None or grant.session_id is None:
+            return False
+        try:
+            return await server.end_provider_session(grant.session_id)
+        except ProviderError as fault:
+            log.warning("provider_session_not_ended", extra={"grant": grant.id, "error": str(fault)})
+            return None
