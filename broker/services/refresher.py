@@ -427,10 +427,11 @@ class Refresher:
                 "token_request_failed",
                 extra={
                     **about(grant),
-                    "kind": outcome.kind,
+                    "kind": outcome.kind.value,
                     "error": outcome.error,
                     "status": outcome.status,
                     "detail": outcome.detail,
+                    "look_at": outcome.look_at,
                 },
             )
         await provider.health.observe(outcome)

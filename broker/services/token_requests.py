@@ -81,7 +81,7 @@ class TokenRequests:
             {"code": code.reveal(), "code_verifier": code_verifier.reveal(), "redirect_uri": redirect_uri},
             dpop_key=dpop_key,
         )
-        return bound(outcome) if dpop_key is not None else outcome
+        return self._told(bound(outcome) if dpop_key is not None else outcome, "authorization_code")
 
     async def refresh(self, grant: Grant, audience: Audience) -> TokenOutcome:
         """Present the grant's refresh token once (RFC 6749 section 6)."""
@@ -91,13 +91,13 @@ class TokenRequests:
         if audience.scope is None and self._options.refresh_scope:
             parameters["scope"] = grant.scope or self._options.scope
         if (doubt := await self.client_doubt()) is not None:
-            return self._observed(doubt, "refresh_token")
+            return self._explained(doubt)
         grant_type = "refresh_token" if self._options.refresh_grant_type else None
         outcome = await self.ask(grant_type, parameters, url=self._options.refresh_endpoint, dpop_key=grant.dpop_key)
         if isinstance(outcome, TokenFailure) and outcome.kind is FailureKind.PERMANENT:
             # The credentials may have become wrong in between.
             doubt = await self.client_doubt()
-        return outcome if doubt is None else self._observed(doubt, "refresh_token")
+        return outcome if doubt is None else self._explained(doubt)
 
     async def client_doubt(self) -> TokenFailure | None:
         """Return why the server may not believe the client, where a refusal of the grant wouldn't tell; else None."""
@@ -147,7 +147,7 @@ class TokenRequests:
         try:
             url = url or await self._metadata.need("token_endpoint")
         except ProviderError as fault:
-            return self._observed(not_sent(fault), grant_type)
+            return self._explained(not_sent(fault))
         named = {} if grant_type is None else {"grant_type": grant_type}
         outcome = await self._endpoint.request(
             url,
@@ -157,7 +157,7 @@ class TokenRequests:
             rules=rules,
             dpop_key=dpop_key,
         )
-        return self._observed(outcome, grant_type)
+        return self._explained(outcome)
 
     async def post(self, url: str, parameters: Mapping[str, str], *, dialect: Dialect = Dialect.FORM) -> Answer:
         """
@@ -187,9 +187,14 @@ class TokenRequests:
         if self._client_token is not None:
             await self._client_token.close()
 
-    def _observed(self, outcome: TokenOutcome, grant_type: str | None) -> TokenOutcome:
-        if isinstance(outcome, TokenFailure) and outcome.error not in WAITING:
-            outcome = replace(outcome, look_at=yaml_path(self._name, key_to_look_at(outcome, self._options)))
+    def _explained(self, outcome: TokenOutcome) -> TokenOutcome:
+        if not isinstance(outcome, TokenFailure) or outcome.error in WAITING:
+            return outcome
+        return replace(outcome, look_at=yaml_path(self._name, key_to_look_at(outcome, self._options)))
+
+    def _told(self, outcome: TokenOutcome, grant_type: str) -> TokenOutcome:
+        """Log a failure of which no grant can be told; the refresher logs the others, each with its grant."""
+        if isinstance(outcome, TokenFailure):
             log.warning(
                 "token_request_failed",
                 extra={
@@ -228,7 +233,7 @@ class TokenRequests:
             outcome = await self._endpoint.request(
                 url, {"grant_type": "client_credentials", **parameters}, client=client, rules=ResponseRules()
             )
-            return self._observed(outcome, "client_credentials")
+            return self._told(self._explained(outcome), "client_credentials")
 
         return ClientToken(fetch, clock=self._clock, renew_before_expiry_seconds=options.renew_before_expiry_seconds)
 

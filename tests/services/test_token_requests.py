@@ -288,14 +288,32 @@ async def test_a_refusal_names_the_key_to_look_at(
     options: dict[str, Any],
     key: str,
 ) -> None:
-    """The log says which key of the YAML to look at, and shows no secret."""
+    """The failure says which key of the YAML to look at, and shows no secret; whoever knows the grant logs it, once."""
     server.answers["/token"] = (400, {"error": error, "error_description": "canary"})
     with caplog.at_level(logging.WARNING):
         async with authorization_server(token_endpoint=f"{server.url}/token", **options) as provider:
-            await provider.refresh(grant("canary"), DEFAULT_AUDIENCE)
+            outcome = await provider.refresh(grant("canary"), DEFAULT_AUDIENCE)
 
-    (record,) = [record for record in caplog.records if record.message == "token_request_failed"]
-    assert (key if "." in key else f"providers.corp.{key}") == record.__dict__["look_at"]
+    assert isinstance(outcome, TokenFailure)
+    assert (key if "." in key else f"providers.corp.{key}") == outcome.look_at
+    assert "canary" not in repr(outcome)
+    assert [] == caplog.records
+
+
+async def test_lk_04_a_code_that_brings_no_tokens_is_logged_once(
+    server: DocumentServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There is no grant yet that it could be told of; no secret is shown."""
+    server.answers["/token"] = (401, {"error": "invalid_client", "error_description": "canary"})
+    with caplog.at_level(logging.WARNING):
+        async with authorization_server(token_endpoint=f"{server.url}/token") as provider:
+            await provider.exchange_code(
+                code=Secret("canary"), code_verifier=Secret("canary"), redirect_uri="https://app.example/cb"
+            )
+
+    (record,) = caplog.records
+    assert ("token_request_failed", "authorization_code") == (record.getMessage(), record.__dict__["grant_type"])
+    assert "providers.corp.client_id" == record.__dict__["look_at"]
     assert "canary" not in str(record.__dict__)
 
 
