@@ -82,9 +82,10 @@ def measure(subjects: list[Subject], plan: Plan) -> None:
 
 
 def small(subject: Subject, seconds: int, connections: int) -> None:
-    script = "" if subject.method == "GET" else f'wrk.method = "{subject.method}"'
     before = spent(subject)
-    load = wrk(subject.port, subject.path, subject.fields, seconds=seconds, connections=connections, script=script)
+    load = wrk(
+        subject.port, subject.path, subject.fields, seconds=seconds, connections=connections, script=subject.script
+    )
     add(subject, "cpu_us", (spent(subject) - before) / load.requests * 1e6)
     add(subject, "rate", load.rate)
     add(subject, "p50_ms", load.p50_ms)
@@ -92,8 +93,7 @@ def small(subject: Subject, seconds: int, connections: int) -> None:
 
 
 def lone(subject: Subject, seconds: int) -> None:
-    script = "" if subject.method == "GET" else f'wrk.method = "{subject.method}"'
-    load = wrk(subject.port, subject.path, subject.fields, seconds=seconds, connections=1, script=script)
+    load = wrk(subject.port, subject.path, subject.fields, seconds=seconds, connections=1, script=subject.script)
     add(subject, "lone_p50_us", load.p50_ms * 1000)
 
 
@@ -152,7 +152,7 @@ def session_memory(lab: Lab, count: int) -> dict[str, float]:
 
 def is_usual(subject: Subject) -> bool:
     """Whether it is more than another way to send small requests."""
-    return (subject.method, subject.path) == ("GET", "/small.json")
+    return (subject.script, subject.path) == ("", "/small.json")
 
 
 def spent(subject: Subject) -> float:

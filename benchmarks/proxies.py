@@ -37,7 +37,7 @@ class Subject:
         pid: Of its process tree; None for no proxy at all.
         fields: What each request carries.
         workers: How many of its processes serve.
-        method: Of the small requests.
+        script: What makes the small requests more than a GET, in Lua.
         path: Of the small requests.
         samples: What was measured, by the name of the figure.
     """
@@ -47,7 +47,7 @@ class Subject:
     pid: int | None
     fields: tuple[str, ...]
     workers: int = 1
-    method: str = "GET"
+    script: str = ""
     path: str = "/small.json"
     samples: dict[str, list[float]] = field(default_factory=dict)
 
@@ -313,8 +313,25 @@ def _fields(cookies: str) -> tuple[str, ...]:
 
 # --- ours
 
+POST = """
+wrk.method = "POST"
+wrk.body = '{"note":"' .. string.rep("z", 100) .. '"}'
+wrk.headers["Content-Type"] = "application/json"
+"""
+CHUNKED_POST = """
+function init()
+  wrk.method = "POST"
+  wrk.headers["Content-Type"] = "application/json"
+  wrk.headers["Transfer-Encoding"] = "chunked"
+  local body = '{"note":"' .. string.rep("z", 100) .. '"}'
+  whole = wrk.format() .. string.format("%x\\r\\n%s\\r\\n0\\r\\n\\r\\n", #body, body)
+end
+function request() return whole end
+"""
+"""The fast path takes no chunks: aiohttp's parser and handler do."""
 
-def _broker(store: str, *, workers: int = 1, method: str = "GET", path: str = "/small.json", **settings: Any) -> Any:
+
+def _broker(store: str, *, workers: int = 1, script: str = "", path: str = "/small.json", **settings: Any) -> Any:
     @contextmanager
     def start(lab: Lab, name: str, port: int) -> Iterator[Subject]:
         directory = lab.directory / f"broker-{port}"
@@ -343,7 +360,7 @@ def _broker(store: str, *, workers: int = 1, method: str = "GET", path: str = "/
         core = PROXY_CORE if workers == 1 else f"{PROXY_CORE},{LOAD_CORE}"
         with started(command, core=core, port=port, log=lab.directory / f"{port}.log") as pid:
             session = asyncio.run(_broker_session(f"http://{HOST}:{port}"))
-            yield Subject(name, port, pid, _fields(f"{OTHER_COOKIES}; {session}"), workers, method, path)
+            yield Subject(name, port, pid, _fields(f"{OTHER_COOKIES}; {session}"), workers, script, path)
 
     return start
 
@@ -373,7 +390,8 @@ STARTERS: dict[str, Any] = {
     "mod_auth_openidc, Redis": _oidc("OIDCCacheType redis\nOIDCRedisCacheServer 127.0.0.1:{redis}"),
     "aiohttp, plain": _plain_aiohttp,
     "broker, SQLite": _broker("sqlite"),
-    "broker, SQLite, POST": _broker("sqlite", method="POST"),
+    "broker, SQLite, POST": _broker("sqlite", script=POST),
+    "broker, SQLite, chunked POST": _broker("sqlite", script=CHUNKED_POST),
     "broker, SQLite, no session": _broker("sqlite", path="/open/small.json"),
     "broker, SQLite, 2 workers": _broker("sqlite", workers=2),
     "broker, Redis": _broker("redis"),

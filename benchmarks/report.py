@@ -25,7 +25,7 @@ COLUMNS = (
 )
 
 NGINX, SHM, REDIS, CADDY = "nginx", "mod_auth_openidc, shm", "mod_auth_openidc, Redis", "Caddy"
-FAST, SLOW, TWO = "broker, SQLite", "broker, SQLite, POST", "broker, SQLite, 2 workers"
+FAST, SLOW, TWO = "broker, SQLite", "broker, SQLite, chunked POST", "broker, SQLite, 2 workers"
 OPEN, BROKER_REDIS, UNCACHED = "broker, SQLite, no session", "broker, Redis", "broker, Redis, no cache"
 
 

@@ -74,7 +74,8 @@ class Exchange:
 
     Attributes:
         method: The request's method.
-        head: The request's head, and whatever of the body goes out with it.
+        head: The request's head.
+        body: What goes out with it in one write: all of the body as it is framed, or nothing.
         receiver: Takes the answer.
         answers: How the answer's head is read.
         timeouts: How long the upstream may take.
@@ -87,6 +88,7 @@ class Exchange:
     """
 
     # One is made for each request: what is usual costs nothing then.
+    body = b""
     complete = True
     chunked = False
     upgrade = b""
@@ -103,6 +105,12 @@ class Exchange:
         self.answers = answers
         self.timeouts = timeouts
         self.replayable = method in IDEMPOTENT_METHODS
+
+    def carry(self, body: bytes, *, chunked: bool) -> None:
+        """Say, before it is started, that *body* is all of the body."""
+        if chunked:
+            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
+        self.body = body
 
     def expect_body(self, *, chunked: bool) -> None:
         """Say, before it is started, that a body follows by :meth:`write` and :meth:`finish`."""

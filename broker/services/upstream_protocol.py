@@ -130,7 +130,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.deadline = self._loop.time() + (
             timeouts.response_header_seconds if exchange.complete else timeouts.idle_seconds
         )
-        self._transport.write(exchange.head)
+        self._transport.write(exchange.head + exchange.body)
 
     def close(self) -> None:
         """Close the connection; an exchange on it fails."""

@@ -41,10 +41,15 @@ def access_line(
     return (
         f'{{"time":"{_instant(now)}","level":"info","event":"request","request_id":"{request_id}","client":"{client}",'
         f'"method":"{method[:16]}","path":{shown},"status":{status},"duration_ms":{seconds * 1000:.1f}'
-        + (f',"route":{json.dumps(route)}' if route else "")
+        + (f',"route":{_quoted(route)}' if route else "")
         + (f',"session":"{session}"' if session else "")
         + "}"
     )
+
+
+@lru_cache(maxsize=1024)
+def _quoted(route: str) -> str:
+    return json.dumps(route)
 
 
 def _instant(now: float) -> str:

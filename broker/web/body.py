@@ -62,7 +62,7 @@ class RequestBody:
     @property
     def is_here(self) -> bool:
         """Whether all of it has come, so that sending it waits for nobody."""
-        return self._content.is_eof()
+        return self._content.is_eof() and self._content.exception() is None
 
     def is_late(self, now: float) -> bool:
         """Return whether the caller, at *now* on the loop's clock, has sent nothing or too little for too long."""
@@ -74,6 +74,24 @@ class RequestBody:
     def give_up(self) -> None:
         """Stop waiting for the caller; :meth:`send` then returns ``RequestTimeout``."""
         self._content.set_exception(_GivenUpError())
+
+    def take(self) -> bytes | BrokerError:
+        """
+        Take the whole of a body that :attr:`is_here`, for a first attempt or for another one.
+
+        Returns:
+            The body, or why it can't be sent.
+        """
+        kept = bytes(self._kept or b"")
+        if self._ended:
+            return kept
+        rest = self._content.read_nowait()
+        self._ended = True
+        self.received_bytes += len(rest)
+        if self.received_bytes > self._max_bytes:
+            return PayloadTooLarge("the body is larger than the route allows")
+        self._keep(rest)
+        return kept + rest
 
     async def send(self, exchange: Exchange) -> BrokerError | None:
         """

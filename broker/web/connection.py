@@ -61,10 +61,12 @@ class Handover:
     Attributes:
         call: The call.
         relay: What came of sending it.
+        began_at: When it came, on the loop's clock.
     """
 
     call: "Call"
     relay: "Relay"
+    began_at: float
 
 
 class Awaited(Protocol):
@@ -195,6 +197,11 @@ class CallerConnection(RequestHandler):
             # aiohttp still waits for a request: this is a part of its head.
             self._head_since = self._loop.time()
             self._watch.add(self)
+
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's signature
+        # aiohttp's reader of bodies calls it at each read, paused or not, and has the parser look at nothing.
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -3,17 +3,16 @@ The fast path: a plain call with a live session and a live token, without a task
 
     data_received ▸ gate ▸ idle upstream connection ▸ relay ▸ the caller's transport
 
-It takes what is simple: a whole GET or HEAD in one read on an idle connection, for which this process knows session and
-token, and the pool has an idle connection. Everything else falls through to aiohttp, with no byte changed and nothing
-done. The gate, the lane and the relay are the slow path's own, so that both forward and refuse the same; a call that
-fails after it was sent is handed to the slow path as it stands.
+It takes what is simple: a whole request in one read on an idle connection, its body sized if it has one, for which this
+process knows session and token, and the pool has an idle connection. Everything else falls through to aiohttp, with no
+byte changed and nothing done. The gate, the lane and the relay are the slow path's own, so that both forward and refuse
+the same; a call that fails after it was sent is handed to the slow path as it stands.
 
 It reads aiohttp's private attributes, to know that the connection is idle and its parser between two messages. They are
 listed in :data:`INSIDES`; where aiohttp lacks one, the fast path is off.
 """
 
 import asyncio
-import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,7 +26,6 @@ from broker.web.connection import CallerConnection, Handover
 from broker.web.relay import Relay
 
 if TYPE_CHECKING:
-    from broker.web.gate import Call
     from broker.web.proxy import Proxy
 
 AIOHTTP: Final = "3.14."
@@ -50,8 +48,7 @@ MAX_AHEAD_BYTES: Final = 64 << 10
 """How much a caller may send while its last call is under way."""
 BUSY_CHECK_SECONDS: Final = 5.0
 
-_REQUEST_LINE = re.compile(rb"(GET|HEAD) (/[!-~]*) HTTP/1\.1")
-_METHODS = {b"GET": "GET", b"HEAD": "HEAD"}
+_METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
 
 
 def fits() -> bool:
@@ -64,7 +61,6 @@ class FastConnection(CallerConnection):
 
     __slots__ = (
         "_ahead",
-        "_began_at",
         "_busy",
         "_last_raw",
         "_last_raw_block",
@@ -77,7 +73,6 @@ class FastConnection(CallerConnection):
         super().__init__(server, **kwargs)
         self._proxy = proxy
         self._busy: Handover | None = None
-        self._began_at = 0.0
         self._sent = b""
         self._ahead = b""
         self._peer: str | None = None
@@ -87,7 +82,7 @@ class FastConnection(CallerConnection):
     def data_received(self, data: bytes) -> None:
         if self._busy is not None:
             self._hold(data)
-        elif not (data.endswith(b"\r\n\r\n") and self._is_idle() and self._begin(data)):
+        elif not (self._is_idle() and self._begin(data)):
             super().data_received(data)
 
     def _is_idle(self) -> bool:
@@ -105,23 +100,29 @@ class FastConnection(CallerConnection):
 
     def _begin(self, data: bytes) -> bool:
         """Send a call up. Returns False, with nothing done, if it isn't one for the fast path."""
-        if len(data) > MAX_HEAD_BYTES or data.find(b"\r\n\r\n") != len(data) - 4:
+        end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES)
+        if end < 0:
             return False
-        end = data.find(b"\r\n")
-        request_line = _REQUEST_LINE.fullmatch(data, 0, end)
-        if request_line is None:
+        line_end = data.find(b"\r\n")
+        request_line = data[:line_end].split(b" ")
+        if len(request_line) != 3:
+            return False
+        name, target, version = request_line
+        method = _METHODS.get(name)
+        if method is None or version != b"HTTP/1.1" or not target.startswith(b"/"):
             return False
         if self._peer is None:
             self._peer = self.peer
         proxy = self._proxy
         gate = proxy.gate
-        method, target = request_line.groups()
+        body = data[end + 4 :]
         try:
-            call = gate.judge(
-                method=_METHODS[method], target=target, version=(1, 1), block=self._block(data[end:-4]), peer=self._peer
-            )
-            head, block, lane = call.head, call.head.block, call.lane
-            if block.content_length is not None or block.chunked or head.upgrade or lane.route.scrub:
+            block = self._block(data[line_end:end])
+            if block.chunked or len(body) != (block.content_length or 0):
+                return False
+            call = gate.judge(method=method, target=target, version=(1, 1), block=block, peer=self._peer)
+            head, lane = call.head, call.lane
+            if head.upgrade or lane.route.scrub:
                 return False
             if not gate.admit_at_once(call) or call.is_bound:
                 return False
@@ -133,10 +134,10 @@ class FastConnection(CallerConnection):
         except BrokerError:
             self.relay = None
             return False
+        exchange.body = body
         relay.exchange = exchange
-        self._busy = Handover(call, relay)
+        self._busy = Handover(call, relay, self._loop.time())
         self._sent = data
-        self._began_at = self._loop.time()
         if lane.upstream.try_start(exchange):
             return True
         gate.unlimit(call)
@@ -158,22 +159,23 @@ class FastConnection(CallerConnection):
         busy, self._busy = self._busy, None
         if busy is None:
             return
-        call, relay = busy.call, busy.relay
+        relay = busy.relay
         if not relay.started and self.transport is not None and not self.closes:
             # A fault, or a 401 that a newer token may cure: the slow path goes on from here.
             self.handover = busy
             super().data_received(self._sent)
         else:
-            self._end(call, relay)
+            self._end(busy)
         self._sent = b""
         if self._ahead:
             self._go_on()
 
-    def _end(self, call: "Call", relay: Relay) -> None:
+    def _end(self, ended: Handover) -> None:
+        relay = ended.relay
         if relay.rejected:
             relay.release()
         now = self._loop.time()
-        self._proxy.finished(call, relay, now - self._began_at)
+        self._proxy.finished(ended.call, relay, now - ended.began_at)
         if relay.keep_alive and relay.started and not self.closes:
             self._next_keepalive_close_time = now + self._keepalive_timeout
         else:

@@ -23,6 +23,7 @@ from broker.errors import (
 from broker.services import logs, metrics
 from broker.services.clock import Clock, Randomness
 from broker.web.problems import Asked, OwnResponse, problem_response
+from broker.web.relay import RelayedResponse
 
 REQUEST_ID = web.RequestKey("request_id", str)
 """The id of the request, in logs, problems and ``X-Request-ID``, ours and the upstream's."""
@@ -63,7 +64,7 @@ class Outermost:
             trusted_proxies: Who may name requests and their clients.
             clock: Time.
             randomness: For the names.
-            access_log: Takes one line of JSON for each request.
+            access_log: Takes one line of JSON for each request that isn't proxied: the proxy knows more of its own.
         """
         self._clock = clock
         self._access_log = access_log
@@ -88,6 +89,8 @@ class Outermost:
             ours = BrokerError(type(fault).__name__)
             log.exception("request_failed", extra=self._described(request, ours))
             response = self._problem(request, ours)
+        if isinstance(response, RelayedResponse):
+            return response
         if isinstance(response, OwnResponse):
             self._finish(request, response)
         if self._access_log is not None:

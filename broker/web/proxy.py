@@ -21,7 +21,7 @@ from broker.core.forwarded import TrustedProxies
 from broker.core.limit_options import LimitOptions
 from broker.core.outcome import LoginNeeded, Token, TokenResult, Unavailable
 from broker.core.routing import Route
-from broker.errors import BadRequest, CallerError, PayloadTooLarge, StepUpRequired
+from broker.errors import BadRequest, BrokerError, CallerError, PayloadTooLarge, StepUpRequired
 from broker.services import metrics
 from broker.services.clock import Clock, Randomness, SystemClock, SystemRandomness
 from broker.services.dpop import Proofs
@@ -35,7 +35,7 @@ from broker.web.connection import CallerConnection
 from broker.web.gate import Call, CallerSource, Gate, SessionSource, TokenSource
 from broker.web.middleware import request_names
 from broker.web.proven_relay import ProvenRelay
-from broker.web.relay import Relay, RelayedResponse, Watched
+from broker.web.relay import CLOSED, KEPT, Relay, Watched
 from broker.web.scrub import Scrubber
 from broker.web.streams import Streams, Subscription
 
@@ -101,7 +101,8 @@ class Proxy:
             base_path: The path of the broker's own endpoints.
             limits: How long callers may take.
             events: Tells of sessions and grants that end, so that their streams end too.
-            access_log: Takes one line of JSON for each request of the fast path; the others are the middleware's.
+            access_log: Takes one line of JSON for each request that an upstream answered; the others are the
+                middleware's.
             clock: Time.
             randomness: For the names of requests, and for proofs.
         """
@@ -153,7 +154,7 @@ class Proxy:
         return self.gate.given_request_id(call, peer) or self._new_request_id()
 
     def finished(self, call: Call, relay: Relay, seconds: float) -> None:
-        """Count and log a request that the outermost middleware doesn't see."""
+        """Count and log a request that an upstream answered."""
         call.lane.stats.count(relay.status, seconds)
         if self._access_log is not None:
             self._access_log(
@@ -179,23 +180,29 @@ class Proxy:
         """
         connection = request.protocol
         assert isinstance(connection, CallerConnection)
-        began_at = self._loop.time()
         handover, connection.handover = connection.handover, None
         if handover is not None:
-            call = handover.call
-            relay = await self._conclude(_Transit(call, connection), handover.relay)
+            call, relay, began_at = handover.call, handover.relay, handover.began_at
+            transit = _Transit(call, connection, self._body(call, request))
+            if transit.body is not None:
+                transit.body.take()  # it was sent
         else:
+            began_at = self._loop.time()
             call = self._judge(connection, request)
             await self.gate.admit(call)
             self.gate.limit(call)
-            transit = _Transit(call, connection, self._body(call, request) if call.head.has_body else None)
-            relay = await self._conclude(transit, await self._attempt(transit, hold_401=call.token is not None))
-        call.lane.stats.count(relay.status, self._loop.time() - began_at)
+            transit = _Transit(call, connection, self._body(call, request))
+            relay = await self._attempt(transit, hold_401=call.token is not None)
+        if relay.status == 401 or relay.rejected:
+            relay = await self._conclude(transit, relay)
+        seconds = self._loop.time() - began_at
         if relay.error is not None and not relay.started:
+            call.lane.stats.count(relay.status, seconds)
             if isinstance(relay.error, CallerError) and not isinstance(relay.error, StepUpRequired):
                 connection.close_soon()
             raise relay.error
-        return RelayedResponse(relay)
+        self.finished(call, relay, seconds)
+        return KEPT if relay.keep_alive else CLOSED
 
     def _judge(self, connection: CallerConnection, request: web.Request) -> Call:
         message = request._message  # noqa: SLF001 - its target is the one that came; request.path is decoded
@@ -215,7 +222,9 @@ class Proxy:
         call.request_id = REQUEST_ID.get("")
         return call
 
-    def _body(self, call: Call, request: web.Request) -> RequestBody:
+    def _body(self, call: Call, request: web.Request) -> RequestBody | None:
+        if not call.head.has_body:
+            return None
         route = call.lane.route
         body = RequestBody(
             request.content,
@@ -229,7 +238,7 @@ class Proxy:
         return body
 
     async def _conclude(self, transit: _Transit, relay: Relay) -> Relay:
-        """Make the best of a first attempt."""
+        """Make the best of a first attempt that ended with 401."""
         call = transit.call
         if relay.proof_refused:
             self._note_refused_proof(call)
@@ -310,14 +319,15 @@ class Proxy:
         exchange.upgrade = call.head.upgrade
         if call.is_bound:
             exchange.recompose = call.compose  # a proof is good for one request (RFC 9449 section 11.1)
-        if body is not None:
-            exchange.expect_body(chunked=call.head.block.chunked)
+        if body is not None and (error := _announce(body, exchange, chunked=call.head.block.chunked)) is not None:
+            relay.refuse(error)
+            return relay
         relay.exchange = exchange
         if scrubber is not None:
             scrubber.exchange = exchange
         try:
             await call.lane.upstream.start(exchange)
-            if body is not None:
+            if body is not None and not exchange.complete:
                 await self._send_body(transit.connection, body, exchange, relay)
             await relay.wait()
         finally:
@@ -335,9 +345,6 @@ class Proxy:
     async def _send_body(
         self, connection: CallerConnection, body: RequestBody, exchange: Exchange, relay: Relay
     ) -> None:
-        if body.is_here:
-            await _send_all(body, exchange, relay)
-            return
         connection.receive(body)
         sending = self._tasks.spawn(_send_all(body, exchange, relay), name="proxy:body")
         try:
@@ -359,6 +366,19 @@ class Proxy:
         if not call.lane.route.scrub or call.token is None:
             return None
         return Scrubber(relay, call.token.access_token.reveal().encode())
+
+
+def _announce(body: RequestBody, exchange: Exchange, *, chunked: bool) -> BrokerError | None:
+    """Have *body* go out with the head if it has come, or after it. Returns why it can't be sent, if it can't."""
+    if not body.is_here:
+        exchange.expect_body(chunked=chunked)
+        return None
+    match body.take():
+        case bytes(whole):
+            exchange.carry(whole, chunked=chunked)
+            return None
+        case error:
+            return error
 
 
 async def _send_all(body: RequestBody, exchange: Exchange, relay: Relay) -> None:

@@ -296,10 +296,16 @@ class TunnelReader:
 
 
 class RelayedResponse(web.StreamResponse):
-    """Tells aiohttp that the answer is written already."""
+    """Tells aiohttp that the answer is written already, and nothing else of it; so two do for all answers."""
 
     _eof_sent = True
 
-    def __init__(self, relay: Relay) -> None:
-        super().__init__(status=relay.status or 499)
-        self._keep_alive = relay.keep_alive
+    def __init__(self, *, keep_alive: bool) -> None:
+        super().__init__()
+        self._keep_alive = keep_alive
+
+
+KEPT = RelayedResponse(keep_alive=True)
+"""The connection can be used again."""
+CLOSED = RelayedResponse(keep_alive=False)
+"""It can't."""

@@ -175,6 +175,13 @@ class ProxyUnderTest:
         await self.proxy.close(1)
         await self.pools.close()
 
+    @property
+    def handled(self) -> int:
+        """How many requests aiohttp's handler took, not the fast path."""
+        assert self._runner is not None
+        assert self._runner.server is not None
+        return self._runner.server.requests_count
+
     async def connect(self) -> "RawCaller":
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 22)
         return RawCaller(reader, writer)

@@ -1,6 +1,7 @@
 """Random requests: mostly right, often odd, sometimes broken. A seed gives the same ones again."""
 
 import random
+import re
 
 METHODS = (
     ["GET"] * 12 + ["HEAD"] * 3 + ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "get", "PROPFIND", "FOO", ""]
@@ -54,7 +55,7 @@ FIELDS = [
 
 
 def random_request(seed: int, *, cookie: str) -> bytes:
-    """Return the bytes of a request without a body. *cookie* is a session cookie that may be among its fields."""
+    """Return the bytes of a request. *cookie* is a session cookie that may be among its fields."""
     source = random.Random(seed)
     if source.random() < 0.5:
         lines = [f"GET {source.choice(['/', '/api', '/api/private', '/apix?y=1', '/a;b/c'])} HTTP/1.1"]
@@ -74,5 +75,23 @@ def random_request(seed: int, *, cookie: str) -> bytes:
     if source.random() < 0.15:
         at = source.randrange(len(data))
         data = data[:at] + bytes([source.randrange(256)]) * source.randrange(3) + data[at + source.randrange(3) :]
+    elif source.random() < 0.3:
+        return _with_body(data, source)
     # Without an end of the head both sides would wait for more.
     return data if b"\r\n\r\n" in data else data + b"\r\n\r\n"
+
+
+def _with_body(head: bytes, source: random.Random) -> bytes:
+    """The same with a body, which may be followed by what isn't part of it; never with less than it says."""
+    body = source.randbytes(source.choice([0, 1, 40, 3000]))
+    if source.random() < 0.2:
+        field, body = (
+            b"Transfer-Encoding: chunked",
+            b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n",
+        )
+    else:
+        field = b"Content-Length: %d" % len(body)
+    if source.random() < 0.4:
+        head = re.sub(rb"^GET", source.choice([b"POST", b"PUT", b"PATCH", b"DELETE"]), head)
+    surplus = source.choice([b"\r\n", b"x", b"GET / HTTP/1.1\r\n"]) if source.random() < 0.1 else b""
+    return head[:-2] + field + b"\r\n\r\n" + body + surplus
