@@ -15,7 +15,9 @@ from broker.stores.redis_connection import Dialler, Reply, tls_context
 from broker.stores.redis_events import EventChannel
 from broker.stores.redis_indexes import Due, Indexes, Keys
 from broker.stores.redis_leases import acquire
-from broker.stores.redis_topology import Cluster, Sentinels, Standalone, Topology
+from broker.stores.redis_sentinels import Sentinels
+from broker.stores.redis_topology import Cluster, Standalone, Topology
+from broker.stores.redis_witness import Witness
 
 # A record is a hash:
 #   value    the sealed bytes
@@ -121,8 +123,8 @@ class RedisStore:
         Raises:
             ConfigError: If a certificate or a key can't be loaded.
         """
-        self._client = _client(options)
         self._keys = Keys(options.prefix)
+        self._client = _client(options, Witness(self._keys.witness(), randomness))
         self._indexes = Indexes(self._client, self._keys, clock, randomness)
         self._listeners = Listeners()
         self._channel = EventChannel(self._client, self._keys.events(), self._listeners.tell)
@@ -244,7 +246,7 @@ class RedisStore:
         return self._listeners.add(listener)
 
 
-def _client(options: StoreOptions) -> RedisClient:
+def _client(options: StoreOptions, witness: Witness) -> RedisClient:
     """Build the client for what the URL means."""
     location = options.location
     tls = tls_context(options.tls) if location.tls else None
@@ -260,7 +262,7 @@ def _client(options: StoreOptions) -> RedisClient:
             topology = Standalone(location.addresses[0])
         case StoreKind.SENTINEL:
             asker = Dialler(username=options.sentinel_username, password=options.sentinel_password, tls=tls)
-            topology = Sentinels(location.addresses, location.master, asker)
+            topology = Sentinels(location.addresses, location.master, asker, witness)
         case StoreKind.CLUSTER:
             topology = Cluster(location.addresses, dialler)
         case StoreKind.MEMORY | StoreKind.SQLITE:

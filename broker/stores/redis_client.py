@@ -5,19 +5,21 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from redis.asyncio.connection import Connection
 from redis.exceptions import (
     AskError,
     ClusterDownError,
     MovedError,
     NoScriptError,
     ReadOnlyError,
+    RedisError,
     ResponseError,
     TryAgainError,
 )
 
 from broker.errors import StoreError
 from broker.stores.options import Address
-from broker.stores.redis_connection import Command, Dialler, Pool, Reply, Unreachable, explain
+from broker.stores.redis_connection import Command, Dialler, Pool, Reply, Unreachable, drop, explain
 from broker.stores.redis_topology import Topology
 
 ATTEMPTS = 4
@@ -87,11 +89,28 @@ class RedisClient:
             max_connections: How many connections one server gets.
         """
         self.topology = topology
-        self.dialler = dialler
+        self._dialler = dialler
         self.timeout_seconds = timeout_seconds
         self._max_connections = max_connections
         self._pools: dict[Address, Pool] = {}
         self._is_closed = False
+
+    async def dial(self, address: Address) -> Connection:
+        """
+        Return a connection to a server that the topology vouches for.
+
+        Raises:
+            Unreachable: If there is none to be had, or the server is not to be believed.
+        """
+        connection = await self._dialler.dial(address)
+        try:
+            await self.topology.admit(connection, address)
+        except BaseException as fault:
+            await drop(connection)
+            if isinstance(fault, RedisError | OSError):
+                raise Unreachable(f"redis at {address}: {explain(fault)}") from fault
+            raise
+        return connection
 
     async def call(self, key: str, *words: Word) -> Reply:
         """
@@ -181,7 +200,7 @@ class RedisClient:
         if self._is_closed:
             raise StoreError("the store is closed")
         if (pool := self._pools.get(address)) is None:
-            pool = self._pools[address] = Pool(self.dialler, address, size=self._max_connections)
+            pool = self._pools[address] = Pool(self.dial, address, size=self._max_connections)
             for gone in self._pools.keys() - self.topology.addresses() - {address}:
                 await self._pools.pop(gone).close()
         return pool

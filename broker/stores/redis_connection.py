@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import math
 import ssl
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from redis.asyncio.connection import Connection, SSLConnection
@@ -100,8 +100,8 @@ class Pool:
     While the server is known to be down, exchanges fail at once instead of piling up.
     """
 
-    def __init__(self, dialler: Dialler, address: Address, *, size: int) -> None:
-        self._dialler = dialler
+    def __init__(self, dial: Callable[[Address], Awaitable[Connection]], address: Address, *, size: int) -> None:
+        self._dial = dial
         self._address = address
         self._slots = asyncio.Semaphore(size)
         self._idle: list[Connection] = []
@@ -154,7 +154,7 @@ class Pool:
 
     async def _exchange(self, commands: Sequence[Command], deadline: float) -> list[Reply]:
         if (connection := await self._take()) is None:
-            return await self._exchange_on(await self._dialler.dial(self._address), commands)
+            return await self._exchange_on(await self._dial(self._address), commands)
         try:
             async with asyncio.timeout_at((asyncio.get_running_loop().time() + deadline) / 2):
                 return await self._exchange_on(connection, commands)

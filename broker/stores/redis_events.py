@@ -96,7 +96,7 @@ class EventChannel:
         async with asyncio.timeout_at(deadline):
             address = await self._client.topology.locate(self._channel, deadline)
             try:
-                connection = await self._client.dialler.dial(address)
+                connection = await self._client.dial(address)
             except StoreError:
                 await self._client.topology.relearn(began_at, deadline)
                 raise

@@ -90,6 +90,10 @@ class Keys:
     def ping(self) -> str:
         return f"{self._prefix}ping"
 
+    def witness(self) -> str:
+        """Is there as long as the rest is: see ``redis_witness``."""
+        return f"{self._prefix}witness"
+
 
 class Indexes:
     """The sets that name records, one for each tag and one for each kind that can be due."""

@@ -1,12 +1,12 @@
-"""Which Redis server has a key: the only one, the master that Sentinels name, or a node of a cluster."""
+"""Which Redis server has a key: the only one, or a node of a cluster. Sentinels have a module of their own."""
 
 import asyncio
-import logging
 import math
 from collections.abc import Callable, Coroutine, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Protocol
 
+from redis.asyncio.connection import Connection
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import MovedError
 
@@ -14,12 +14,10 @@ from broker.errors import StoreError
 from broker.stores.options import Address
 from broker.stores.redis_connection import Dialler, Pool, Reply, Unreachable
 
-WATCH_SECONDS = 1.0
-"""How often the Sentinels are asked for the master, so that one that was replaced is left while it still answers."""
+RETRY_SECONDS = 1.0
+"""When a caller may come again who wants a key that no server has."""
 ASK_SECONDS = 0.5
 """How long one Sentinel or node is waited for."""
-
-log = logging.getLogger(__name__)
 
 
 class Topology(Protocol):
@@ -38,6 +36,15 @@ class Topology(Protocol):
         """Return the servers that are known to have keys."""
         ...
 
+    async def admit(self, connection: Connection, address: Address) -> None:  # noqa: ARG002 - for those who can
+        """
+        Vouch for the server to which *connection* was made just now.
+
+        Raises:
+            Unreachable: If it is not, or not yet, to be believed.
+        """
+        return
+
     async def relearn(self, since: float, deadline: float) -> None:  # noqa: ARG002 - for those who can
         """Ask anew, unless that was done after *since* (event loop time). What can't be learned stays as it was."""
         return
@@ -55,7 +62,7 @@ class Topology(Protocol):
         return
 
 
-class _Learning:
+class Learning:
     """Learns for all who want to know, once at a time. Nobody's cancellation or deadline breaks it off."""
 
     def __init__(self, learn: Callable[[], Coroutine[None, None, bool]]) -> None:
@@ -70,11 +77,12 @@ class _Learning:
     async def after(self, since: float, deadline: float) -> None:
         """Return once something was learned that was asked for after *since*, or could not be, or at *deadline*."""
         loop = asyncio.get_running_loop()
-        if self._learned_at > since:
-            return
-        if self._task is None or self._task.done():
-            self._task = loop.create_task(self._run(), name="redis-topology")
-        await asyncio.wait([self._task], timeout=max(0.0, deadline - loop.time()))
+        is_last = False
+        while self._learned_at <= since and not is_last:
+            # One that is under way may have asked before.
+            if is_last := self._task is None or self._task.done():
+                self._task = loop.create_task(self._run(), name="redis-topology")
+            await asyncio.wait([self._task], timeout=max(0.0, deadline - loop.time()))
 
     async def _run(self) -> None:
         began_at = asyncio.get_running_loop().time()
@@ -100,87 +108,6 @@ class Standalone(Topology):
         return {self._address}
 
 
-class Sentinels(Topology):
-    """
-    The master of a name, as most of the Sentinels know it.
-
-    A master that was replaced may go on answering, cut off from the others, and what it is told is lost. So the
-    Sentinels are asked all the time, and not only when the master fails (redis-py #3874).
-    """
-
-    def __init__(self, addresses: Sequence[Address], master: str, dialler: Dialler) -> None:
-        """
-        Args:
-            addresses: The Sentinels, all of them.
-            master: The name by which they know the master.
-            dialler: Connects to them.
-        """
-        self._master = master
-        self._pools = [Pool(dialler, address, size=2) for address in addresses]
-        self._known: Address | None = None
-        self._learning = _Learning(self._learn)
-
-    async def locate(self, key: str, deadline: float) -> Address:  # noqa: ARG002 - the master has every key
-        if self._known is None:
-            await self.relearn(asyncio.get_running_loop().time(), deadline)
-        if self._known is None:
-            raise StoreError(f"no Sentinel names a master {self._master!r}", retry_after_seconds=WATCH_SECONDS)
-        return self._known
-
-    def addresses(self) -> AbstractSet[Address]:
-        return {self._known} if self._known is not None else set()
-
-    async def relearn(self, since: float, deadline: float) -> None:
-        await self._learning.after(since, deadline)
-
-    async def _learn(self) -> bool:
-        deadline = asyncio.get_running_loop().time() + ASK_SECONDS
-        answers = await asyncio.gather(*(self._ask(pool, deadline) for pool in self._pools))
-        return self._adopt([answer for answer in answers if answer is not None])
-
-    async def _ask(self, pool: Pool, deadline: float) -> tuple[int, Address] | None:
-        """Return the master as one Sentinel knows it, after the epoch of its configuration."""
-        try:
-            [reply] = await pool.exchange([("SENTINEL", "MASTER", self._master)], deadline)
-        except StoreError:
-            return None
-        return _read_master(reply)
-
-    def _adopt(self, answers: list[tuple[int, Address]]) -> bool:
-        # Few Sentinels may be those on the wrong side of a partition. They are believed only if nothing is known yet.
-        is_majority = 2 * len(answers) > len(self._pools)
-        if not answers or not (is_majority or self._known is None):
-            return False
-        _, address = max(answers, key=lambda answer: answer[0])
-        if address != self._known:
-            log.info("redis_master", extra={"address": str(address), "before": str(self._known)})
-            self._known = address
-        return True
-
-    async def watch(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self.relearn(loop.time(), loop.time() + ASK_SECONDS)
-            await asyncio.sleep(WATCH_SECONDS)
-
-    async def close(self) -> None:
-        await self._learning.close()
-        for pool in self._pools:
-            await pool.close()
-
-
-def _read_master(reply: Reply) -> tuple[int, Address] | None:
-    """Read the answer to SENTINEL MASTER: names and values in turn."""
-    if not isinstance(reply, list):
-        return None
-    facts = dict(zip(reply[::2], reply[1::2], strict=False))
-    try:
-        address = Address(facts[b"ip"].decode(), int(facts[b"port"]))
-        return int(facts[b"config-epoch"]), address
-    except (KeyError, ValueError, AttributeError):
-        return None
-
-
 class Cluster(Topology):
     """The nodes of a cluster by slots (Redis cluster specification, "Key distribution model")."""
 
@@ -194,7 +121,7 @@ class Cluster(Topology):
         self._dialler = dialler
         self._owners: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._turn = 0
-        self._learning = _Learning(self._learn)
+        self._learning = Learning(self._learn)
 
     async def locate(self, key: str, deadline: float) -> Address:
         slot = key_slot(key.encode())
@@ -202,7 +129,7 @@ class Cluster(Topology):
             await self.relearn(asyncio.get_running_loop().time(), deadline)
         owner = self._owners[slot]
         if owner is None:
-            raise StoreError("no node of the cluster has the key's slot", retry_after_seconds=WATCH_SECONDS)
+            raise StoreError("no node of the cluster has the key's slot", retry_after_seconds=RETRY_SECONDS)
         return owner
 
     def addresses(self) -> AbstractSet[Address]:
@@ -223,7 +150,7 @@ class Cluster(Topology):
 
     async def _ask(self, node: Address) -> list[Address | None] | None:
         """Return the owner of each slot as *node* knows it."""
-        pool = Pool(self._dialler, node, size=1)
+        pool = Pool(self._dialler.dial, node, size=1)
         try:
             [reply] = await pool.exchange([("CLUSTER", "SLOTS")], asyncio.get_running_loop().time() + ASK_SECONDS)
         except Unreachable:

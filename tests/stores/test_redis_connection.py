@@ -26,7 +26,7 @@ async def proxy(redis_server: RedisServer) -> AsyncIterator[TcpProxy]:
 @pytest.fixture
 async def pool(proxy: TcpProxy) -> AsyncIterator[Pool]:
     dialler = Dialler(username=None, password=None)
-    pool = Pool(dialler, Address("127.0.0.1", proxy.port), size=SIZE)
+    pool = Pool(dialler.dial, Address("127.0.0.1", proxy.port), size=SIZE)
     yield pool
     await pool.close()
 
@@ -142,7 +142,7 @@ async def test_what_is_no_redis_is_unreachable() -> None:
     server = await asyncio.start_server(gibberish, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     for address in (Address("127.0.0.1", port), Address("127.0.0.1", 1), Address("no-such-host.invalid", 6379)):
-        pool = Pool(Dialler(username=None, password=None), address, size=1)
+        pool = Pool(Dialler(username=None, password=None).dial, address, size=1)
         with pytest.raises(Unreachable, match=address.host):
             await pool.exchange([("PING",)], soon(5))
         await pool.close()

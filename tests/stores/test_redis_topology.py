@@ -1,8 +1,6 @@
-"""Which server has a key: what Sentinels and cluster nodes say, and whom of them to believe."""
+"""Which server has a key: what cluster nodes say, and whom of them to believe."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 
 import pytest
 from redis.crc import key_slot
@@ -11,65 +9,18 @@ from broker.errors import StoreError
 from broker.stores.options import Address
 from broker.stores.redis_connection import Dialler
 from broker.stores.redis_indexes import Keys
-from broker.stores.redis_topology import Cluster, Sentinels, Standalone
+from broker.stores.redis_topology import Cluster, Learning, Standalone
+from tests.support.scripted_redis import scripted
 
 DIALLER = Dialler(username=None, password=None)
 OLD, NEW = Address("10.0.0.1", 6379), Address("10.0.0.2", 6380)
-
-
-class Scripted:
-    """A server that answers every command alike, or not at all."""
-
-    def __init__(self, answer: bytes | None) -> None:
-        self.answer = answer
-        self.asked = 0
-        self.address = Address("", 0)
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.CancelledError):
-            while block := await reader.read(65536):
-                is_setname = b"SETNAME" in block
-                self.asked += not is_setname
-                if self.answer is not None or is_setname:
-                    writer.write(b"+OK\r\n" if is_setname else self.answer or b"")
-        writer.close()
-
-
-@contextlib.asynccontextmanager
-async def scripted(*answers: bytes | None) -> AsyncIterator[list[Scripted]]:
-    servers = [Scripted(answer) for answer in answers]
-    async with contextlib.AsyncExitStack() as stack:
-        for one in servers:
-            listener = await asyncio.start_server(one.serve, "127.0.0.1", 0)
-            stack.callback(listener.close)
-            one.address = Address("127.0.0.1", listener.sockets[0].getsockname()[1])
-        yield servers
-
-
-def bulk(*texts: str | bytes) -> bytes:
-    items = [text.encode() if isinstance(text, str) else text for text in texts]
-    return b"*%d\r\n" % len(items) + b"".join(b"$%d\r\n%b\r\n" % (len(item), item) for item in items)
-
-
-def master(address: Address, epoch: int) -> bytes:
-    return bulk("name", "broker", "ip", address.host, "port", str(address.port), "config-epoch", str(epoch))
 
 
 def soon() -> float:
     return asyncio.get_running_loop().time() + 1
 
 
-@contextlib.asynccontextmanager
-async def sentinels(*answers: bytes | None) -> AsyncIterator[tuple[Sentinels, list[Scripted]]]:
-    async with scripted(*answers) as servers:
-        topology = Sentinels([server.address for server in servers], "broker", DIALLER)
-        try:
-            yield topology, servers
-        finally:
-            await topology.close()
-
-
-async def relearn(topology: Sentinels | Cluster) -> None:
+async def relearn(topology: Cluster) -> None:
     await topology.relearn(asyncio.get_running_loop().time(), soon())
 
 
@@ -83,67 +34,25 @@ async def test_one_server_has_every_key() -> None:
     assert {OLD} == topology.addresses()
 
 
-@pytest.mark.parametrize(
-    "answers",
-    [
-        (master(OLD, 1), master(OLD, 1), master(NEW, 2)),
-        (master(NEW, 2), None, master(OLD, 1)),
-        (None, None, master(NEW, 2)),
-        (b"-ERR No such master with that name\r\n", b":7\r\n", master(NEW, 2)),
-        (bulk("ip", "x"), bulk(b"\xff", "y"), master(NEW, 2)),
-        (bulk("ip", "h", "port", "x", "config-epoch", "9"), b"*0\r\n", master(NEW, 2)),
-    ],
-)
-async def test_the_newest_configuration_counts(answers: tuple[bytes | None, ...]) -> None:
-    """Of what the Sentinels say, the highest epoch is believed; silence, errors and nonsense don't count."""
-    async with sentinels(*answers) as (topology, _):
-        assert NEW == await topology.locate("x", soon())
-        assert {NEW} == topology.addresses()
+async def test_what_was_asked_before_is_asked_again() -> None:
+    """Who wants to know what holds from now on isn't answered by a round of questions that began before."""
+    loop = asyncio.get_running_loop()
+    rounds: list[float] = []
 
+    async def learn() -> bool:
+        rounds.append(loop.time())
+        await asyncio.sleep(0.05)
+        return len(rounds) != 3
 
-async def test_a_minority_changes_nothing_that_is_known() -> None:
-    """One Sentinel of three can't move us, even with a higher epoch; two can."""
-    async with sentinels(master(OLD, 1), master(OLD, 1), master(OLD, 1)) as (topology, servers):
-        assert OLD == await topology.locate("x", soon())
-        servers[0].answer = master(NEW, 9)
-        servers[1].answer = servers[2].answer = b"-ERR\r\n"
-        await relearn(topology)
-        assert OLD == await topology.locate("x", soon())
-        servers[1].answer = master(OLD, 1)
-        await relearn(topology)
-        assert NEW == await topology.locate("x", soon())
-
-
-async def test_without_any_answer_there_is_no_master() -> None:
-    """While nothing is known, the store is down, and that is learned in time."""
-    async with sentinels(None, b"-ERR No such master\r\n") as (topology, _):
-        with pytest.raises(StoreError, match="no Sentinel names"):
-            await topology.locate("x", soon())
-
-
-async def test_many_who_want_to_know_ask_once() -> None:
-    """A hundred calls that fail at once cause one round of questions, and who is cancelled breaks nothing off."""
-    async with sentinels(master(OLD, 1)) as (topology, servers):
-        loop = asyncio.get_running_loop()
-        began_at = loop.time()
-        calls = [loop.create_task(topology.relearn(began_at, soon())) for _ in range(100)]
-        await asyncio.sleep(0)
-        calls[0].cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
-        assert 1 == servers[0].asked
-        assert OLD == await topology.locate("x", soon())
-
-
-async def test_the_sentinels_are_watched() -> None:
-    """A new master is noticed though nothing fails."""
-    async with sentinels(master(OLD, 1)) as (topology, servers):
-        assert OLD == await topology.locate("x", soon())
-        watch = asyncio.get_running_loop().create_task(topology.watch())
-        servers[0].answer = master(NEW, 2)
-        async with asyncio.timeout(3):
-            while await topology.locate("x", soon()) != NEW:
-                await asyncio.sleep(0.05)
-        watch.cancel()
+    learning = Learning(learn)
+    first = loop.create_task(learning.after(loop.time(), soon()))
+    await asyncio.sleep(0.01)
+    await asyncio.gather(*(learning.after(loop.time(), soon()) for _ in range(5)))
+    assert 2 == len(rounds)
+    await first
+    await learning.after(loop.time(), soon())
+    assert 3 == len(rounds), "what can't be learned is not asked for ever"
+    await learning.close()
 
 
 def slots(*ranges: tuple[int, int, bytes, int]) -> bytes:

@@ -220,6 +220,21 @@ class SentinelSetup:
         master = self.master()
         return next(server for server in self.servers if server is not master)
 
+    def flush(self) -> None:
+        """Remove all but what tells that nothing was lost."""
+        master = self.master()
+        master.command("FLUSHALL")
+        master.command("SET", "token-broker:witness", "kept")
+
+    def is_failing_over(self) -> bool:
+        """Return whether a Sentinel is replacing the master."""
+        return any(b"failover_in_progress" in self._facts(sentinel)[b"flags"] for sentinel in self.sentinels)
+
+    def be_patient(self) -> None:
+        """Let no Sentinel replace the master within a minute."""
+        for sentinel in self.sentinels:
+            sentinel.command("SENTINEL", "SET", self.MASTER, "down-after-milliseconds", 60_000)
+
     def stop(self) -> None:
         for server in (*self.sentinels, *self.servers):
             server.stop()

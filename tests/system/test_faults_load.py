@@ -176,10 +176,7 @@ async def test_ft_03_sentinel_failover_under_load(
             old = sentinels.master()
             async with play.fault():
                 await asyncio.to_thread(_fail_over, sentinels, old)
-                # It comes back empty, and as a master until a Sentinel demotes it. Whoever hasn't followed the
-                # failover by then would read it: a master without persistence must not restart at once (Redis' own
-                # advice on replication), so it is given the five seconds in which everybody must have followed.
-                await asyncio.sleep(5)
+                # It comes back empty, and as a master until a Sentinel demotes it.
                 old.start()
                 await asyncio.to_thread(wait_until, lambda: _replicas(sentinels) == 1, what="the old master's return")
     finally:

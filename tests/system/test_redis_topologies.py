@@ -1,6 +1,7 @@
 """Redis behind Sentinels and as a cluster, for real: the contract, failovers and migrations under load."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from broker.errors import StoreError
 from broker.stores.base import Event, Store, Topic
 from broker.stores.listeners import RESYNC
 from broker.stores.options import StoreOptions, StoreUrl
-from broker.stores.redis_topology import WATCH_SECONDS
+from broker.stores.redis_sentinels import WATCH_SECONDS
 from tests.stores.store_contract import KEY, LONG, Heard, StoreContract, listening
 from tests.stores.test_redis import RedisBacking
 from tests.support.redis_server import ClusterSetup, RedisServer, SentinelSetup, raw, wait_until
@@ -57,7 +58,7 @@ class TestSentinelContract(StoreContract):
 
     @pytest.fixture
     async def backing(self, sentinels: SentinelSetup) -> AsyncIterator[RedisBacking]:
-        sentinels.master().command("FLUSHALL")
+        sentinels.flush()
         backing = RedisBacking(StoreOptions(url=StoreUrl.parse(sentinels.url), wait_replicas=1))
         yield backing
         await backing.close()
@@ -188,6 +189,69 @@ async def test_ft_03_a_replaced_master_that_still_answers_is_left(failing: Senti
         assert [] == await writers.lost()
     finally:
         await backing.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("began", ["when it was replaced", "when it is about to be replaced"])
+async def test_ft_03_an_old_master_that_comes_back_empty_is_not_read(failing: SentinelSetup, began: str) -> None:
+    """It is a master, without any data, until a Sentinel demotes it; no record is taken to be missing for that."""
+    backing = RedisBacking(StoreOptions(url=StoreUrl.parse(failing.url), wait_replicas=1))
+    store = await backing.open()
+    try:
+        for number in range(20):
+            assert None is not await store.create(f"grant:{number:02x}", b"1", ttl_seconds=LONG)
+        reader = asyncio.get_running_loop().create_task(read_for_ever(store))
+        old = failing.master()
+        old.kill()
+        is_over = failing.is_failing_over if "about" in began else lambda: failing.master() is not old
+        await asyncio.to_thread(wait_until, is_over, what="the failover")
+        old.start()
+        await until(lambda: failing.master() is not old, seconds=30, what="the failover")
+        await until_async(lambda: works(store), seconds=5, what="the recovery")
+        assert b"master" == raw(old, "ROLE")[0], "no Sentinel has demoted it yet"
+        await asyncio.sleep(2 * WATCH_SECONDS)
+        assert not reader.done(), reader.result()
+        reader.cancel()
+    finally:
+        await backing.close()
+
+
+async def read_for_ever(store: Store) -> list[str]:
+    """Return the keys of records that are missing, at the first sight of one."""
+    while True:
+        for number in range(20):
+            key = f"grant:{number:02x}"
+            with contextlib.suppress(StoreError):
+                if await store.get(key) is None:
+                    return [key]
+        await asyncio.sleep(0.002)
+
+
+async def test_ft_04_a_master_that_lost_everything_before_anybody_noticed_is_taken_empty(
+    failing: SentinelSetup,
+) -> None:
+    """Restarted so fast that the Sentinels don't replace it, it has emptied its replicas too: the data is lost."""
+    failing.be_patient()
+    backing = RedisBacking(StoreOptions(url=StoreUrl.parse(failing.url)))
+    store = await backing.open()
+    try:
+        assert None is not await store.create(KEY, b"1", ttl_seconds=LONG)
+        master = failing.master()
+        master.kill()
+        master.start()
+        await until_async(lambda: works(store), seconds=5, what="the recovery")
+        assert None is await store.get(KEY)
+        assert None is not await store.create(KEY, b"2", ttl_seconds=LONG)
+    finally:
+        await backing.close()
+
+
+async def works(store: Store) -> bool:
+    try:
+        await store.ping()
+    except StoreError:
+        return False
+    return True
 
 
 async def hears_again(store: Store, heard: Heard) -> None:
