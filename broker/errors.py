@@ -225,6 +225,18 @@ class ProviderError(BrokerError):
     code = "provider_unavailable"
     title = "The authorization server is unavailable"
 
+    def __init__(
+        self, detail: str = "", *, retry_after_seconds: float | None = None, look_at: str | None = None
+    ) -> None:
+        """
+        Args:
+            detail: A sentence for the log.
+            retry_after_seconds: When to come back.
+            look_at: The key of the provider's configuration that may explain it.
+        """
+        super().__init__(detail, retry_after_seconds=retry_after_seconds)
+        self.look_at = look_at
+
 
 class ProviderProtocolError(ProviderError):
     """The authorization server answered something that its specification forbids."""

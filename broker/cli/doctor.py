@@ -9,6 +9,7 @@ from broker.cli.running import with_settings
 from broker.config.settings import Settings
 from broker.core.diagnosis import Finding, Verdict
 from broker.core.provider import ProviderOptions
+from broker.core.troubleshooting import yaml_path
 from broker.errors import ConfigError
 from broker.services.clock import SystemClock, SystemRandomness
 from broker.services.doctor import Doctor
@@ -39,7 +40,14 @@ async def _is_wrong(name: str, provider: ProviderOptions, settings: Settings) ->
     except ConfigError as fault:
         _show(name, Finding(verdict=Verdict.ERROR, key="tls", text=str(fault)))
         return True
-    examined = Doctor(name, provider, outbound=outbound, clock=SystemClock(), randomness=SystemRandomness())
+    examined = Doctor(
+        name,
+        provider,
+        redirect_uri=f"{settings.public_url}{settings.base_path}/callback/{name}",
+        outbound=outbound,
+        clock=SystemClock(),
+        randomness=SystemRandomness(),
+    )
     wrong, fitting = False, dict[str, object]()
     try:
         async for finding in examined.examine():
@@ -48,8 +56,6 @@ async def _is_wrong(name: str, provider: ProviderOptions, settings: Settings) ->
             _show(name, finding)
     finally:
         await outbound.close()
-    callback = f"{settings.public_url}{settings.base_path}/callback/{name}"
-    _show(name, Finding(verdict=Verdict.NOTE, text=f"register the redirect URI {callback}"))
     if fitting:
         print(f"  what would fit, if this is the server that you mean:\n    providers:\n      {name}:")
         for key, value in fitting.items():
@@ -58,5 +64,5 @@ async def _is_wrong(name: str, provider: ProviderOptions, settings: Settings) ->
 
 
 def _show(name: str, finding: Finding) -> None:
-    where = f"providers.{name}.{finding.key}: " if finding.key is not None else ""
-    print(f"  {finding.verdict.value:8}{where}{printable(finding.text)}")
+    where = yaml_path(name, finding.key)
+    print(f"  {finding.verdict.value:8}{'' if where is None else f'{where}: '}{printable(finding.text)}")

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from enum import Enum
+from urllib.parse import parse_qsl, urlsplit
 
 from broker.core.client_auth import ClientAuthMethod
+from broker.core.clocks import ahead_seconds
+from broker.core.compact_jws import unverified_claim
 from broker.core.oauth import FailureKind, TokenOutcome, TokenSet
 from broker.core.provider import ProviderOptions, PushedAuthorization
-from broker.core.troubleshooting import key_to_look_at, refuses_client
+from broker.core.troubleshooting import key_of_authorization_error, key_to_look_at, refuses_client
 
 REFUSED_GRANT_TYPE = frozenset({"unauthorized_client", "unsupported_grant_type"})
 BY_SECRET = (
@@ -16,6 +18,10 @@ BY_SECRET = (
     ClientAuthMethod.CLIENT_SECRET_POST,
     ClientAuthMethod.CLIENT_SECRET_JWT,
 )
+
+
+SILENT_ERRORS = frozenset({"login_required", "interaction_required", "consent_required", "account_selection_required"})
+"""What ``prompt=none`` is answered where somebody must be asked (OpenID Connect Core section 3.1.2.6)."""
 
 
 class Verdict(Enum):
@@ -130,6 +136,32 @@ def judge_nonsense(outcome: TokenOutcome, options: ProviderOptions) -> Finding:
     return Finding(verdict=Verdict.WARNING, text=f"whether the server takes the client can't be told: {said}")
 
 
+def judge_authorization(status: int, location: str | None, *, redirect_uri: str) -> Finding:
+    """
+    Say what the answer to an authorization request with ``prompt=none`` tells, for which nobody is logged in.
+
+    A server that takes the request sends the browser back with ``login_required`` (OpenID Connect Core section
+    3.1.2.6); one that doesn't know the client or the redirect URI must not (RFC 6749 section 4.1.2.1).
+
+    Args:
+        status: The answer's.
+        location: Where it sends the browser.
+        redirect_uri: Where the browser should come back.
+    """
+    if 300 <= status <= 399 and location is not None and location.partition("?")[0] == redirect_uri:
+        parameters = dict(parse_qsl(urlsplit(location).query))
+        error = parameters.get("error") or unverified_claim(parameters.get("response", ""), "error")
+        if error is None or error in SILENT_ERRORS:
+            return Finding(verdict=Verdict.GOOD, text=f"the server sends browsers back to {redirect_uri}")
+        text = f"the server refuses the authorization request: {str(error)[:64]}"
+        return Finding(verdict=Verdict.ERROR, key=key_of_authorization_error(str(error)), text=text)
+    if 400 <= status <= 499:
+        text = f"the server answers {status} to a login, and sends nobody back: is {redirect_uri} registered there?"
+        return Finding(verdict=Verdict.ERROR, key="redirect_uri", text=text)
+    text = f"whether the server sends browsers back to {redirect_uri} is seen at a login: register it there"
+    return Finding(verdict=Verdict.NOTE, text=text)
+
+
 def judge_clock(date: str | None, *, sent_at: float, received_at: float, options: ProviderOptions) -> Finding | None:
     """
     Compare this machine's clock with the server's.
@@ -143,12 +175,9 @@ def judge_clock(date: str | None, *, sent_at: float, received_at: float, options
     Returns:
         What was found; None where there is no date.
     """
-    try:
-        said = parsedate_to_datetime(date or "").timestamp()
-    except (ValueError, OverflowError):
+    ahead = ahead_seconds(date, sent_at=sent_at, received_at=received_at)
+    if ahead is None:
         return None
-    # A second of the date's own, and the way: only what neither can explain counts.
-    ahead = max(sent_at - (said + 1), 0.0) - max(said - received_at, 0.0)
     if abs(ahead) <= options.clock_skew_seconds:
         return Finding(verdict=Verdict.GOOD, text=f"the clocks agree within {abs(ahead) + 1:.0f} s")
     direction = "ahead of" if ahead > 0 else "behind"

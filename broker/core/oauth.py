@@ -63,6 +63,7 @@ class TokenFailure:
         status: The HTTP status; None if no answer came.
         retry_after_seconds: ``Retry-After`` in seconds from the answer; None if it wasn't sent.
         detail: A phrase for the log, without any byte of the answer's body.
+        ahead_seconds: How far this machine's clock is ahead of the server's, by the answer; 0 if that isn't known.
         look_at: Where in the YAML to look, if that may mend it.
     """
 
@@ -71,6 +72,7 @@ class TokenFailure:
     status: int | None = None
     retry_after_seconds: float | None = None
     detail: str = ""
+    ahead_seconds: float = field(default=0.0, compare=False)
     look_at: str | None = field(default=None, compare=False)
 
 

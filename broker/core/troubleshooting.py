@@ -14,6 +14,8 @@ _BY_METHOD = {
     ClientAuthMethod.CLIENT_ACCESS_TOKEN: "client_token",
 }
 
+_BY_ASSERTION = {ClientAuthMethod.CLIENT_SECRET_JWT, ClientAuthMethod.PRIVATE_KEY_JWT}
+
 _OF_CREDENTIALS = {(401, None), (401, "unauthorized_client"), (403, "unauthorized_client")}
 """What servers say of a wrong secret beside ``invalid_client``; the second is Keycloak's, the third glewlwyd's."""
 
@@ -44,6 +46,7 @@ _BY_AUTHORIZATION_ERROR = {
     "invalid_scope": "scope",
     "invalid_request": "authorization_parameters",
     "invalid_target": "authorization_parameters",
+    "invalid_redirect_uri": "redirect_uri",  # RFC 7591 section 3.2.2, said of pushed requests, too
     "invalid_request_object": "client_assertion",
     "request_not_supported": "request_object",
     "request_uri_not_supported": "pushed_authorization",
@@ -76,6 +79,8 @@ def refuses_client(failure: TokenFailure) -> bool:
 def key_to_look_at(failure: TokenFailure, options: ProviderOptions) -> str | None:
     """Return the key of the provider that *failure* points to; None where nothing in the YAML explains it."""
     if refuses_client(failure):
+        if options.auth_method in _BY_ASSERTION and abs(failure.ahead_seconds) > options.clock_skew_seconds:
+            return "clock_skew"  # the assertion was over, or not yet good, when it came
         return _BY_METHOD[options.auth_method]
     if failure.error in _BY_ERROR:
         return _BY_ERROR[failure.error]

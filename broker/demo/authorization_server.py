@@ -225,11 +225,15 @@ class AuthorizationServer:
         """Answer a token request (RFC 6749 section 3.2)."""
         try:
             form = await read_form(request)
-            client = authenticate(self.clients, authorization=request.headers.get("Authorization"), form=form)
+            client = self.authenticate_client(request, form)
             handler = self.grant_types.get(form.get("grant_type", ""), unsupported_grant_type)
             return web.json_response(await handler(client, form), headers=NO_STORE)
         except OAuthError as refused:
             return oauth_error(refused)
+
+    def authenticate_client(self, request: web.Request, form: MultiMapping[str]) -> Client:
+        """Return the client that makes a request. Raises ``OAuthError``."""
+        return authenticate(self.clients, authorization=request.headers.get("Authorization"), form=form)
 
     async def redeem_code(self, client: Client, form: MultiMapping[str]) -> dict[str, object]:
         """The authorization code grant (RFC 6749 section 4.1.3)."""
@@ -278,7 +282,7 @@ class AuthorizationServer:
         """Revoke a refresh token with its family (RFC 7009)."""
         try:
             form = await read_form(request)
-            client = authenticate(self.clients, authorization=request.headers.get("Authorization"), form=form)
+            client = self.authenticate_client(request, form)
         except OAuthError as refused:
             return oauth_error(refused)
         family = self.families.find(form.get("token", ""))

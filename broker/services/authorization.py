@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 from broker.core.client_auth import AssertionOptions
 from broker.core.json_object import read_object
 from broker.core.provider import ProviderOptions, PushedAuthorization, ResponseMode
-from broker.errors import ProviderError, ProviderProtocolError
+from broker.errors import ProviderProtocolError
 from broker.services.clock import Clock, Randomness
 from broker.services.metadata import Metadata
 from broker.services.signing import SigningKey, load_signing_key
@@ -123,8 +123,8 @@ class Authorization:
         request_uri = members.get("request_uri")
         if answer.status not in {200, 201}:
             error = members.get("error")
-            named = f" with error {error[:64]!r}" if isinstance(error, str) and error.isprintable() else ""
-            raise ProviderError(f"the pushed authorization request was refused: status {answer.status}{named}")
+            word = error[:64] if isinstance(error, str) and error.isprintable() else None
+            raise self._requests.push_refused(status=answer.status, error=word)
         if not isinstance(request_uri, str) or not 0 < len(request_uri) <= 2048 or not request_uri.isprintable():
             raise ProviderProtocolError("request_uri is missing from the answer to a pushed authorization request")
         return request_uri

@@ -1,11 +1,13 @@
 """
 Safe probes of a live authorization server.
 
-Nothing is asked that could end anything: metadata and keys are read, and a refresh token that never was is presented,
-to see whether the client is believed. Credentials go only to a server that speaks for the configured issuer.
+Nothing is asked that could end anything: metadata and keys are read, a refresh token that never was is presented, to
+see whether the client is believed, and a login is asked for that nobody makes. Credentials go only to a server that
+speaks for the configured issuer.
 """
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from broker.core.client_auth import ClientAuthMethod
@@ -13,6 +15,7 @@ from broker.core.diagnosis import (
     BY_SECRET,
     Finding,
     Verdict,
+    judge_authorization,
     judge_clock,
     judge_issuer,
     judge_metadata,
@@ -20,9 +23,11 @@ from broker.core.diagnosis import (
 )
 from broker.core.json_object import read_object
 from broker.core.oauth import TokenOutcome, TokenSet
+from broker.core.pkce import code_challenge
 from broker.core.provider import SYMMETRIC_ALGORITHMS, ProviderOptions
 from broker.core.troubleshooting import refuses_client
 from broker.errors import ConfigError, ProviderError, ProviderProtocolError
+from broker.services.authorization import Authorization, AuthorizationRequest
 from broker.services.clock import Clock, Randomness
 from broker.services.dpop import Proofs, new_dpop_key
 from broker.services.jwks import Jwks
@@ -35,18 +40,27 @@ class Doctor:
     """Examines one provider."""
 
     def __init__(
-        self, name: str, options: ProviderOptions, *, outbound: Outbound, clock: Clock, randomness: Randomness
+        self,
+        name: str,
+        options: ProviderOptions,
+        *,
+        redirect_uri: str,
+        outbound: Outbound,
+        clock: Clock,
+        randomness: Randomness,
     ) -> None:
         """
         Args:
             name: The configured name.
             options: Its configuration.
+            redirect_uri: Where its logins come back.
             outbound: Requests to it. The caller closes it.
             clock: The time.
             randomness: For a refresh token that never was.
         """
         self._name = name
         self._options = options
+        self._redirect_uri = redirect_uri
         self._outbound = outbound
         self._clock = clock
         self._randomness = randomness
@@ -70,6 +84,8 @@ class Doctor:
             async for finding in self._examine_keys():
                 yield finding
             async for finding in self._examine_client():
+                yield finding
+            async for finding in self._examine_authorization():
                 yield finding
         finally:
             await self._metadata.close()
@@ -152,6 +168,39 @@ class Doctor:
             )
         yield finding
 
+    async def _examine_authorization(self) -> AsyncIterator[Finding]:
+        """Ask for a login, as a browser does in which nobody is logged in and nobody may be asked."""
+        try:
+            if await self._metadata.find("authorization_endpoint") is None:
+                return
+            url = await self._authorization_url()
+        except (ProviderError, ConfigError) as fault:
+            key = fault.look_at if isinstance(fault, ProviderError) else None
+            yield Finding(verdict=Verdict.ERROR, key=key, text=str(fault))
+            return
+        exchange = await self._outbound.get(url, timeout_seconds=TIMEOUT_SECONDS)
+        if isinstance(exchange, Answer):
+            location = exchange.headers.get("Location")
+            yield judge_authorization(exchange.status, location, redirect_uri=self._redirect_uri)
+        else:
+            text = f"the server doesn't answer a login: {exchange.reason}"
+            yield Finding(verdict=Verdict.ERROR, key="authorization_endpoint", text=text)
+
+    async def _authorization_url(self) -> str:
+        silent = replace(
+            self._options, authorization_parameters={**self._options.authorization_parameters, "prompt": "none"}
+        )
+        state, nonce, verifier = (self._randomness.token_bytes(32).hex() for _ in range(3))
+        async with self._requests(silent) as requests:
+            authorization = Authorization(
+                silent, metadata=self._metadata, requests=requests, clock=self._clock, randomness=self._randomness
+            )
+            return await authorization.url(
+                AuthorizationRequest(
+                    redirect_uri=self._redirect_uri, state=state, nonce=nonce, code_challenge=code_challenge(verifier)
+                )
+            )
+
     async def _other_method(self) -> ClientAuthMethod | None:
         """Return the way of presenting the secret that the server does take."""
         if self._options.auth_method not in BY_SECRET[:2]:
@@ -162,6 +211,17 @@ class Doctor:
         return other if judge_nonsense(outcome, changed).verdict is Verdict.GOOD else None
 
     async def _ask_nonsense(self, options: ProviderOptions) -> TokenOutcome:
+        never = f"token-broker-doctor-{self._randomness.token_bytes(16).hex()}"
+        async with self._requests(options) as requests:
+            return await requests.client_doubt() or await requests.ask(
+                "refresh_token" if options.refresh_grant_type else None,
+                {"refresh_token": never},
+                url=options.refresh_endpoint,
+                dpop_key=new_dpop_key() if options.dpop else None,
+            )
+
+    @asynccontextmanager
+    async def _requests(self, options: ProviderOptions) -> AsyncIterator[TokenRequests]:
         requests = TokenRequests(
             self._name,
             options,
@@ -171,13 +231,7 @@ class Doctor:
             randomness=self._randomness,
             proofs=Proofs(self._clock, self._randomness),
         )
-        never = f"token-broker-doctor-{self._randomness.token_bytes(16).hex()}"
         try:
-            return await requests.client_doubt() or await requests.ask(
-                "refresh_token" if options.refresh_grant_type else None,
-                {"refresh_token": never},
-                url=options.refresh_endpoint,
-                dpop_key=new_dpop_key() if options.dpop else None,
-            )
+            yield requests
         finally:
             await requests.close()

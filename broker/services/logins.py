@@ -31,6 +31,7 @@ from broker.services.provider import AuthorizationRequest, AuthorizationServer
 from broker.services.sessions import Sessions
 from broker.services.tasks import Tasks
 from broker.services.tokens import TokenBroker
+from broker.services.unanswered import UnansweredLogins
 from broker.services.vault import ForeignRecord
 from broker.stores.base import Store
 
@@ -109,6 +110,7 @@ class Logins:
         self._public_url = public_url
         self._clock = clock
         self._randomness = randomness
+        self._unanswered = UnansweredLogins()
         self._tasks = Tasks()
 
     # --- beginning
@@ -136,14 +138,17 @@ class Logins:
             parameters=parameters,
             replaces=replaces,
         )
+        redirect_uri = self._redirect_uri(provider)
         request = AuthorizationRequest(
-            redirect_uri=self._redirect_uri(provider),
+            redirect_uri=redirect_uri,
             state=transaction.state,
             nonce=transaction.nonce,
             code_challenge=code_challenge(transaction.code_verifier.reveal()),
             parameters=parameters,
         )
-        return transaction, await self._servers[provider].authorization_url(request)
+        url = await self._servers[provider].authorization_url(request)
+        self._unanswered.begun(provider, redirect_uri)
+        return transaction, url
 
     def _redirect_uri(self, provider: str) -> str:
         """One for each provider, so that no answer is taken for another's (RFC 9700 section 4.4)."""
@@ -219,6 +224,7 @@ class Logins:
             ProviderError: If the server is down, or refuses the broker itself.
             StoreError: If the grant can't be kept.
         """
+        self._unanswered.answered(transaction.provider)
         try:
             return await self._complete(transaction, response)
         except LoginFailed as failure:

@@ -12,6 +12,7 @@ from broker.core.oauth import TokenOutcome
 from broker.core.provider import Dialect, ProviderOptions, ResponseMode
 from broker.core.secret import AccessToken, IdToken, RefreshToken, Secret
 from broker.core.standing import StandingGrantOptions
+from broker.core.troubleshooting import key_of_claim, yaml_path
 from broker.errors import BadRequest, LoginFailed, ProviderError
 from broker.services.authorization import Authorization, AuthorizationRequest, with_query
 from broker.services.clock import Clock, Randomness
@@ -222,7 +223,11 @@ class AuthorizationServer:
         try:
             claims = await self._id_tokens.check_refreshed(id_token)
         except (ClaimsRefused, ProviderError) as refusal:
-            log.warning("refreshed_id_token_ignored", extra={"provider": self.name, "reason": str(refusal)})
+            key = key_of_claim(refusal.claim) if isinstance(refusal, ClaimsRefused) else None
+            log.warning(
+                "refreshed_id_token_ignored",
+                extra={"provider": self.name, "reason": str(refusal), "look_at": yaml_path(self.name, key)},
+            )
             return None
         return self._identity(claims)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import assert_never
 from urllib.parse import urlencode
 
+from broker.core.clocks import ahead_seconds
 from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome
 from broker.core.provider import Dialect
 from broker.core.retry_after import retry_after_seconds
@@ -89,13 +90,18 @@ class TokenEndpoint:
     def _read(self, exchange: Exchange, requested_at: float, rules: ResponseRules) -> TokenOutcome:
         match exchange:
             case Answer():
-                return read_token_response(
+                now = self._clock.now()
+                outcome = read_token_response(
                     status=exchange.status,
                     body=exchange.content,
                     requested_at=requested_at,
                     rules=rules,
-                    retry_after_seconds=retry_after_seconds(exchange.headers.get("Retry-After"), self._clock.now()),
+                    retry_after_seconds=retry_after_seconds(exchange.headers.get("Retry-After"), now),
                 )
+                if isinstance(outcome, TokenFailure):
+                    ahead = ahead_seconds(exchange.headers.get("Date"), sent_at=requested_at, received_at=now)
+                    return replace(outcome, ahead_seconds=ahead or 0.0)
+                return outcome
             case NotSent():
                 return TokenFailure(kind=FailureKind.TRANSIENT, detail=f"nothing was sent: {exchange.reason}")
             case NoAnswer():

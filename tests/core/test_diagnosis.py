@@ -4,7 +4,14 @@ from typing import Any
 
 import pytest
 
-from broker.core.diagnosis import Verdict, judge_clock, judge_issuer, judge_metadata, judge_nonsense
+from broker.core.diagnosis import (
+    Verdict,
+    judge_authorization,
+    judge_clock,
+    judge_issuer,
+    judge_metadata,
+    judge_nonsense,
+)
 from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome, TokenSet
 from broker.core.provider import ProviderOptions, PushedAuthorization
 from broker.core.secret import AccessToken, Secret
@@ -127,3 +134,32 @@ def test_the_clocks_are_compared(sent_at: float, received_at: float, verdict: Ve
 def test_without_a_date_nothing_is_said(date: str | None) -> None:
     """A server needs no clock (RFC 9110 section 6.6.1)."""
     assert judge_clock(date, sent_at=0, received_at=1, options=options()) is None
+
+
+CALLBACK = "https://app.example.com/bff/callback/corp"
+
+
+@pytest.mark.parametrize(
+    ("status", "location", "verdict", "key"),
+    [
+        (302, f"{CALLBACK}?error=login_required&state=x", Verdict.GOOD, None),
+        (303, f"{CALLBACK}?error=interaction_required", Verdict.GOOD, None),
+        (302, f"{CALLBACK}?code=c", Verdict.GOOD, None),
+        (302, f"{CALLBACK}?error=invalid_scope", Verdict.ERROR, "scope"),
+        (302, f"{CALLBACK}?error=unauthorized_client", Verdict.ERROR, "client_id"),
+        (302, f"{CALLBACK}?error=strange", Verdict.ERROR, None),
+        (302, f"{CALLBACK}?response=e30.eyJlcnJvciI6ImludmFsaWRfc2NvcGUifQ.", Verdict.ERROR, "scope"),
+        (302, f"{CALLBACK}.evil.example/?error=login_required", Verdict.NOTE, None),
+        (302, "https://idp.example.com/login", Verdict.NOTE, None),
+        (302, None, Verdict.NOTE, None),
+        (200, None, Verdict.NOTE, None),
+        (400, None, Verdict.ERROR, "redirect_uri"),
+        (500, None, Verdict.NOTE, None),
+    ],
+)
+def test_a_login_that_nobody_makes_tells_about_the_redirect_uri(
+    status: int, location: str | None, verdict: Verdict, key: str | None
+) -> None:
+    """Whoever is sent back was believed; whoever isn't may not be (RFC 6749 section 4.1.2.1)."""
+    finding = judge_authorization(status, location, redirect_uri=CALLBACK)
+    assert (verdict, key) == (finding.verdict, finding.key)

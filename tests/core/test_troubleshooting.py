@@ -92,3 +92,24 @@ def test_a_key_is_named_by_where_it_is() -> None:
     assert "providers.corp.scope" == yaml_path("corp", key_of_authorization_error("invalid_scope"))
     assert "routes.audience" == yaml_path("corp", "audience")
     assert (None, None) == (yaml_path("corp", key_of_claim("nonce")), key_of_authorization_error("access_denied"))
+
+
+@pytest.mark.parametrize(
+    ("method", "ahead_seconds", "key"),
+    [
+        (ClientAuthMethod.PRIVATE_KEY_JWT, 0.0, "client_assertion"),
+        (ClientAuthMethod.PRIVATE_KEY_JWT, 30.0, "client_assertion"),
+        (ClientAuthMethod.PRIVATE_KEY_JWT, 31.0, "clock_skew"),
+        (ClientAuthMethod.CLIENT_SECRET_JWT, -31.0, "clock_skew"),
+        (ClientAuthMethod.CLIENT_SECRET_BASIC, 600.0, "client_secret"),
+    ],
+)
+def test_an_assertion_by_a_clock_that_is_off_is_the_clocks_fault(
+    method: ClientAuthMethod, ahead_seconds: float, key: str
+) -> None:
+    """Only assertions have a time; a secret is wrong at any time."""
+    options = ProviderOptions(
+        client_id="c", token_endpoint="https://as.example/t", token_endpoint_auth_method=method, **MEANS
+    )
+    refused = TokenFailure(kind=FailureKind.OPERATOR, error="invalid_client", status=401, ahead_seconds=ahead_seconds)
+    assert key == key_to_look_at(refused, options)

@@ -7,12 +7,13 @@ from aiohttp import web
 
 from broker.core.client_auth import ClientAuthMethod
 from broker.core.diagnosis import Finding, Verdict
-from broker.core.provider import ProviderOptions
+from broker.core.provider import ProviderOptions, PushedAuthorization
 from broker.core.secret import Secret
 from broker.services.clock import Clock, SystemClock, SystemRandomness
 from broker.services.doctor import Doctor
 from broker.services.outbound import Outbound
 from tests.support.authorization_server import CLIENT_ID, CLIENT_SECRET, LedgerServer
+from tests.support.document_server import DocumentServer
 
 
 class ClockThatIsOff(SystemClock):
@@ -31,7 +32,15 @@ async def examine(url: str, clock: Clock | None = None, **changes: Any) -> list[
         }
     )
     outbound = Outbound()
-    doctor = Doctor("corp", options, outbound=outbound, clock=clock or SystemClock(), randomness=SystemRandomness())
+    callback = "http://127.0.0.1/bff/callback/corp"
+    doctor = Doctor(
+        "corp",
+        options,
+        redirect_uri=callback,
+        outbound=outbound,
+        clock=clock or SystemClock(),
+        randomness=SystemRandomness(),
+    )
     try:
         return [finding async for finding in doctor.examine()]
     finally:
@@ -43,14 +52,14 @@ def errors(findings: list[Finding]) -> list[str | None]:
 
 
 async def test_what_is_set_up_well_is_good() -> None:
-    """Issuer, clock, keys and client are good, and nothing at the server has ended or begun."""
+    """Issuer, clock, keys, client and redirect URI are good, and nothing at the server has ended or begun."""
     async with LedgerServer() as server:
         issued = server.issue("alice")
         findings = await examine(server.url)
         assert server.access_token(str(issued["access_token"])) is not None
         assert [None] == [family.revoked for family in server.ledger.families_of("alice")]
     assert [] == errors(findings)
-    assert 4 == sum(finding.verdict is Verdict.GOOD for finding in findings)
+    assert 5 == sum(finding.verdict is Verdict.GOOD for finding in findings)
 
 
 async def test_a_wrong_secret_names_its_key() -> None:
@@ -145,10 +154,42 @@ async def test_a_secret_that_is_presented_in_the_wrong_way_is_told(
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    changes: dict[str, Any] = {"discovery": False, "scope": "api", "authorization_endpoint": f"{url}/authorize"}
+    changes: dict[str, Any] = {"discovery": False, "scope": "api"}
     try:
         findings = await examine(url, token_endpoint=f"{url}/token", token_endpoint_auth_method=configured, **changes)
     finally:
         await runner.cleanup()
     assert ["token_endpoint_auth_method"] == errors(findings)
     assert {"token_endpoint_auth_method": taken.value} == findings[-1].fitting
+
+
+async def test_a_redirect_uri_that_is_not_registered_is_named() -> None:
+    """The server sends nobody back, and the doctor says what to register there."""
+    async with LedgerServer(redirect_uris=("https://elsewhere.example/",)) as server:
+        findings = await examine(server.url)
+    assert ["redirect_uri"] == errors(findings)
+    assert "http://127.0.0.1/bff/callback/corp" in findings[-1].text
+
+
+async def test_a_scope_that_is_not_known_is_named() -> None:
+    """Although the configured authorization parameters would ask the user."""
+    async with LedgerServer(scopes=frozenset({"openid"})) as server:
+        assert ["scope"] == errors(await examine(server.url, authorization_parameters={"prompt": "consent"}))
+
+
+async def test_a_pushed_request_that_is_refused_is_named() -> None:
+    """Before any browser is sent anywhere."""
+    async with DocumentServer() as server:
+        server.answers["/token"] = (400, {"error": "invalid_grant"})
+        server.answers["/par"] = (400, {"error": "invalid_redirect_uri"})
+        findings = await examine(
+            server.url,
+            discovery=False,
+            scope="api",
+            token_endpoint=f"{server.url}/token",
+            authorization_endpoint=f"{server.url}/authorize",
+            pushed_authorization_request_endpoint=f"{server.url}/par",
+            pushed_authorization=PushedAuthorization.ALWAYS,
+        )
+    assert ["redirect_uri"] == errors(findings)
+    assert 0 == server.count("/authorize")

@@ -18,12 +18,16 @@ import json
 import random
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
+from email.utils import formatdate
 from typing import Any, Self
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from joserfc import jwk, jwt
+from joserfc.errors import JoseError
 from multidict import MultiMapping
 
 from broker.core.oauth import TokenSet
@@ -36,7 +40,7 @@ from broker.demo.authorization_server import (
     read_form,
     requested_audience,
 )
-from broker.demo.clients import Client, OAuthError, authenticate
+from broker.demo.clients import Client, OAuthError
 from broker.demo.families import Families
 from broker.demo.issuer import AccessTokenRecord, Issuer, TokenFormat
 from broker.demo.logins import AuthorizationQuery
@@ -52,6 +56,7 @@ ORIGINS = ("http://127.0.0.1", "http://localhost", "https://app.example.com")
 CALLBACKS = tuple(f"{origin}/bff/callback/{name}" for origin in ORIGINS for name in ("corp", "idp"))
 TOKEN_EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
 ACCESS_TOKEN_TYPE = "urn:ietf:params:oauth:token-type:access_token"
+BY_KEY = ["client_secret_basic", "client_secret_post", "none", "private_key_jwt"]
 _BACKCHANNEL_EVENT = "http://schemas.openid.net/event/backchannel-logout"
 
 
@@ -77,6 +82,12 @@ class Behaviour:
         log_in_as: The user.
         default_audience: ``aud`` where no resource is named.
         token_format: ``opaque`` costs nothing; ``jwt`` costs a signature.
+        client_secret: What it takes for the broker's client secret.
+        client_key: The public key, as a JWK, that it takes client assertions by (RFC 7523); None takes none.
+        redirect_uris: Where authorization responses of the broker's client may go, in place of :data:`CALLBACKS`.
+        scopes: Those that it knows; None: any.
+        audiences: The resources and audiences that it knows; None: any.
+        clock_ahead_seconds: How far its clock is ahead of the true time.
     """
 
     rotation: Rotation = Rotation.STRICT
@@ -93,6 +104,12 @@ class Behaviour:
     log_in_as: str = "alice"
     default_audience: str = "api"
     token_format: TokenFormat = TokenFormat.OPAQUE
+    client_secret: str = CLIENT_SECRET
+    client_key: Mapping[str, Any] | None = None
+    redirect_uris: tuple[str, ...] | None = None
+    scopes: frozenset[str] | None = None
+    audiences: frozenset[str] | None = None
+    clock_ahead_seconds: float = 0.0
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> "Behaviour":
@@ -106,6 +123,9 @@ class Behaviour:
             "omit_at_login": frozenset,
             "omit_at_refresh": frozenset,
             "token_format": TokenFormat,
+            "redirect_uris": _unless_none(tuple),
+            "scopes": _unless_none(frozenset),
+            "audiences": _unless_none(frozenset),
         }
         return cls(**{name: read.get(name, lambda value: value)(value) for name, value in document.items()})
 
@@ -115,7 +135,27 @@ class Behaviour:
             **asdict(self),
             "omit_at_login": sorted(self.omit_at_login),
             "omit_at_refresh": sorted(self.omit_at_refresh),
+            "scopes": _unless_none(sorted)(self.scopes),
+            "audiences": _unless_none(sorted)(self.audiences),
         }
+
+
+def _unless_none(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else read(value)
+
+
+class ClockThatMayBeOff(Clock):
+    """A clock that tells another clock's time, and is ahead of it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.ahead_seconds = 0.0
+        self._clock = clock
+
+    def now(self) -> float:
+        return self._clock.now() + self.ahead_seconds
+
+    def monotonic(self) -> float:
+        return self._clock.monotonic()
 
 
 class LedgerServer(AuthorizationServer):
@@ -141,7 +181,9 @@ class LedgerServer(AuthorizationServer):
         self.behaviour = Behaviour()
         self.ledger = Ledger()
         self.faults = Faults()
-        clock, randomness = clock or SystemClock(), randomness or SystemRandomness()
+        clock, randomness = ClockThatMayBeOff(clock or SystemClock()), randomness or SystemRandomness()
+        self._own_clock = clock
+        self._assertions: set[str] = set()
         broker = Client(
             client_id=CLIENT_ID,
             client_secret=Secret(CLIENT_SECRET),
@@ -183,6 +225,13 @@ class LedgerServer(AuthorizationServer):
         self.issuer.access_token_seconds = behaviour.access_token_seconds
         self.issuer.default_audience = behaviour.default_audience
         self.issuer.token_format = TokenFormat(behaviour.token_format)
+        self._own_clock.ahead_seconds = behaviour.clock_ahead_seconds
+        if {"client_secret", "redirect_uris"} & changes.keys():
+            self.clients[CLIENT_ID] = replace(
+                self.clients[CLIENT_ID],
+                client_secret=Secret(behaviour.client_secret),
+                redirect_uris=CALLBACKS if behaviour.redirect_uris is None else behaviour.redirect_uris,
+            )
         if "seed" in changes:
             self._latencies = random.Random(behaviour.seed)
 
@@ -268,7 +317,45 @@ class LedgerServer(AuthorizationServer):
             "introspection_endpoint": f"{self.url}/introspect",
             "backchannel_logout_supported": True,
             "backchannel_logout_session_supported": True,
+            **({} if self.behaviour.client_key is None else {"token_endpoint_auth_methods_supported": BY_KEY}),
         }
+
+    def authenticate_client(self, request: web.Request, form: MultiMapping[str]) -> Client:
+        if self.behaviour.client_key is None or "client_assertion" not in form:
+            return super().authenticate_client(request, form)
+        self._check_assertion(form["client_assertion"], self.behaviour.client_key)
+        return self.clients[CLIENT_ID]
+
+    def _check_assertion(self, assertion: str, key: Mapping[str, Any]) -> None:
+        """Refuse an assertion that isn't signed by *key*, isn't meant for this server, or has had its time (RFC 7523)."""
+        now = self.clock.now()
+        try:
+            claims = jwt.decode(assertion, jwk.import_key(dict(key)), algorithms=["ES256"]).claims
+        except JoseError:
+            raise OAuthError("invalid_client", "the assertion isn't signed by the client's key", status=401) from None
+        jti = str(claims.get("jti"))
+        if (
+            {CLIENT_ID} != {claims.get("iss"), claims.get("sub")}
+            or self.url != claims.get("aud")
+            or not claims.get("iat", now) - 10 <= now < claims.get("exp", 0)
+            or jti in self._assertions
+        ):
+            raise OAuthError("invalid_client", "the assertion isn't good", status=401)
+        self._assertions.add(jti)
+
+    async def authorize(self, request: web.Request) -> web.StreamResponse:
+        audience = requested_audience(request.query)
+        if (error := self._unknown(request.query.get("scope", ""), audience)) is not None:
+            with suppress(OAuthError):  # of a client or a redirect URI that isn't known: nobody is sent back
+                return self.redirect_back(self.logins.read(request.query), {"error": error})
+        return await super().authorize(request)
+
+    def _unknown(self, scope: str, audience: Iterable[str]) -> str | None:
+        """Return the error for a scope (RFC 6749 section 5.2) or an audience (RFC 8707 section 2) that isn't known."""
+        scopes, audiences = self.behaviour.scopes, self.behaviour.audiences
+        if scopes is not None and not set(scope.split()) <= scopes:
+            return "invalid_scope"
+        return "invalid_target" if audiences is not None and not set(audience) <= audiences else None
 
     def ask_for_login(self, query: AuthorizationQuery) -> web.StreamResponse:
         if self.behaviour.asks_for_login:
@@ -281,6 +368,11 @@ class LedgerServer(AuthorizationServer):
     async def refresh(self, client: Client, form: MultiMapping[str]) -> dict[str, object]:
         omitted = self.behaviour.omit_at_refresh
         self.families.rotation = Rotation.NONE if "refresh_token" in omitted else self.behaviour.rotation
+        known = self.families.find(form.get("refresh_token", ""))
+        # What is asked for is checked first: a refused request must not cost the refresh token.
+        scope = form.get("scope") or (known.scope if known is not None else "")
+        if (error := self._unknown(scope, requested_audience(form))) is not None:
+            raise OAuthError(error)
         response = await super().refresh(client, form)
         family = self.families.find(form["refresh_token"])
         if family is not None and self.behaviour.kills_access_tokens_at_rotation:
@@ -331,7 +423,7 @@ class LedgerServer(AuthorizationServer):
         """Say whether an access token lives (RFC 7662)."""
         try:
             form = await read_form(request)
-            authenticate(self.clients, authorization=request.headers.get("Authorization"), form=form)
+            self.authenticate_client(request, form)
         except OAuthError as refused:
             return oauth_error(refused)
         return web.json_response(introspection(self.issuer.find(form.get("token", ""))))
@@ -355,7 +447,7 @@ class LedgerServer(AuthorizationServer):
             return await self._observe_token(request, handler)
         fault = self.faults.take(endpoint)
         if fault is None:
-            return await handler(request)
+            return self._dated(await handler(request))
         if fault.when == "after":
             await handler(request)
         return await self.faults.commit(fault, request)
@@ -377,10 +469,15 @@ class LedgerServer(AuthorizationServer):
                 await asyncio.sleep(after)
             if fault is not None:
                 return await self._fail(call, fault, request)
-            await self._deliver(call, request, response)
+            await self._deliver(call, request, self._dated(response))
             return response
         finally:
             call.finished_at = time.monotonic()
+
+    def _dated(self, response: web.StreamResponse) -> web.StreamResponse:
+        """Return *response* with the date that this server believes in."""
+        response.headers["Date"] = formatdate(self.clock.now(), usegmt=True)
+        return response
 
     def _open_call(self, form: MultiMapping[Any]) -> TokenCall:
         refresh_token = form.get("refresh_token")

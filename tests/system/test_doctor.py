@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ async def doctor(directory: Path, providers: dict[str, Any], *words: str) -> tup
     config = directory / "config.yaml"
     keys = [{"value": new_key(SystemRandomness()).reveal()}]
     config.write_text(json.dumps({"public_url": "https://app.example.com", "keys": keys, "providers": providers}))
+    return await run_doctor(config, *words)
+
+
+async def run_doctor(config: Path, *words: str) -> tuple[int | None, str, str]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "broker", "doctor", str(config), *words),
         cwd=ROOT,
@@ -29,6 +34,13 @@ async def doctor(directory: Path, providers: dict[str, Any], *words: str) -> tup
     )
     out, err = await process.communicate()
     return process.returncode, out.decode(), err.decode()
+
+
+@pytest.fixture
+async def provider() -> AsyncIterator[RemoteLedgerServer]:
+    callbacks = [f"https://app.example.com/bff/callback/{name}" for name in ("good", "secret", "issuer", "bad")]
+    async with RemoteLedgerServer(redirect_uris=callbacks) as server:
+        yield server
 
 
 async def test_what_is_wrong_is_named_with_yaml_that_fits(tmp_path: Path, provider: RemoteLedgerServer) -> None:
@@ -43,7 +55,7 @@ async def test_what_is_wrong_is_named_with_yaml_that_fits(tmp_path: Path, provid
     assert (1, "") == (code, err)
     assert "error   providers.secret.client_secret: the server refuses the client: invalid_client" in out
     assert f"error   providers.issuer.issuer: the metadata speaks for {provider.url}, not for" in out
-    assert "register the redirect URI https://app.example.com/bff/callback/good" in out
+    assert "good    the server sends browsers back to https://app.example.com/bff/callback/good" in out
     assert "providers.good." not in out.replace("providers.good.scope", "")
     assert "wr0ng" not in out
     pasted = out[out.index("    providers:\n") :].splitlines()[:3]
