@@ -61,6 +61,8 @@ class Channel(Protocol):
 
     def finish_request(self) -> None: ...
 
+    def finish_tunnel(self) -> bool: ...
+
     def pause(self) -> None: ...
 
     def resume(self) -> None: ...
@@ -137,6 +139,10 @@ class Exchange:
         if self.chunked:
             self.channel.write(b"0\r\n\r\n")
         self.channel.finish_request()
+
+    def finish_tunnel(self) -> bool:
+        """After an upgrade: say that nothing more is written. Returns whether the upstream may still say something."""
+        return self.channel is not None and not self.ended and self.channel.finish_tunnel()
 
     def pause(self) -> None:
         """Stop reading the answer: whoever takes it is slower than the upstream."""

@@ -26,6 +26,8 @@ MAX_HEAD_BYTES = 64 << 10
 """A longer head is refused."""
 MAX_INFORMATIONAL = 16
 """More 1xx answers to one request are refused."""
+HALF_CLOSED_SECONDS = 5.0
+"""How long a tunnel may stay open after the caller closed its half."""
 MAX_CHUNK_OVERHEAD_BYTES = 64 << 10
 """More framing, extensions and trailers than this without one byte of body are refused."""
 
@@ -84,6 +86,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_remaining",
         "_surplus",
         "_transport",
+        "_tunnel_seconds",
         "_used",
         "deadline",
         "exchange",
@@ -108,6 +111,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._drained: asyncio.Future[None] | None = None
         self._used = False
         self._is_tunnel = False
+        self._tunnel_seconds = math.inf
         self.exchange: Exchange | None = None
         self.deadline = math.inf
         self.retires_at = math.inf
@@ -169,6 +173,14 @@ class UpstreamConnection(asyncio.Protocol):
         if self._head is None:
             self.deadline = self._loop.time() + self.exchange.timeouts.response_header_seconds
 
+    def finish_tunnel(self) -> bool:
+        if self._transport is None or not self._transport.can_write_eof():
+            return False  # TLS has no half
+        self._tunnel_seconds = HALF_CLOSED_SECONDS
+        self.deadline = self._loop.time() + self._tunnel_seconds
+        self._transport.write_eof()
+        return True
+
     def pause(self) -> None:
         # The caller's own timers judge how slow it may be.
         self.deadline = math.inf
@@ -178,7 +190,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     def resume(self) -> None:
         if self._transport is not None and self.exchange is not None:
-            self.deadline = math.inf if self._is_tunnel else self._loop.time() + self.exchange.timeouts.idle_seconds
+            seconds = self._tunnel_seconds if self._is_tunnel else self.exchange.timeouts.idle_seconds
+            self.deadline = self._loop.time() + seconds
             self._reading_paused = False
             self._transport.resume_reading()
 

@@ -48,6 +48,10 @@ class Relaying(Protocol):
         """The caller has caught up."""
         ...
 
+    def caller_finished(self) -> bool:
+        """The caller sends no more. Returns whether it may still be sent something."""
+        ...
+
     def caller_lost(self) -> None:
         """The caller is gone."""
         ...
@@ -215,6 +219,9 @@ class CallerConnection(RequestHandler):
         self._write_since = math.inf
         if self.relay is not None:
             self.relay.resume()
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp never leaves it open
+        return self.relay is not None and self.relay.caller_finished()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._watch.discard(self)

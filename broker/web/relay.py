@@ -23,6 +23,9 @@ from broker.web.streams import Streams
 MAX_HELD_BYTES = 64 << 10
 """A 401 is held back up to this size, while a newer token is sought."""
 
+LINGER_SECONDS = 5.0
+"""How long a caller may go on sending into a tunnel whose upstream has gone."""
+
 _CHALLENGE = re.compile(rb"^www-authenticate:[ \t]*([^\r\n]*?)[ \t]*\r$", re.IGNORECASE | re.MULTILINE)
 
 
@@ -65,6 +68,7 @@ class Relay:
     _held_bytes = b""
     _chunked = False
     _tunnel = False
+    _lingering: asyncio.TimerHandle | None = None
     _is_watched = False
     _waiter: asyncio.Future[None] | None = None
 
@@ -148,6 +152,12 @@ class Relay:
         if self.exchange is not None:
             self.exchange.resume()
 
+    def caller_finished(self) -> bool:
+        # Of a request, that is the caller's leave (as nginx takes it); in a tunnel, it may wait for the last word.
+        if self._lingering is not None:
+            self._finish()
+        return self._tunnel and self.exchange is not None and self.exchange.finish_tunnel()
+
     def caller_lost(self) -> None:
         if self.exchange is not None:
             self.exchange.abort()
@@ -193,7 +203,8 @@ class Relay:
             self.rejected = True
         elif self._chunked:
             self._write(b"0\r\n\r\n")
-        self._finish()
+        if not (self._tunnel and self._linger()):
+            self._finish()
 
     def on_failed(self, error: UpstreamError) -> None:
         self.error = error
@@ -249,6 +260,21 @@ class Relay:
             lines.append(b"%x\r\n%b\r\n" % (len(body), body) if self._chunked else body)
         return b"".join(lines)
 
+    def _linger(self) -> bool:
+        """
+        Wait until the caller has taken the upstream's last words. Returns False if there is no way to.
+
+        It may still be sending, and a connection that is closed with something unread is reset, with all that is under
+        way (RFC 9112 section 9.6).
+        """
+        transport = self._connection.transport
+        if transport is None or not transport.can_write_eof():
+            return False
+        transport.write_eof()
+        transport.resume_reading()
+        self._lingering = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._finish)
+        return True
+
     def _write(self, data: bytes) -> None:
         transport = self._connection.transport
         if transport is not None:
@@ -261,6 +287,8 @@ class Relay:
 
     def _finish(self) -> None:
         self.ended = True
+        if self._lingering is not None:
+            self._lingering.cancel()
         self.exchange = None
         if self._is_watched and self._watched is not None:
             self._watched.streams.remove(self, self._watched.session.key)
