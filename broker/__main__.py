@@ -165,13 +165,13 @@ def _add(
 
 def _run(options: argparse.Namespace) -> int:
     from broker.config import ConfigErrors, load
-    from broker.web.server import run
+    from broker.web.supervised import run
 
     try:
         settings = load(options.config)
     except ConfigErrors as errors:
         return _refused(errors)
-    return run(settings)
+    return run(settings, lambda: load(options.config))
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -63,7 +63,7 @@ def _run(port: int) -> int:
         try:
             world.start(not_its_own=[public, admin])
             _announce(_port(public), _port(admin), config)
-            code = serve(load(config), public=public, admin=admin)
+            code = serve(load(config), public=[public], admin=[admin])
         finally:
             world.stop()
     print("stopped; nothing is left behind" if code == 0 else "stopped at once", flush=True)

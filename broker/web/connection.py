@@ -86,7 +86,13 @@ class Awaited(Protocol):
 
 
 class Watch:
-    """Looks after connections whose caller may be too slow: once a second, at those alone where something is due."""
+    """
+    Looks after connections whose caller may be too slow: once a second, at those alone where something is due.
+
+    Attributes:
+        limits: How long is too long.
+        is_draining: Whether every connection is to end with its next answer.
+    """
 
     def __init__(self, limits: LimitOptions) -> None:
         """
@@ -94,6 +100,7 @@ class Watch:
             limits: How long is too long.
         """
         self.limits = limits
+        self.is_draining = False
         self.count_connections: Callable[[], int] = lambda: 0
         self._watched: set[CallerConnection] = set()
         self._loop = asyncio.get_running_loop()
@@ -166,7 +173,17 @@ class CallerConnection(RequestHandler):
     @property
     def closes(self) -> bool:
         """Whether the connection is closed after the request that is being answered."""
+        return self.is_closing or self._watch.is_draining
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether no further byte is read from it."""
         return self._close or self._force_close
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is being served on it, or arriving."""
+        return self._request_in_progress or bool(self._messages) or self._head_since < math.inf
 
     def block_of(self, fields: RawHeaders, rules: FieldRules) -> FieldBlock:
         """

@@ -4,6 +4,7 @@ The server of callers' connections: aiohttp's, which gives proxied requests a wa
     fast path ▸ (aiohttp's parser) ▸ /bff: the application ▸ everything else: the proxy
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -15,6 +16,8 @@ from broker.core.limit_options import LimitOptions
 from broker.web.connection import CallerConnection, Watch
 from broker.web.fast_path import FastConnection, fits
 from broker.web.proxy import Proxy
+
+DRAIN_CHECK_SECONDS = 0.05
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Outer: TypeAlias = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
@@ -39,7 +42,7 @@ class ConnectionServer(web.Server):
         self._outermost = outermost
         self._own = proxy.base_path
         self._below_own = (f"{self._own}/", f"{self._own}?")
-        watch = Watch(limits)
+        self._watch = watch = Watch(limits)
         self._connection: Callable[..., CallerConnection] = partial(CallerConnection, watch=watch, limits=limits)
         if fast:
             self._connection = partial(FastConnection, proxy=proxy, watch=watch, limits=limits)
@@ -59,12 +62,29 @@ class ConnectionServer(web.Server):
         assert isinstance(request, web.Request)
         target = request.raw_path
         if target == self._own or target.startswith(self._below_own):
-            return await self._application(request)
-        response = await self._outermost(request, self._proxy.handle)
+            response = await self._application(request)
+        else:
+            response = await self._outermost(request, self._proxy.handle)
         connection = request.protocol
         if not response.prepared and isinstance(connection, CallerConnection) and connection.closes:
             response.force_close()
         return response
+
+    async def drain(self, timeout_seconds: float, *, linger_seconds: float) -> None:
+        """
+        Let every connection end with the answer that is being given on it, or is given next.
+
+        Args:
+            timeout_seconds: How long answers may take.
+            linger_seconds: How long to wait for callers that keep a connection and ask nothing.
+        """
+        self._watch.is_draining = True
+        began_at = self._loop.time()
+        while self._connections and self._loop.time() < began_at + timeout_seconds:
+            is_busy = any(each.is_busy for each in self._connections if isinstance(each, CallerConnection))
+            if not is_busy and self._loop.time() >= began_at + linger_seconds:
+                return
+            await asyncio.sleep(DRAIN_CHECK_SECONDS)
 
 
 class ProxyRunner(web.AppRunner):
@@ -108,6 +128,25 @@ class ProxyRunner(web.AppRunner):
         self._fast = fast and fits()
         if fast and not self._fast:
             log.warning("fast_path_off", extra={"reason": "another aiohttp than the one whose insides are known"})
+
+    async def drain(self, *, linger_seconds: float = 0.0) -> None:
+        """
+        Take no more connections, and let those that there are end well. :meth:`cleanup` then ends the rest.
+
+        aiohttp's own way of ending drops what comes of the bodies of running requests.
+
+        Args:
+            linger_seconds: How long to wait for callers that keep a connection and ask nothing.
+        """
+        for site in self.sites:
+            await site.stop()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._shutdown_timeout
+        await asyncio.sleep(0)  # connections that were accepted are made
+        if isinstance(self.server, ConnectionServer):
+            await self.server.drain(self._shutdown_timeout, linger_seconds=linger_seconds)
+        # aiohttp takes 0 for any time.
+        self._shutdown_timeout = max(deadline - loop.time(), 0.1)
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()

@@ -85,6 +85,10 @@ class FastConnection(CallerConnection):
         elif not (self._is_idle() and self._begin(data)):
             super().data_received(data)
 
+    @property
+    def is_busy(self) -> bool:
+        return self._busy is not None or super().is_busy
+
     def _is_idle(self) -> bool:
         waiter = self._waiter
         return (
@@ -160,7 +164,7 @@ class FastConnection(CallerConnection):
         if busy is None:
             return
         relay = busy.relay
-        if not relay.started and self.transport is not None and not self.closes:
+        if not relay.started and self.transport is not None and not self.is_closing:
             # A fault, or a 401 that a newer token may cure: the slow path goes on from here.
             self.handover = busy
             super().data_received(self._sent)

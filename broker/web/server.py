@@ -1,4 +1,4 @@
-"""From settings to listening sockets, and from a signal to a clean end."""
+"""One process that serves, from its settings to a clean end after a signal."""
 
 import asyncio
 import gc
@@ -7,8 +7,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,56 +18,50 @@ from aiohttp import web
 from broker.config.settings import LogFormat, Settings
 from broker.errors import OperatorError
 from broker.services import logs
-from broker.web import workers
-from broker.web.floors import check_libraries
+from broker.web.workers import GENTLY
 
 SUPERVISOR_CHECK_SECONDS = 1.0
 """How soon a worker notices that its supervisor was killed."""
+LINGER_SECONDS = 5.0
+"""How long a process that was replaced waits for callers that keep a connection, so that their next answer ends it."""
 
 log = logging.getLogger(__name__)
 
 
-def run(settings: Settings) -> int:
+def refused(reason: str) -> int:
+    """Say why the start is refused, and return the exit code."""
+    print(f"token-broker: {reason}", file=sys.stderr)  # noqa: T201 - before there is a log
+    return 1
+
+
+@dataclass(frozen=True, slots=True)
+class Supervision:
     """
-    Serve until SIGTERM or SIGINT.
+    What a process knows of its supervisor.
 
-    Returns:
-        The exit code: 0 after a clean end, 1 if the start was refused.
+    Attributes:
+        pid: Its process.
+        ready: Tells it that this process serves.
     """
-    try:
-        check_libraries()
-        sockets = workers.listening_sockets(settings.listen.host, settings.listen.port, settings.workers)
-        admin = workers.listening_sockets(settings.admin.listen.host, settings.admin.listen.port, 1)[0]
-    except OperatorError as error:
-        print(f"token-broker: {error}", file=sys.stderr)  # noqa: T201 - before there is a log
-        return 1
-    except OSError as error:
-        print(f"token-broker: can't listen: {error.strerror}", file=sys.stderr)  # noqa: T201
-        return 1
-    if settings.workers == 1:
-        return serve(settings, public=sockets[0], admin=admin)
-    logging.basicConfig(level=logging.INFO, handlers=[_plain_handler()])
-    supervised = partial(serve, settings, supervisor=os.getpid())
-    processes: list[workers.Process] = [partial(supervised, public=each, admin=None) for each in sockets]
-    with workers.shared_metrics():
-        return workers.Supervisor([*processes, partial(supervised, public=None, admin=admin)]).run()
 
-
-def _plain_handler() -> logging.Handler:
-    """The supervisor's log: no thread, since it forks."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logs.JsonFormatter())
-    return handler
+    pid: int
+    ready: Callable[[], None]
 
 
 def serve(
-    settings: Settings, *, public: socket.socket | None, admin: socket.socket | None, supervisor: int | None = None
+    settings: Settings,
+    *,
+    public: Sequence[socket.socket],
+    admin: Sequence[socket.socket],
+    supervision: Supervision | None = None,
 ) -> int:
-    """Serve on the given sockets in this process, until a signal or the *supervisor*'s end. Returns the exit code."""
+    """Serve on the given sockets in this process, until a signal or the supervisor's end. Returns the exit code."""
     writer = logs.set_up(level=settings.log.level, as_json=settings.log.format is LogFormat.JSON)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(_serve(settings, writer, public, admin, supervisor))
+            return runner.run(_serve(settings, writer, public, admin, supervision))
+    except OperatorError as error:
+        return refused(str(error))
     finally:
         writer.close()
 
@@ -82,28 +77,30 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 async def _serve(
     settings: Settings,
     writer: logs.LineWriter,
-    public: socket.socket | None,
-    admin: socket.socket | None,
-    supervisor: int | None,
+    public: Sequence[socket.socket],
+    admin: Sequence[socket.socket],
+    supervision: Supervision | None,
 ) -> int:
     from broker.web.app import Installation
 
     installation = Installation(settings, access_log=writer.write if settings.log.access else None)
-    stopping = _Stopping(supervisor)
+    stopping = _Stopping(None if supervision is None else supervision.pid)
     for notice in settings.warnings:
         log.warning("configuration_notice", extra={"notice": str(notice)})
     await installation.start()
-    runners = []
-    if public is not None:
+    runners: list[web.BaseRunner] = []
+    if public:
         runners.append(await _listen(installation.public_runner(), public))
-    if admin is not None:
+    if admin:
         runners.append(await _listen(installation.admin_runner(), admin))
     settle()
-    log.info("started", extra={"public_url": str(settings.public_url), "listen": _names(public, admin)})
+    log.info("started", extra={"public_url": str(settings.public_url), "listen": _names(*public, *admin)})
+    if supervision is not None:
+        supervision.ready()
     await stopping.wait()
     log.info("stopping", extra={"drain_seconds": settings.drain_timeout_seconds})
     installation.readiness.draining = True
-    drained = asyncio.gather(*(runner.cleanup() for runner in runners))
+    drained = asyncio.gather(*(_end(runner, gently=stopping.gently) for runner in runners))
     if not await stopping.again_before(drained):
         log.warning("stopped_at_once")
         return 1
@@ -122,31 +119,46 @@ def settle() -> None:
     gc.freeze()
 
 
-async def _listen(runner: web.BaseRunner, on: socket.socket) -> web.BaseRunner:
+async def _listen(runner: web.BaseRunner, sockets: Sequence[socket.socket]) -> web.BaseRunner:
     await runner.setup()
-    await web.SockSite(runner, on).start()
+    for each in sockets:
+        await web.SockSite(runner, each).start()
     return runner
 
 
-def _names(*sockets: socket.socket | None) -> list[str]:
-    return ["{}:{}".format(*each.getsockname()[:2]) for each in sockets if each is not None]
+async def _end(runner: web.BaseRunner, *, gently: bool) -> None:
+    from broker.web.connections import ProxyRunner
+
+    if isinstance(runner, ProxyRunner):
+        await runner.drain(linger_seconds=LINGER_SECONDS if gently else 0.0)
+    await runner.cleanup()
+
+
+def _names(*sockets: socket.socket) -> list[str]:
+    return sorted({"{}:{}".format(*each.getsockname()[:2]) for each in sockets})
 
 
 class _Stopping:
     """Tells of stop signals: the first asks for a clean end, the second for an end."""
 
     def __init__(self, supervisor: int | None) -> None:
+        self.gently = False
         self._first = asyncio.Event()
         self._second = asyncio.Event()
         self._supervisor = supervisor
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
-        # A reload would have to be a restart: a SIGHUP from a terminal that closes must not be one.
-        loop.add_signal_handler(signal.SIGHUP, partial(log.info, "sighup_ignored"))
+        loop.add_signal_handler(signal.SIGTERM, self._stop)
+        loop.add_signal_handler(GENTLY, self._stop_gently)
+        if supervisor is None:
+            loop.add_signal_handler(signal.SIGINT, self._stop)
+            loop.add_signal_handler(signal.SIGHUP, partial(log.info, "sighup_ignored"))
 
     def _stop(self) -> None:
         (self._second if self._first.is_set() else self._first).set()
+
+    def _stop_gently(self) -> None:
+        self.gently = True
+        self._first.set()
 
     async def wait(self) -> None:
         """Return at the first signal, or when the supervisor is gone."""

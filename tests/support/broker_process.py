@@ -18,7 +18,7 @@ from yarl import URL
 from broker.services.clock import SystemRandomness
 from broker.services.keyring import new_key
 from tests.support.authorization_server import CLIENT_ID, CLIENT_SECRET
-from tests.support.waiting import until_async
+from tests.support.waiting import until, until_async
 
 ROOT = Path(__file__).parents[2]
 _NO_URL = URL()
@@ -107,14 +107,43 @@ class BrokerProcess:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def worker_pid(self) -> int:
+        """The process that serves; the first of them where there are several."""
+        return self.worker_pids()[0]
+
+    def worker_pids(self) -> list[int]:
+        """Return the processes below the supervisor, oldest first."""
+        return [int(each) for each in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
     def log(self) -> list[dict[str, Any]]:
         """Return what was logged, record by record. Anything that isn't JSON fails."""
         return [json.loads(line) for line in self.log_path.read_text().splitlines()]
 
-    async def start(self, *, wait_ready: bool = True) -> None:
-        """Start it, and wait until every worker takes requests."""
+    def write_settings(self) -> Path:
+        """Write the configuration that :attr:`settings` mean, and return where."""
         config = self.directory / f"config-{self.port}.yaml"
         config.write_text(json.dumps(self.settings, indent=2))
+        return config
+
+    async def reload(self, event: str = "reloaded") -> None:
+        """Let it read the configuration again, and wait until it has logged what came of that."""
+        self.write_settings()
+        before = self.log_path.read_text().count(f'"event":"{event}"')
+        self._signal(signal.SIGHUP)
+        await until(
+            lambda: self.log_path.read_text().count(f'"event":"{event}"') > before,
+            seconds=20,
+            what=lambda: f"{event} in {self.log_path.read_text()[-2000:]}",
+        )
+
+    def _signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    async def start(self, *, wait_ready: bool = True) -> None:
+        """Start it, and wait until every worker takes requests."""
+        config = self.write_settings()
         with self.log_path.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
@@ -157,7 +186,7 @@ class BrokerProcess:
     async def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and return the exit code."""
         assert self._process is not None
-        self._process.send_signal(number)
+        self._signal(number)
         return await asyncio.wait_for(self._process.wait(), 20)
 
     async def kill(self) -> None:

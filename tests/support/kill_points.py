@@ -148,7 +148,9 @@ def _stack(coroutine: Any) -> list[str]:
 def _live(countdown: Countdown, arguments: list[str]) -> int:
     import uvloop
 
-    from broker.__main__ import main
+    from broker.config import load
+    from broker.web.listening import listening_sockets
+    from broker.web.server import serve
 
     new_event_loop = uvloop.new_event_loop
 
@@ -166,7 +168,12 @@ def _live(countdown: Countdown, arguments: list[str]) -> int:
 
     vars(uvloop)["new_event_loop"] = counted_loop  # the broker asks for one by this name
     countdown.begin_life()
-    return main(arguments)
+    command, config = arguments
+    assert command == "run"
+    settings = load(Path(config))
+    # The process that serves, without the supervisor, which would start it again.
+    public, admin = (listening_sockets(at.host, at.port, 1) for at in (settings.listen, settings.admin.listen))
+    return serve(settings, public=public, admin=admin)
 
 
 def _run(countdown: Countdown, arguments: list[str]) -> int:

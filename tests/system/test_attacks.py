@@ -383,7 +383,7 @@ async def test_lg_03_a_flood_of_login_starts_leaves_nothing_behind(
     flood = [*navigation_lines(), "X-Forwarded-For: 192.0.2.66"]
     for _ in range(200):
         await send(broker, "/bff/login?returnUrl=/app", *flood)
-    size, memory = store_bytes(tmp_path), resident_bytes(broker.pid)
+    size, memory = store_bytes(tmp_path), resident_bytes(broker.worker_pid)
     statuses = set()
     for _ in range(150):
         answers = await asyncio.gather(*(send(broker, "/bff/login?returnUrl=/app", *flood) for _ in range(20)))
@@ -392,7 +392,7 @@ async def test_lg_03_a_flood_of_login_starts_leaves_nothing_behind(
     assert {303, 429} >= statuses
     assert 429 in statuses
     assert size == store_bytes(tmp_path)
-    assert resident_bytes(broker.pid) - memory < 8 << 20
+    assert resident_bytes(broker.worker_pid) - memory < 8 << 20
     async with Browser(broker.url) as browser:
         for _ in range(20):
             options: Any = {"headers": navigation(), "allow_redirects": False}

@@ -207,10 +207,10 @@ async def test_ft_16_sqlite_in_trouble(
                 await asyncio.sleep(5)
                 other.execute("ROLLBACK")
         else:
-            limits = resource.prlimit(play.broker.pid, resource.RLIMIT_FSIZE)
-            resource.prlimit(play.broker.pid, resource.RLIMIT_FSIZE, (4096, limits[1]))
+            limits = resource.prlimit(play.broker.worker_pid, resource.RLIMIT_FSIZE)
+            resource.prlimit(play.broker.worker_pid, resource.RLIMIT_FSIZE, (4096, limits[1]))
             await asyncio.sleep(5)
-            resource.prlimit(play.broker.pid, resource.RLIMIT_FSIZE, limits)
+            resource.prlimit(play.broker.worker_pid, resource.RLIMIT_FSIZE, limits)
 
     assert [] == await play.judge()
 

@@ -87,7 +87,7 @@ async def test_ds_02_what_is_too_big_is_refused_before_it_is_kept(tmp_path: Path
     async with RawUpstream() as upstream, broker_for(tmp_path, upstream) as broker:
         port = broker.port
         await exchange(port, head("GET", "/open/x", port, "Connection: close"))
-        before = resident_bytes(broker.pid)
+        before = resident_bytes(broker.worker_pid)
         declared = [
             await exchange(port, head("POST", "/open/x", port, f"Content-Length: {length}"))
             for length in (LIMIT + 1, 8 << 20, (1 << 63) - 1, 1 << 63, 1 << 64, 10**40)
@@ -99,7 +99,7 @@ async def test_ds_02_what_is_too_big_is_refused_before_it_is_kept(tmp_path: Path
             await exchange(port, head("GET", "/open/x", port, f"X: {'a' * (1 << 20)}")),
             await exchange(port, head("GET", "/open/x", port, f"Cookie: {'a' * (1 << 20)}")),
         ]
-        grown = resident_bytes(broker.pid) - before
+        grown = resident_bytes(broker.worker_pid) - before
 
     assert all(answer[9:12] in {b"400", b"413"} for answer in declared), declared
     assert streamed[9:12] in {b"413", b""}, "a reset may overtake the answer"
@@ -126,14 +126,14 @@ async def test_ft_20_without_descriptors_it_goes_on_with_whom_it_has(tmp_path: P
     """More callers than descriptors: the old ones are served, the processor isn't burnt, and afterwards all is well."""
     async with RawUpstream() as upstream, broker_for(tmp_path, upstream) as broker:
         port = broker.port
-        resource.prlimit(broker.pid, resource.RLIMIT_NOFILE, (96, 96))
+        resource.prlimit(broker.worker_pid, resource.RLIMIT_NOFILE, (96, 96))
         reader, old = await asyncio.open_connection("127.0.0.1", port)
         old.write(head("GET", "/open/x", port))
         assert b"200" in await reader.readuntil(b"ok")
         crowd = [await asyncio.open_connection("127.0.0.1", port) for _ in range(150)]
-        spent = processor_seconds(broker.pid)
+        spent = processor_seconds(broker.worker_pid)
         await asyncio.sleep(1.0)  # the time over which a busy loop would show
-        spent = processor_seconds(broker.pid) - spent
+        spent = processor_seconds(broker.worker_pid) - spent
         old.write(head("GET", "/open/x", port))
         assert b"200" in await asyncio.wait_for(reader.readuntil(b"ok"), 5)
         for _, writer in crowd:

@@ -1,35 +1,59 @@
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from broker.web.workers import listening_sockets
+import pytest
 
 SCRIPT = r"""
 import os, signal, sys, time
 from broker.web import workers
 
 workers.RESTART_SECONDS = 0.05
+workers.START_SECONDS = 0.5
+CODE, *PLANS = sys.argv[1:]  # each plan is a word for each of its processes
 
-def worker() -> int:
+def say(*words) -> None:
+    os.write(1, b"%s\n" % " ".join(map(str, words)).encode())  # in one piece: all processes write to one pipe
+
+def process(word, ready) -> int:
     ended = []
-    signal.signal(signal.SIGTERM, lambda *_: ended.append(1))
-    os.write(1, b"up %d\n" % os.getpid())  # in one piece: both workers write to one pipe
-    while not ended:
+    for number in (signal.SIGTERM, workers.GENTLY):
+        signal.signal(number, lambda number, _: ended.append(number))
+    if word == "dies":
+        return 7
+    if word != "hangs":
+        ready()
+    say("up", os.getpid(), word)
+    while not ended and word != "stays":
         time.sleep(0.01)
-    return int(sys.argv[1])
+    if word == "stays":
+        time.sleep(60)
+    say("end", os.getpid(), word, signal.Signals(ended[0]).name)
+    return int(CODE)
 
-sys.exit(workers.Supervisor([worker, worker]).run())
+def plan(words):
+    return workers.Plan(
+        processes=[lambda ready, word=word: process(word, ready) for word in words.split()],
+        adopted=lambda: say("adopted", words),
+        dropped=lambda: say("dropped", words),
+    )
+
+def renew():
+    words = PLANS.pop(0) if PLANS else ""
+    return plan(words) if words else say("refused")
+
+workers.OVERDUE_SECONDS = 0.3
+sys.exit(workers.Supervisor(plan(PLANS.pop(0)), renew=renew).run())
 """
 
 
 @contextmanager
-def started(exit_code: int = 0) -> Iterator[tuple["subprocess.Popen[str]", list[int]]]:
-    command = [sys.executable, "-c", SCRIPT, str(exit_code)]
+def started(*plans: str, exit_code: int = 0) -> Iterator[tuple["subprocess.Popen[str]", list[int]]]:
+    command = [sys.executable, "-c", SCRIPT, str(exit_code), *(plans or ["a b"])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process, [pid_of(process) for _ in range(2)]
@@ -37,9 +61,19 @@ def started(exit_code: int = 0) -> Iterator[tuple["subprocess.Popen[str]", list[
             process.send_signal(signal.SIGTERM)
 
 
-def pid_of(process: "subprocess.Popen[str]") -> int:
+def line_of(process: "subprocess.Popen[str]") -> list[str]:
     assert process.stdout is not None
-    return int(process.stdout.readline().split()[1])
+    return process.stdout.readline().split()
+
+
+def pid_of(process: "subprocess.Popen[str]") -> int:
+    return int(line_of(process)[1])
+
+
+def heard(process: "subprocess.Popen[str]", count: int) -> list[list[str]]:
+    """Return the next lines, in any order, without process ids."""
+    lines = [line_of(process) for _ in range(count)]
+    return sorted([words[0], *words[2:]] if words[0] in {"up", "end"} else words for words in lines)
 
 
 def eventually(condition: Callable[[], bool]) -> bool:
@@ -89,13 +123,67 @@ def test_ft_24_a_worker_that_dies_is_started_again() -> None:
     assert eventually(lambda: is_gone(restarted))
 
 
-def test_the_sockets_of_the_workers_share_one_port() -> None:
-    """Port 0 is drawn once."""
-    sockets = listening_sockets("127.0.0.1", 0, 3)
-    try:
-        assert 1 == len({each.getsockname() for each in sockets})
-        with socket.create_connection(sockets[0].getsockname()):
-            pass
-    finally:
-        for each in sockets:
-            each.close()
+def test_a_start_that_comes_to_nothing_ends() -> None:
+    """A process that dies before it serves is not tried again for ever: the start is refused, and the others end."""
+    with started("a b dies") as (process, _):
+        assert 1 == process.wait(10)
+
+
+def test_a_reload_replaces_the_processes_once_the_new_ones_serve() -> None:
+    """The old ones are told gently, after the new ones serve; there may be more or fewer of them than before."""
+    with started("a b", "c") as (process, _):
+        process.send_signal(signal.SIGHUP)
+
+        assert [["adopted", "c"], ["up", "c"]] == heard(process, 2)
+        assert [["end", "a", "SIGQUIT"], ["end", "b", "SIGQUIT"]] == heard(process, 2)
+        process.send_signal(signal.SIGTERM)
+        assert [["end", "c", "SIGTERM"]] == heard(process, 1)
+        assert 0 == process.wait(10)
+
+
+@pytest.mark.parametrize("word", ["dies", "hangs"])
+def test_a_reload_that_comes_to_nothing_changes_nothing(word: str) -> None:
+    """If one of the new processes dies or doesn't come to serve, those that do end again, and the old ones go on."""
+    with started("a b", f"c {word}") as (process, pids):
+        process.send_signal(signal.SIGHUP)
+        lines = heard(process, 3 if word == "dies" else 5)
+
+        assert ["dropped", "c", word] in lines
+        assert ["adopted", "c", word] not in lines
+        assert not any(is_gone(pid) for pid in pids)
+        process.send_signal(signal.SIGTERM)
+        assert 0 == process.wait(10)
+
+
+def test_a_refused_configuration_changes_nothing() -> None:
+    """Nothing is started, and the processes that run are the same as before."""
+    with started("a b", "") as (process, pids):
+        process.send_signal(signal.SIGHUP)
+
+        assert [["refused"]] == heard(process, 1)
+        assert not any(is_gone(pid) for pid in pids)
+
+
+def test_an_old_process_that_stays_is_killed() -> None:
+    """What hangs in its drain doesn't stay for ever."""
+    with started("stays b", "c") as (process, pids):
+        process.send_signal(signal.SIGHUP)
+
+        assert [["adopted", "c"], ["end", "b", "SIGQUIT"], ["up", "c"]] == heard(process, 3)
+        assert eventually(lambda: is_gone(pids[0]))
+        assert eventually(lambda: is_gone(pids[1]))
+
+
+def test_the_next_reload_follows_the_last() -> None:
+    """A signal that comes while a reload is under way is not lost, and many of them are one."""
+    with started("a b", "c", "d", "e") as (process, _):
+        process.send_signal(signal.SIGHUP)
+        heard(process, 1)
+        for _ in range(20):
+            process.send_signal(signal.SIGHUP)
+        lines = []
+        while ["adopted", "d"] not in lines:
+            lines += heard(process, 1)
+        process.send_signal(signal.SIGTERM)
+
+        assert 0 == process.wait(10)

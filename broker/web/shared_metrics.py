@@ -1,0 +1,40 @@
+"""
+Where several processes keep the metrics that they share.
+
+prometheus_client decides when it is imported, by a variable, whether it shares. So no process imports it before it
+knows with whom it serves, and the supervisor never does.
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+
+
+class SharedMetrics:
+    """A directory of the supervisor's, unless the operator has named one."""
+
+    def __init__(self) -> None:
+        self._own: str | None = None
+
+    @property
+    def directory(self) -> str:
+        """Its path. It is made when it is asked for first."""
+        if VARIABLE in os.environ:
+            return os.environ[VARIABLE]
+        if self._own is None:
+            self._own = tempfile.mkdtemp(prefix="token-broker-metrics-")
+        return self._own
+
+    def forget(self, pid: int) -> None:
+        """Take out the gauges of a process that has ended. What it has counted stays."""
+        directory = os.environ.get(VARIABLE, self._own)
+        for path in Path(directory).glob(f"gauge_live*_{pid}.db") if directory is not None else ():
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Delete the directory, if it is the supervisor's own."""
+        if self._own is not None:
+            shutil.rmtree(self._own, ignore_errors=True)
