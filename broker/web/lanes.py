@@ -63,6 +63,7 @@ class Lane:
         self.stats = RouteStats(route.name)
         self.buckets = _buckets(route, monotonic)
         self.audience: Audience = route.audience
+        self._retried = _retried_methods(route)
         self._cut, self._prefix = _rewriting(route)
         self._upstream_host = b"" if route.upstream_options.preserve_host else upstream.authority
         self._external_url = route.external_url or ""
@@ -85,13 +86,7 @@ class Lane:
 
     def may_retry(self, head: RequestHead) -> bool:
         """Whether a 401 of the upstream may be answered with a newer token, as far as the method says."""
-        match self.route.retry_on_401:
-            case RetryOn401.NEVER:
-                return False
-            case RetryOn401.IDEMPOTENT:
-                return head.method in IDEMPOTENT_METHODS
-            case RetryOn401.REPLAYABLE:
-                return True
+        return self._retried is None or head.method in self._retried
 
     def compose(
         self,
@@ -216,6 +211,17 @@ def _buckets(route: Route, monotonic: Callable[[], float]) -> TokenBuckets | Non
         return None
     limit = route.rate_limit
     return TokenBuckets(requests_per_second=limit.requests_per_second, burst=limit.burst, monotonic=monotonic)
+
+
+def _retried_methods(route: Route) -> frozenset[str] | None:
+    """The methods of requests that may be sent again after a 401; None for all."""
+    match route.retry_on_401:
+        case RetryOn401.NEVER:
+            return frozenset()
+        case RetryOn401.IDEMPOTENT:
+            return IDEMPOTENT_METHODS
+        case RetryOn401.REPLAYABLE:
+            return None
 
 
 def _rewriting(route: Route) -> tuple[int | None, bytes]:
