@@ -3,8 +3,10 @@
 import argparse
 import json
 import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from broker.cli.admin_client import CommandRefused, printable
+from broker.cli.admin_client import AdminClient, CommandRefused, printable
 from broker.cli.running import with_settings
 from broker.config.settings import Settings
 from broker.core.diagnosis import Finding, Verdict
@@ -27,13 +29,33 @@ def doctor(options: argparse.Namespace) -> int:
             if options.provider not in chosen:
                 raise CommandRefused(f"providers.{printable(options.provider)}: there is no such provider")
             chosen = {options.provider: chosen[options.provider]}
-        wrong = [name for name, provider in chosen.items() if await _is_wrong(name, provider, settings)]
+        seen = await _seen_by_the_broker(settings)
+        wrong = [name for name, provider in chosen.items() if await _is_wrong(name, provider, settings, seen)]
         return 1 if wrong else 0
 
     return with_settings(options.config, examine)
 
 
-async def _is_wrong(name: str, provider: ProviderOptions, settings: Settings) -> bool:
+async def _seen_by_the_broker(settings: Settings) -> dict[str, list[Finding]]:
+    """Ask the broker that serves by this configuration what refreshes showed it, if it runs and has an admin API."""
+    if settings.admin.token is None:
+        return {}
+    try:
+        async with AdminClient(settings.admin) as client:
+            answer = await client.ask("GET", "/providers")
+        return {each["name"]: [_finding(differs) for differs in each["differs"]] for each in answer["providers"]}
+    except (CommandRefused, KeyError):
+        return {}
+
+
+def _finding(said: Mapping[str, Any]) -> Finding:
+    text = f"as the broker has seen, {said['text']}"
+    return Finding(verdict=Verdict(said["verdict"]), key=said["key"], text=text, fitting=said["fitting"])
+
+
+async def _is_wrong(
+    name: str, provider: ProviderOptions, settings: Settings, seen: Mapping[str, Sequence[Finding]]
+) -> bool:
     print(f"{name}:")
     try:
         outbound = Outbound(provider.tls, insecure=provider.insecure)
@@ -56,6 +78,9 @@ async def _is_wrong(name: str, provider: ProviderOptions, settings: Settings) ->
             _show(name, finding)
     finally:
         await outbound.close()
+    for finding in seen.get(name, ()):
+        fitting.update(finding.fitting)
+        _show(name, finding)
     if fitting:
         print(f"  what would fit, if this is the server that you mean:\n    providers:\n      {name}:")
         for key, value in fitting.items():

@@ -28,9 +28,25 @@ def exposition() -> bytes:
     """Return every metric in Prometheus' text format, of all processes where there are several."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return generate_latest(REGISTRY)
+    return generate_latest(_of_all_processes())
+
+
+def totals(counter: Counter, label: str, value: str, *, by: str) -> dict[str, float]:
+    """Return the values of *counter* where *label* is *value*, by another label, of all processes."""
+    (own,) = counter.collect()
+    alone = "PROMETHEUS_MULTIPROC_DIR" not in os.environ
+    return {
+        sample.labels[by]: sample.value
+        for metric in ([own] if alone else _of_all_processes().collect())
+        for sample in metric.samples
+        if sample.name == f"{own.name}_total" and sample.labels.get(label) == value
+    }
+
+
+def _of_all_processes() -> CollectorRegistry:
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
+    return registry
 
 
 # --- tokens
@@ -64,6 +80,9 @@ PROVIDER_DEGRADED = Gauge(
     "provider_degraded", "1 while the authorization server refuses the broker itself.", ["provider"],
     multiprocess_mode="livemax",
 )  # fmt: skip
+PROVIDER_BEHAVIOUR = Counter(
+    "provider_behaviour_total", "What refreshes showed of the authorization server.", ["provider", "seen"]
+)
 SPOOL_RECORDS = Gauge("spool_records", "Token responses that the store doesn't have yet.", multiprocess_mode="livesum")
 KEEP_ALIVE = Counter("keep_alive_total", "Refreshes of grants that nobody used.", ["provider", "result"])
 

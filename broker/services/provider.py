@@ -21,6 +21,7 @@ from broker.services.dpop import Proofs, new_dpop_key
 from broker.services.first_tokens import FirstTokens
 from broker.services.id_tokens import IdTokens, Login
 from broker.services.jwks import Jwks
+from broker.services.learning import Learning
 from broker.services.metadata import Metadata
 from broker.services.outbound import Outbound
 from broker.services.token_requests import TokenRequests
@@ -89,6 +90,7 @@ class AuthorizationServer:
         self._tokens = TokenRequests(
             name, options, metadata=self._metadata, outbound=outbound, clock=clock, randomness=randomness, proofs=proofs
         )
+        self._learning = Learning(name, options, clock=clock)
         self._authorization = Authorization(
             options, metadata=self._metadata, requests=self._tokens, clock=clock, randomness=randomness
         )
@@ -153,7 +155,9 @@ class AuthorizationServer:
 
     async def refresh(self, grant: Grant, audience: Audience) -> TokenOutcome:
         """Present the grant's refresh token once (RFC 6749 section 6). Never retries by itself."""
-        return await self._tokens.refresh(grant, audience)
+        outcome = await self._tokens.refresh(grant, audience)
+        self._learning.watch(grant, outcome)
+        return outcome
 
     async def exchange_token(
         self, subject_token: AccessToken, audience: Audience, *, dpop_key: RefreshToken | None = None

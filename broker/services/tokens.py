@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from broker.core.audience import DEFAULT_AUDIENCE, Audience
+from broker.core.behaviour import Seen
 from broker.core.grant import EndReason, Grant, HeldToken, Origin
 from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome, TokenSet
 from broker.core.outcome import Cause, LoginNeeded, Token, TokenResult, Unavailable
@@ -168,6 +169,8 @@ class TokenBroker:
             if now >= known.due_at:
                 _ = self._start(Want(grant_id=grant_id, audience=audience))
             return known.token
+        if known is not None and (grant_id, audience.key) not in self._running:
+            metrics.PROVIDER_BEHAVIOUR.labels(seen.provider, Seen.REFUSED_EARLY.value).inc()
         want = Want(grant_id=grant_id, audience=audience, rejected_generation=rejected_generation)
         # Shielded: a caller that hangs up must not cancel a rotation that others wait for.
         return await asyncio.shield(self._start(want))

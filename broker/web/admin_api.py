@@ -1,5 +1,5 @@
 """
-The operators' API: grants that no browser brought, and the handles by which callers name them.
+The operators' API: grants that no browser brought, the handles by which callers name them, and what providers do.
 
 It is on the admin listener, behind a bearer token of its own. It takes tokens in and never gives one out; a handle is
 shown once, in the answer that issues it.
@@ -15,6 +15,7 @@ from typing import Any
 from aiohttp import web
 
 from broker.core.audience import DEFAULT_AUDIENCE
+from broker.core.behaviour import Seen, judge_behaviour
 from broker.core.compact_jws import unverified_claim
 from broker.core.grant import EndReason, Grant, Origin
 from broker.core.handle import Handle
@@ -24,6 +25,7 @@ from broker.core.refresh import assess
 from broker.core.secret import AccessToken, IdToken, RefreshToken, Secret
 from broker.core.upkeep import login_needed_at
 from broker.errors import BadRequest, BrokerError, NoRoute, NoSession
+from broker.services import metrics
 from broker.services.clock import Clock
 from broker.services.handles import FOREVER_SECONDS, Handles
 from broker.services.provider import AuthorizationServer
@@ -70,6 +72,7 @@ class AdminApi:
         app.router.add_get("/grants/{grant}", self.show_grant)
         app.router.add_delete("/grants/{grant}", self.revoke_grant)
         app.router.add_post("/grants/{grant}/handles", self.issue_handle)
+        app.router.add_get("/providers", self.list_providers)
         app.router.add_get("/handles", self.list_handles)
         app.router.add_post("/handles/{handle}/rotate", self.rotate_handle)
         app.router.add_delete("/handles/{handle}", self.revoke_handle)
@@ -184,6 +187,26 @@ class AdminApi:
             described["state"] = assess(grant, DEFAULT_AUDIENCE, server.options, now=now)
             described["login_needed_at"] = login_needed_at(grant, server.options)
         return described
+
+    # --- providers
+
+    async def list_providers(self, _request: web.Request) -> web.Response:
+        """What refreshes showed of each provider since the start, and where its configuration doesn't fit that."""
+        return web.json_response({"providers": [self._describe_provider(name) for name in self._servers]})
+
+    def _describe_provider(self, name: str) -> dict[str, object]:
+        options = self._servers[name].options
+        seen = metrics.totals(metrics.PROVIDER_BEHAVIOUR, "provider", name, by="seen")
+        counts = {each: seen.get(each.value, 0.0) for each in Seen}
+        return {
+            "name": name,
+            "rotation": options.rotation,
+            "seen": {each.value: int(count) for each, count in counts.items()},
+            "differs": [
+                {"verdict": each.verdict.value, "key": each.key, "text": each.text, "fitting": dict(each.fitting)}
+                for each in judge_behaviour(counts, options)
+            ],
+        }
 
     # --- handles
 
