@@ -16,7 +16,7 @@ from broker.core.pkce import text_of
 from broker.core.routing import RateLimitOptions
 from broker.core.secret import Secret
 
-FORMAT = 1
+FORMAT = 2
 """Version of the cookie's content."""
 
 STATE = re.compile(r"[A-Za-z0-9_-]{43}")
@@ -73,6 +73,7 @@ class LoginTransaction:
         parameters: What was asked for by name (``acr_values``, ``max_age`` …), to be checked in the answer.
         replaces: The store key of the session that the browser had; a success ends it. It must be known from here:
             browsers don't send SameSite=Strict cookies with the answer.
+        silent: Whether it runs in a frame and must not ask the user anything (``prompt=none``).
     """
 
     state: str = field(repr=False)
@@ -83,6 +84,7 @@ class LoginTransaction:
     started_at: float
     parameters: Mapping[str, str] = field(default_factory=dict)
     replaces: str | None = None
+    silent: bool = False
 
     def is_expired(self, *, now: float, timeout_seconds: float) -> bool:
         """Return whether the answer came too late; a start in the future, after a clock went back, isn't too late."""
@@ -97,6 +99,7 @@ def begin(
     now: float,
     parameters: Mapping[str, str],
     replaces: str | None = None,
+    silent: bool = False,
 ) -> LoginTransaction:
     """
     Return a new attempt.
@@ -108,6 +111,7 @@ def begin(
         now: Unix seconds.
         parameters: Further parameters of the authorization request.
         replaces: The store key of the session that the browser has.
+        silent: Whether it runs in a frame and must not ask the user anything.
     """
     state, nonce, verifier = (text_of(secret) for secret in secrets)
     return LoginTransaction(
@@ -119,6 +123,7 @@ def begin(
         started_at=now,
         parameters=parameters,
         replaces=replaces,
+        silent=silent,
     )
 
 
@@ -143,6 +148,7 @@ def encode(transaction: LoginTransaction) -> bytes:
         transaction.started_at,
         dict(transaction.parameters),
         transaction.replaces,
+        transaction.silent,
     ]
     return json.dumps(document, separators=(",", ":")).encode()
 
@@ -157,7 +163,7 @@ def decode(content: bytes) -> LoginTransaction:
     version, *members = json.loads(content)
     if version != FORMAT:
         raise UnknownTransaction(f"format {version!r}")
-    state, nonce, code_verifier, provider, return_url, started_at, parameters, replaces = members
+    state, nonce, code_verifier, provider, return_url, started_at, parameters, replaces, silent = members
     return LoginTransaction(
         state=state,
         nonce=nonce,
@@ -167,6 +173,7 @@ def decode(content: bytes) -> LoginTransaction:
         started_at=started_at,
         parameters=parameters,
         replaces=replaces,
+        silent=silent,
     )
 
 

@@ -152,8 +152,12 @@ class AuthorizationServer:
         if login is not None:
             return self.redirect_back(query, {"code": self.logins.issue_code(query, login)})
         if "none" in query.prompt:
-            return self.redirect_back(query, {"error": "login_required"})
+            return self.answer_unasked(query)
         return self.ask_for_login(query)
+
+    def answer_unasked(self, query: AuthorizationQuery) -> web.StreamResponse:
+        """Answer about a browser that nobody is known to use, and whose user must not be asked (``prompt=none``)."""
+        return self.redirect_back(query, {"error": "login_required"})
 
     def ask_for_login(self, query: AuthorizationQuery) -> web.StreamResponse:
         """Answer with the login form."""

@@ -34,6 +34,7 @@ class AuthorizationRequest:
     nonce: str
     code_challenge: str
     parameters: Mapping[str, str] = field(default_factory=dict)
+    silent: bool = False
 
 
 class Authorization:
@@ -83,6 +84,7 @@ class Authorization:
             **{name: value for name, value in request.parameters.items() if name in allowed},
             **({"scope": self._options.scope} if self._options.scope else {}),
             **secured,
+            **({"prompt": "none"} if request.silent else {}),
             "response_type": "code",
             "client_id": self._options.client_id,
             "redirect_uri": request.redirect_uri,

@@ -116,7 +116,13 @@ class Logins:
     # --- beginning
 
     async def begin(
-        self, provider: str, *, return_url: str, parameters: Mapping[str, str], replaces: str | None
+        self,
+        provider: str,
+        *,
+        return_url: str,
+        parameters: Mapping[str, str],
+        replaces: str | None,
+        silent: bool = False,
     ) -> tuple[LoginTransaction, str]:
         """
         Return a new attempt and where the browser is sent to. Nothing is kept here.
@@ -126,6 +132,7 @@ class Logins:
             return_url: Where the user wants to go.
             parameters: What the login's caller chose among what the configuration allows.
             replaces: The store key of the session that the browser has.
+            silent: Whether it runs in a frame and must not ask the user anything.
 
         Raises:
             ProviderError: If the provider's metadata can't be had.
@@ -137,6 +144,7 @@ class Logins:
             now=self._clock.now(),
             parameters=parameters,
             replaces=replaces,
+            silent=silent,
         )
         redirect_uri = self._redirect_uri(provider)
         request = AuthorizationRequest(
@@ -145,6 +153,7 @@ class Logins:
             nonce=transaction.nonce,
             code_challenge=code_challenge(transaction.code_verifier.reveal()),
             parameters=parameters,
+            silent=silent,
         )
         url = await self._servers[provider].authorization_url(request)
         self._unanswered.begun(provider, redirect_uri)
@@ -364,7 +373,8 @@ _SILENT_ERRORS = frozenset({"login_required", "interaction_required", "consent_r
 
 
 def _judge_error(transaction: LoginTransaction, error: str) -> Unanswered:
-    if transaction.parameters.get("prompt") == "none" and error in _SILENT_ERRORS:
+    asked_nothing = transaction.silent or transaction.parameters.get("prompt") == "none"
+    if asked_nothing and error in _SILENT_ERRORS:
         return Unanswered()
     shown = error if len(error) <= 64 and error.isascii() and error.isprintable() else "an unprintable error"
     raise LoginFailed(f"the authorization server answered {shown}", look_at=key_of_authorization_error(error))

@@ -1,5 +1,6 @@
 """
-The broker's own endpoints, under ``/bff`` by default: login, callback, return, logout, user, backchannel-logout.
+The broker's own endpoints, under ``/bff`` by default: login, silent-login, callback, return, logout, user,
+backchannel-logout.
 
 Whatever goes wrong in them is raised, and answered by :class:`broker.web.middleware.Outermost`.
 """
@@ -24,11 +25,14 @@ from broker.services.provider import AuthorizationServer
 from broker.services.sessions import LiveSession, Sessions
 from broker.services.tokens import TokenBroker
 from broker.stores.base import Store
-from broker.web.guards import own_endpoint_guard, single_values
+from broker.web.attempts import Attempts
+from broker.web.auth_context import AuthContext
+from broker.web.guards import is_framed, own_endpoint_guard, single_values
 from broker.web.login import LoginEndpoints
 from broker.web.logout import LogoutEndpoints
 from broker.web.problems import json_response
 from broker.web.sessions import NOT_A_USE, BrowserSessions
+from broker.web.silent_login import SilentLogin
 
 log = logging.getLogger(__name__)
 
@@ -76,36 +80,30 @@ def auth_app(
         clock=clock,
         randomness=randomness,
     )
-    login = LoginEndpoints(
-        logins=logins,
-        browser_sessions=browser_sessions,
-        servers=servers,
+    context = AuthContext(
+        public_url=public_url,
         options=options,
         same_site=same_site,
         cookies=cookies,
-        trusted_proxies=trusted_proxies,
-        clock=clock,
-    )
-    logout = LogoutEndpoints(
-        logins=logins,
+        servers=servers,
+        tokens=tokens,
         sessions=sessions,
         browser_sessions=browser_sessions,
-        servers=servers,
+        logins=logins,
         store=store,
         keyring=keyring,
-        options=options,
-        public_url=public_url,
         trusted_proxies=trusted_proxies,
         clock=clock,
     )
-    user = UserEndpoint(
-        browser_sessions=browser_sessions,
-        tokens=tokens,
-        logout=logout,
-        options=options,
-        public_url=public_url,
-        clock=clock,
-    )
+    attempts = Attempts(context)
+    login = LoginEndpoints(context, attempts)
+    silent = SilentLogin(context, attempts)
+    logout = LogoutEndpoints(context)
+    user = UserEndpoint(context, logout)
+
+    async def callback(request: web.Request) -> web.StreamResponse:
+        """One path for both: authorization servers know one ``redirect_uri``."""
+        return await (silent if is_framed(request) else login).callback(request)
 
     async def close(_app: web.Application) -> None:
         await logins.close()
@@ -115,7 +113,8 @@ def auth_app(
     # Without HEAD: it would begin logins, or use them up, for an answer that nobody sees (SECURITY LG-09).
     app.add_routes([
         web.get("/login", login.login, allow_head=False),
-        web.get("/callback/{provider}", login.callback, allow_head=False),
+        web.get("/callback/{provider}", callback, allow_head=False),
+        web.get("/silent-login", silent.begin, allow_head=False),
         web.get("/return", login.go_on, allow_head=False),
         web.get("/logout", logout.logout, allow_head=False),
         web.post("/logout", logout.logout),
@@ -128,22 +127,13 @@ def auth_app(
 class UserEndpoint:
     """Handler of ``user``: who is logged in, and until when. It holds no token, and never will."""
 
-    def __init__(
-        self,
-        *,
-        browser_sessions: BrowserSessions,
-        tokens: TokenBroker,
-        logout: LogoutEndpoints,
-        options: LoginOptions,
-        public_url: str,
-        clock: Clock,
-    ) -> None:
-        self._browser_sessions = browser_sessions
-        self._tokens = tokens
+    def __init__(self, context: AuthContext, logout: LogoutEndpoints) -> None:
+        self._browser_sessions = context.browser_sessions
+        self._tokens = context.tokens
         self._logout = logout
-        self._options = options
-        self._public_url = public_url
-        self._clock = clock
+        self._options = context.options
+        self._public_url = context.public_url
+        self._clock = context.clock
 
     async def user(self, request: web.Request) -> web.StreamResponse:
         """

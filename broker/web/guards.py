@@ -49,6 +49,27 @@ def check_top_level(request: web.Request) -> None:
         raise Forbidden(f"a login is a page of its own, not a {destination[:16]!r}")
 
 
+def is_framed(request: web.Request) -> bool:
+    """Return whether the browser shows in a frame what it asks for."""
+    return request.headers.get("Sec-Fetch-Dest") == "iframe"
+
+
+def check_framed(request: web.Request) -> None:
+    """
+    Refuse whatever isn't a frame that goes to this page.
+
+    Raises:
+        Forbidden: If it is something else.
+    """
+    if is_speculative(request) or not is_framed(request) or request.headers.get("Sec-Fetch-Mode") != "navigate":
+        raise Forbidden("a silent login runs in a frame")
+
+
+def comes_from_here(request: web.Request) -> bool:
+    """Return whether one of our own pages led here, with no other site on the way."""
+    return request.headers.get("Sec-Fetch-Site") == "same-origin"
+
+
 def single_values(values: MultiMapping[str]) -> Mapping[str, str]:
     """
     Return parameters of which each came once (RFC 6749 section 3.1, SECURITY HD-09).

@@ -10,29 +10,22 @@ The endpoints of a logout:
 import hmac
 import json
 import logging
-from collections.abc import Mapping
 from urllib.parse import parse_qsl
 
 from aiohttp import web
 
 from broker.core import csrf
-from broker.core.forwarded import TrustedProxies
 from broker.core.id_token import LogoutClaims
-from broker.core.login import LoginOptions
 from broker.core.secret import IdToken
 from broker.core.session import Index, Session
 from broker.errors import BadRequest, CsrfFailed, NoRoute, PayloadTooLarge, ProviderError
-from broker.services.clock import Clock
 from broker.services.keyring import Keyring
-from broker.services.logins import Logins
-from broker.services.provider import AuthorizationServer
-from broker.services.sessions import LiveSession, Sessions
-from broker.stores.base import Store
+from broker.services.sessions import LiveSession
+from broker.web.auth_context import AuthContext
 from broker.web.guards import check_top_level, single_values
 from broker.web.middleware import client_address
 from broker.web.pages import log_out_page
 from broker.web.problems import is_navigation, json_response, page_response, see_other
-from broker.web.sessions import BrowserSessions
 
 MAX_LOGOUT_TOKEN_BYTES = 64 * 1024
 MAX_REMEMBERED_SECONDS = 86400.0
@@ -68,31 +61,18 @@ class LogoutProof:
 class LogoutEndpoints:
     """Handlers of ``logout`` and ``backchannel-logout``."""
 
-    def __init__(
-        self,
-        *,
-        logins: Logins,
-        sessions: Sessions,
-        browser_sessions: BrowserSessions,
-        servers: Mapping[str, AuthorizationServer],
-        store: Store,
-        keyring: Keyring,
-        options: LoginOptions,
-        public_url: str,
-        trusted_proxies: TrustedProxies,
-        clock: Clock,
-    ) -> None:
-        self._logins = logins
-        self._sessions = sessions
-        self._browser_sessions = browser_sessions
-        self._servers = servers
-        self._store = store
-        self._keyring = keyring
-        self._options = options
-        self._public_url = public_url
-        self._trusted_proxies = trusted_proxies
-        self._clock = clock
-        self.proof = LogoutProof(keyring)
+    def __init__(self, context: AuthContext) -> None:
+        self._logins = context.logins
+        self._sessions = context.sessions
+        self._browser_sessions = context.browser_sessions
+        self._servers = context.servers
+        self._store = context.store
+        self._keyring = context.keyring
+        self._options = context.options
+        self._public_url = context.public_url
+        self._trusted_proxies = context.trusted_proxies
+        self._clock = context.clock
+        self.proof = LogoutProof(context.keyring)
 
     # --- by the user
 

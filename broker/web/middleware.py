@@ -22,7 +22,8 @@ from broker.errors import (
 )
 from broker.services import logs, metrics
 from broker.services.clock import Clock, Randomness
-from broker.web.problems import Asked, OwnResponse, problem_response
+from broker.web.pages import silent_login_page
+from broker.web.problems import Asked, OwnResponse, framed_response, problem_response
 from broker.web.relay import RelayedResponse
 
 REQUEST_ID = web.RequestKey("request_id", str)
@@ -33,6 +34,9 @@ ASKED = web.RequestKey("asked", Asked)
 
 SET_COOKIES = web.RequestKey("set_cookies", list[str])
 """``Set-Cookie`` lines that go out with whatever answers this request, an error included."""
+
+SILENT = web.RequestKey("silent", bool)
+"""Set on a step of a silent login: whatever goes wrong, the page that frames it is told that nobody is logged in."""
 
 MAX_LOGGED_PATH = 256
 
@@ -105,6 +109,8 @@ class Outermost:
 
     def _problem(self, request: web.Request, error: BrokerError) -> web.Response:
         metrics.REQUESTS_REFUSED.labels(error.code).inc()
+        if SILENT in request:
+            return framed_response(silent_login_page(is_logged_in=False), status=error.status)
         asked = request.get(ASKED, request)
         return problem_response(asked, error, request_id=request[REQUEST_ID], login_url=self._login_url)
 

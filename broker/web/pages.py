@@ -1,5 +1,5 @@
 """
-The few pages that the broker itself shows: small, escaped, without a script and without anything from elsewhere.
+The few pages that the broker itself shows: small, escaped, without anything from elsewhere. Only one has a script.
 
 Source: OWASP Cross Site Scripting Prevention (HTML contexts); W3C Content Security Policy Level 3.
 """
@@ -20,6 +20,22 @@ PAGE_POLICY = (
     f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """The Content-Security-Policy of every page here: the one style above, and nothing else at all."""
+
+
+SILENT_LOGIN = "bff-silent-login"
+"""``source`` of the message that a silent login ends with."""
+
+_TELL = (
+    f'parent.postMessage({{source:"{SILENT_LOGIN}",isLoggedIn:document.body.dataset.loggedIn==="true"}},'
+    "location.origin)"
+)
+_TELL_HASH = base64.b64encode(hashlib.sha256(_TELL.encode()).digest()).decode()
+
+FRAME_POLICY = (
+    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; script-src 'sha256-{_TELL_HASH}'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'self'"
+)
+"""The Content-Security-Policy of what a silent login shows: our own pages may frame it, and the one script may run."""
 
 
 def _page(title: str, body: str, *, head: str = "") -> str:
@@ -62,6 +78,15 @@ def choice_page(choices: Mapping[str, str]) -> str:
     """Return the page that asks with whom to log in; *choices* are names by the URL that they lead to."""
     items = "".join(f"<li>{_link(url, name)}</li>" for url, name in choices.items())
     return _page("Log in with", f"<ul>{items}</ul>")
+
+
+def silent_login_page(*, is_logged_in: bool) -> str:
+    """Return the page that ends a silent login: it tells the page that frames it, if that is of our own origin."""
+    told = "true" if is_logged_in else "false"
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Silent login</title></head>'
+        f'<body data-logged-in="{told}"><script>{_TELL}</script></body></html>'
+    )
 
 
 def log_out_page(url: str) -> str:

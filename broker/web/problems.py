@@ -15,7 +15,7 @@ from aiohttp import web
 
 from broker.core.return_url import is_safe_return_url, with_return_url
 from broker.errors import BrokerError, CsrfFailed, LoginFailed, MethodNotAllowed, ProviderError
-from broker.web.pages import PAGE_POLICY, error_page
+from broker.web.pages import FRAME_POLICY, PAGE_POLICY, error_page
 
 PROBLEM_TYPE = "urn:token-broker:problem:"
 """What an error's ``code`` follows in ``type``. It is a name, not an address."""
@@ -102,6 +102,12 @@ def page_response(text: str, *, status: int = 200) -> web.Response:
     """Return a page of :mod:`broker.web.pages`."""
     policy = {"Content-Security-Policy": PAGE_POLICY}
     return OwnResponse(status=status, text=text, content_type="text/html", headers=policy)
+
+
+def framed_response(text: str, *, status: int = 200) -> web.Response:
+    """Return a page that our own pages may frame."""
+    headers = {"Content-Security-Policy": FRAME_POLICY, "X-Frame-Options": "SAMEORIGIN"}
+    return OwnResponse(status=status, text=text, content_type="text/html", headers=headers)
 
 
 def json_response(

@@ -41,7 +41,7 @@ def test_lk_01_a_transaction_shows_no_secret() -> None:
 def test_the_content_of_another_release_is_refused() -> None:
     """A cookie that a later release sealed is not misread."""
     with pytest.raises(UnknownTransaction):
-        decode(encode(TRANSACTION).replace(b"[1,", b"[2,", 1))
+        decode(encode(TRANSACTION).replace(b"[2,", b"[3,", 1))
 
 
 @pytest.mark.parametrize(("after", "expired"), [(-60.0, False), (0.0, False), (599.9, False), (600.0, True)])

@@ -80,6 +80,7 @@ class Behaviour:
         asks_for_login: Whether browsers see the login form; else each is logged in as its ``login_hint``, or
             :attr:`log_in_as`.
         log_in_as: The user.
+        knows_browsers: Whether that user is known without any cookie, as by a client certificate or Kerberos.
         default_audience: ``aud`` where no resource is named.
         token_format: ``opaque`` costs nothing; ``jwt`` costs a signature.
         client_secret: What it takes for the broker's client secret.
@@ -102,6 +103,7 @@ class Behaviour:
     omit_at_refresh: frozenset[str] = frozenset()
     asks_for_login: bool = False
     log_in_as: str = "alice"
+    knows_browsers: bool = False
     default_audience: str = "api"
     token_format: TokenFormat = TokenFormat.OPAQUE
     client_secret: str = CLIENT_SECRET
@@ -356,6 +358,11 @@ class LedgerServer(AuthorizationServer):
         if scopes is not None and not set(scope.split()) <= scopes:
             return "invalid_scope"
         return "invalid_target" if audiences is not None and not set(audience) <= audiences else None
+
+    def answer_unasked(self, query: AuthorizationQuery) -> web.StreamResponse:
+        if self.behaviour.knows_browsers:
+            return self.finish_login(query, self.behaviour.log_in_as)
+        return super().answer_unasked(query)
 
     def ask_for_login(self, query: AuthorizationQuery) -> web.StreamResponse:
         if self.behaviour.asks_for_login:

@@ -57,6 +57,12 @@ class Page:
         match = re.search(r'<meta http-equiv="refresh" content="0;url=([^"]*)">', self.text)
         return html.unescape(match[1]) if match else None
 
+    def may_be_framed_by(self, embedder: str | None) -> bool:
+        """Whether a page of *embedder* may show it in a frame."""
+        policy = self.header("Content-Security-Policy") or ""
+        ancestors = re.search(r"frame-ancestors ([^;]*)", policy)
+        return ancestors is None or (ancestors[1].strip() == "'self'" and embedder == origin_of(self.url))
+
     @property
     def links(self) -> list[str]:
         return [html.unescape(link) for link in re.findall(r'<a href="([^"]*)"', self.text)]
@@ -113,7 +119,7 @@ class Browser:
             destination: ``document``, or ``iframe`` …
         """
         hops: list[str] = []
-        site = _relation(from_origin, url)
+        site, embedder = _relation(from_origin, url), from_origin
         for _ in range(MAX_HOPS):
             hops.append(url)
             metadata = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": destination}
@@ -132,6 +138,8 @@ class Browser:
                 if site == "none" and origin_of(following) != origin_of(url):
                     site = "cross-site"  # conservative: from here on, another site decides where to
                 url, method, form = following, "GET" if page.status == 303 else method, None
+            elif destination == "iframe" and not page.may_be_framed_by(embedder):
+                return page
             elif page.status == 200 and page.refresh_url is not None:
                 following = urljoin(url, page.refresh_url)
                 from_origin, site, url = origin_of(url), _relation(origin_of(url), following), following
@@ -169,11 +177,15 @@ class Browser:
         origin, parts = origin_of(url), urlsplit(url)
         server = self.servers.get(origin, origin)
         sent = {name: value for name, value in headers.items() if self.fetch_metadata or not name.startswith("Sec-")}
+        # Across sites, Lax cookies go with windows that are navigated, and not with frames.
+        is_lax = method == "GET" and (headers.get("Sec-Fetch-Mode"), headers.get("Sec-Fetch-Dest")) == (
+            "navigate",
+            "document",
+        )
         cookies = "; ".join(
             f"{cookie.name}={cookie.value}"
             for cookie in self.cookies.get(origin, {}).values()
-            if strict_too
-            or (cookie.same_site == "Lax" and method == "GET" and headers.get("Sec-Fetch-Mode") == "navigate")
+            if strict_too or (cookie.same_site == "Lax" and is_lax)
         )
         if cookies:
             sent["Cookie"] = cookies
