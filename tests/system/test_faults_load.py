@@ -4,8 +4,8 @@ import asyncio
 import random
 import resource
 import sqlite3
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -194,25 +194,43 @@ def _replicas(sentinels: SentinelSetup) -> int:
     return int(sentinels.master().command("INFO", "replication")["connected_slaves"])
 
 
-@pytest.mark.parametrize("fault", ["locked", "full"])
+@pytest.mark.parametrize("fault", ["locked", "full", "read-only"])
 async def test_ft_16_sqlite_in_trouble(
     fault: str, tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstream
 ) -> None:
-    """A file that is locked for five seconds, or can't grow, ends no session."""
+    """A file that is locked, can't grow, or can't be written at all for five seconds, ends no session."""
     store = {"url": f"sqlite://{tmp_path}/broker.db"}
+    trouble = locked(tmp_path / "broker.db") if fault == "locked" else None
     async with scene(tmp_path, provider, upstream, store=store) as play, play.fault():
-        if fault == "locked":
-            with closing(sqlite3.connect(tmp_path / "broker.db", isolation_level=None)) as other:
-                other.execute("BEGIN IMMEDIATE")
-                await asyncio.sleep(5)
-                other.execute("ROLLBACK")
-        else:
-            limits = resource.prlimit(play.broker.worker_pid, resource.RLIMIT_FSIZE)
-            resource.prlimit(play.broker.worker_pid, resource.RLIMIT_FSIZE, (4096, limits[1]))
+        began = now()
+        with trouble or no_writes(play.broker.worker_pid, SIZES[fault]):
             await asyncio.sleep(5)
-            resource.prlimit(play.broker.worker_pid, resource.RLIMIT_FSIZE, limits)
 
     assert [] == await play.judge()
+    assert {200, 503} == play.population.history.statuses(since=began).keys() - {401}, "401: without a session"
+
+
+SIZES = {"full": 4096, "read-only": 0}
+"""Up to which offset a process may write into any file."""
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+
+
+@contextmanager
+def no_writes(pid: int, size: int) -> Iterator[None]:
+    """Let every write of a process beyond *size* fail, as on a disk that is full or was mounted again read-only."""
+    limits = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
 
 
 PROVIDER_FAULTS: Mapping[str, dict[str, Any]] = {
