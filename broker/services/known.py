@@ -46,6 +46,7 @@ class Known:
         generation: The generation that was seen.
         tokens: By :attr:`Audience.key`.
         ended: Why it ended; None while it lives.
+        version: Of its record in the store; 0 if that isn't known.
         era: How often events had been lost when it was seen.
         stale_at: Monotonic seconds from which the store must be asked again; infinity if it doesn't know this yet.
     """
@@ -54,6 +55,7 @@ class Known:
     generation: int
     tokens: Mapping[str, KnownToken]
     ended: str | None
+    version: int
     era: int
     stale_at: float
 
@@ -104,13 +106,21 @@ class KnownGrants:
         """Return whether the store must be asked again."""
         return self._clock.monotonic() >= seen.stale_at or (seen.era != self._era and seen.stale_at != UNSAVED)
 
-    def learn(self, grant: Grant) -> None:
-        """Remember a grant as it stands in the store."""
-        self._remember(grant, stale_at=self._clock.monotonic() + self._ttl_seconds)
+    def learn(self, grant: Grant, *, version: int = 0) -> None:
+        """Remember a grant as it stands in the store, in *version* if that is known."""
+        self._remember(grant, version=version, stale_at=self._clock.monotonic() + self._ttl_seconds)
+
+    def confirm(self, grant_id: str, version: int) -> Known | None:
+        """The store was found to have *version* still. Returns what is known of the grant now."""
+        seen = self._grants.get(grant_id)
+        if seen is not None and seen.version == version:
+            seen = replace(seen, era=self._era, stale_at=self._clock.monotonic() + self._ttl_seconds)
+            self._put(grant_id, seen)
+        return seen
 
     def learn_unsaved(self, grant: Grant) -> None:
         """Remember a grant as it will stand in the store, which doesn't have it yet."""
-        self._remember(grant, stale_at=UNSAVED)
+        self._remember(grant, version=0, stale_at=UNSAVED)
 
     def end(self, grant_id: str, reason: str) -> None:
         """
@@ -121,8 +131,18 @@ class KnownGrants:
         stale_at = self._clock.monotonic() + self._ttl_seconds
         former = self._grants.get(grant_id)
         provider = "" if former is None else former.provider
-        ended = Known(provider=provider, generation=0, tokens={}, ended=reason, era=self._era, stale_at=stale_at)
-        self._put(grant_id, ended)
+        self._put(
+            grant_id,
+            Known(
+                provider=provider,
+                generation=0,
+                tokens={},
+                ended=reason,
+                version=0,
+                era=self._era,
+                stale_at=stale_at,
+            ),
+        )
 
     def outdate(self, grant_id: str, generation: int) -> None:
         """A newer generation is in the store: ask for it. What is older serves on while the store is down."""
@@ -134,7 +154,7 @@ class KnownGrants:
         """Events may have been lost: ask the store again for each grant, unless it doesn't have ours yet."""
         self._era += 1
 
-    def _remember(self, grant: Grant, *, stale_at: float) -> None:
+    def _remember(self, grant: Grant, *, version: int, stale_at: float) -> None:
         options = self._providers.get(grant.provider)
         former = self._grants.get(grant.id)
         if options is None or (former is not None and grant.ended is None and self._outranks(former, grant)):
@@ -146,6 +166,7 @@ class KnownGrants:
                 generation=grant.generation,
                 tokens={key: _known_token(grant, key, held, options) for key, held in grant.tokens.items()},
                 ended=None if grant.ended is None else grant.ended.reason,
+                version=version,
                 era=self._era,
                 stale_at=stale_at,
             ),
@@ -195,11 +216,11 @@ def _pack(known: Known) -> tuple[Any, ...]:
         for token in (each.token,)
     )
     ended = None if known.ended is None else str(known.ended)
-    return known.provider, known.generation, tokens, ended, known.era, known.stale_at
+    return known.provider, known.generation, tokens, ended, known.version, known.era, known.stale_at
 
 
 def _unpack(packed: tuple[Any, ...]) -> Known:
-    provider, generation, tokens, ended, era, stale_at = packed
+    provider, generation, tokens, ended, version, era, stale_at = packed
     return Known(
         provider=provider,
         generation=generation,
@@ -208,6 +229,7 @@ def _unpack(packed: tuple[Any, ...]) -> Known:
             for key, (access_token, *rest), instants in tokens
         },
         ended=ended,
+        version=version,
         era=era,
         stale_at=stale_at,
     )

@@ -34,7 +34,7 @@ def entry_of(stored: StoredSession, *, idle_timeout_seconds: float, read_at: flo
     return (
         stored.key,
         stored.version,
-        core.encode(session),
+        stored.document,
         session.grant_id,
         session.provider,
         min(session.ends_at, session.last_seen_at + idle_timeout_seconds),
@@ -47,8 +47,13 @@ def _same(entry: Any) -> Any:
     return entry
 
 
+def read_again(entry: Entry, *, read_at: float) -> Entry:
+    """Return *entry* as one that was found unchanged at *read_at* (monotonic seconds)."""
+    return (*entry[:READ_AT], read_at)
+
+
 class LiveSession:
-    """A session that may be used now. Only :attr:`session` costs anything: it is parsed each time."""
+    """A session that may be used now. Only :attr:`session` and :attr:`stored` cost anything: it is parsed each time."""
 
     __slots__ = ("_entry",)
 
@@ -87,6 +92,11 @@ class LiveSession:
     def session(self) -> Session:
         """Who logged in, with all claims."""
         return core.decode(self._entry[DOCUMENT])
+
+    @property
+    def stored(self) -> StoredSession:
+        """The session as it was read."""
+        return StoredSession(self.key, self.version, self.session, self._entry[DOCUMENT])
 
 
 class SessionCache:

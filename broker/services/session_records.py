@@ -24,11 +24,18 @@ class StoredSession:
         key: The store key. It names the session in logs and events, and opens nothing.
         version: The version of the record.
         session: Who logged in.
+        document: The same, as it is stored in clear.
     """
 
     key: str
     version: int
     session: Session
+    document: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """The record is the one that is known."""
 
 
 class SessionRecords:
@@ -40,16 +47,17 @@ class SessionRecords:
 
     async def create(self, session_id: str, session: Session, *, ttl_seconds: float) -> StoredSession:
         """Keep *session* under an id that was drawn for it."""
+        document = core.encode(session)
         key = self._keyring.lookup_keys(KIND, session_id)[0]
         version = await self._store.create(
             key,
-            self._seal(key, session),
+            self._keyring.seal(KIND, key, document),
             ttl_seconds=ttl_seconds,
             tags=[self._keyring.lookup_keys(index, word)[0] for index, word in core.index_words(session).items()],
         )
         if version is None:
             raise StoreError("two sessions have drawn one id: the source of randomness is broken")
-        return StoredSession(key, version, session)
+        return StoredSession(key, version, session, document)
 
     async def read(self, session_id: str) -> StoredSession | None:
         """Return the session of an id, whether or not it is over; None if there is none that can be opened."""
@@ -63,6 +71,17 @@ class SessionRecords:
         """As :meth:`read`, by the store key."""
         record = await self._store.get(key)
         return None if record is None else self._open(key, record)
+
+    async def read_again(self, key: str, version: int) -> StoredSession | Unchanged | None:
+        """
+        As :meth:`read`, of a session that was read before, under its store key and in *version*.
+
+        No version is ever used twice under one key, so what has the same one needn't be opened again.
+        """
+        record = await self._store.get(key)
+        if record is None:
+            return None
+        return Unchanged() if record.version == version else self._open(key, record)
 
     async def replace(
         self, stored: StoredSession, session: Session, *, ttl_seconds: float | None = None
@@ -78,9 +97,10 @@ class SessionRecords:
         Returns:
             What is now stored; None if it ended or was written by somebody else since.
         """
-        sealed = self._seal(stored.key, session)
+        document = core.encode(session)
+        sealed = self._keyring.seal(KIND, stored.key, document)
         version = await self._store.replace(stored.key, sealed, stored.version, ttl_seconds=ttl_seconds)
-        return None if version is None else StoredSession(stored.key, version, session)
+        return None if version is None else StoredSession(stored.key, version, session, document)
 
     async def delete(self, key: str) -> Session | None:
         """Delete the session of a store key. Returns it, if it was there, can be opened, and nobody was faster."""
@@ -105,13 +125,11 @@ class SessionRecords:
                     found.append(stored)
         return found
 
-    def _seal(self, key: str, session: Session) -> bytes:
-        return self._keyring.seal(KIND, key, core.encode(session))
-
     def _open(self, key: str, record: Record) -> StoredSession | None:
         try:
-            session = core.decode(self._keyring.open(KIND, key, record.value))
+            document = self._keyring.open(KIND, key, record.value)
+            session = core.decode(document)
         except (KeyringError, core.UnknownFormat) as refusal:
             log.warning("session_record_refused", extra={"session": key, "reason": type(refusal).__name__})
             return None
-        return StoredSession(key, record.version, session)
+        return StoredSession(key, record.version, session, document)

@@ -11,7 +11,6 @@ deleted or changed, and does nothing (SECURITY SE-07). The absolute end is part 
 that happens to the store's own expiry makes a session immortal (SE-05).
 """
 
-import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -27,16 +26,20 @@ from broker.services import metrics
 from broker.services.clock import Clock, Randomness
 from broker.services.keyring import Keyring
 from broker.services.session_cache import (
+    KEY,
     LIVES_UNTIL,
     READ_AT,
     TOUCH_AT,
+    VERSION,
     Entry,
     LiveSession,
     SessionCache,
     entry_of,
+    read_again,
 )
-from broker.services.session_records import SessionRecords, StoredSession
+from broker.services.session_records import SessionRecords, StoredSession, Unchanged
 from broker.services.tasks import Tasks
+from broker.services.together import Together
 from broker.stores.base import Event, Store, Topic
 
 __all__ = ["LiveSession", "Sessions"]
@@ -106,7 +109,7 @@ class Sessions:
         self._touch_grant = touch_grant
         self._cache = SessionCache(options.max_cached)
         self._tasks = Tasks()
-        self._loading: dict[bytes, asyncio.Task[Entry | StoreError | None]] = {}
+        self._loading: Together[bytes, Entry | StoreError | None] = Together()
         self._touching: dict[bytes, float] = {}
         self._resynced_at = -1.0
         self._changes_heard = 0
@@ -167,13 +170,7 @@ class Sessions:
         kept = self._kept_through_outage(digest)
         if kept is not None and self._clock.monotonic() < self._store_rests_until:
             return kept
-        task = self._loading.get(digest)
-        if task is None:
-            task = self._tasks.spawn(self._read(digest, session_id), name="session:load")
-            self._loading[digest] = task
-            task.add_done_callback(lambda _: self._loading.pop(digest, None))
-        # Shielded: others wait for the same read.
-        outcome = await asyncio.shield(task)
+        outcome = await self._loading.read(digest, self._read, digest, session_id)
         if not isinstance(outcome, StoreError):
             return outcome
         kept = self._kept_through_outage(digest)
@@ -192,18 +189,31 @@ class Sessions:
     async def _read(self, digest: bytes, session_id: str) -> Entry | StoreError | None:
         """Read a session and remember what came of it. A fault is returned: several callers may wait for it."""
         read_at, heard = self._clock.monotonic(), self._changes_heard
+        known = self._cache.get(digest)
+        stored: StoredSession | Unchanged | None
         try:
-            stored = await self._records.read(session_id)
+            if known is None:
+                stored = await self._records.read(session_id)
+            else:
+                stored = await self._records.read_again(known[KEY], known[VERSION])
         except StoreError as fault:
             self._store_failed()
             return fault
         if stored is None:
+            if known is not None:
+                self._cache.drop(known[KEY])
             self._cache.put_absent(digest, until=read_at + self._options.cache_ttl_seconds)
             return None
-        return self._remember(digest, stored, read_at=read_at, heard=heard)
+        if isinstance(stored, StoredSession):
+            return self._remember(digest, stored, read_at=read_at, heard=heard)
+        assert known is not None
+        return self._keep(digest, read_again(known, read_at=read_at), heard=heard)
 
     def _remember(self, digest: bytes, stored: StoredSession, *, read_at: float, heard: int) -> Entry:
         entry = entry_of(stored, idle_timeout_seconds=self._options.idle_timeout_seconds, read_at=read_at)
+        return self._keep(digest, entry, heard=heard)
+
+    def _keep(self, digest: bytes, entry: Entry, *, heard: int) -> Entry:
         # Some session ended or changed since the store was asked. It may have been this one: don't keep it.
         if heard == self._changes_heard:
             self._cache.put(digest, entry)
@@ -326,7 +336,7 @@ class Sessions:
 
     async def _touch(self, digest: bytes, live: LiveSession) -> None:
         read_at, heard = self._clock.monotonic(), self._changes_heard
-        stored = StoredSession(live.key, live.version, live.session)
+        stored = live.stored
         session = replace(stored.session, last_seen_at=self._clock.now())
         ttl = self._lifetime_seconds(session)
         if ttl <= 0:

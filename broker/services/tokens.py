@@ -33,7 +33,8 @@ from broker.services.rejections import Rejections
 from broker.services.revocations import Revocations
 from broker.services.spool import Spool
 from broker.services.tasks import Tasks
-from broker.services.vault import Vault
+from broker.services.together import Together
+from broker.services.vault import StoredGrant, Unchanged, Vault
 from broker.stores.base import Event, Store, Topic
 
 ABANDON_SECONDS = (1.0, 5.0, 30.0)
@@ -79,7 +80,7 @@ class TokenBroker:
         self._rejections = Rejections()
         self._tasks = Tasks()
         self._running: dict[tuple[str, str], asyncio.Task[TokenResult]] = {}
-        self._reading: dict[str, asyncio.Task[Known | StoreError | None]] = {}
+        self._reading: Together[str, Known | StoreError | None] = Together()
         self._identified: list[Callable[[Grant, Identity], None]] = []
         self._store_rests_until = float("-inf")
         self.providers = {
@@ -208,25 +209,27 @@ class TokenBroker:
 
     async def _read(self, grant_id: str) -> Known | None:
         """Read a grant once for all who ask for it now: a page's calls come all at once."""
-        reading = self._reading.get(grant_id)
-        if reading is None:
-            reading = self._tasks.spawn(self._read_once(grant_id), name=f"read:{grant_id}")
-            self._reading[grant_id] = reading
-            reading.add_done_callback(lambda _: self._reading.pop(grant_id, None))
-        seen = await asyncio.shield(reading)
+        seen = await self._reading.read(grant_id, self._read_once, grant_id)
         if isinstance(seen, StoreError):
             raise seen
         return seen
 
     async def _read_once(self, grant_id: str) -> Known | StoreError | None:
+        seen = self._known.get(grant_id)
+        version = 0 if seen is None else seen.version
+        stored: StoredGrant | Unchanged | None
         try:
-            stored = await self._vault.read(grant_id)
+            stored = await self._vault.read_again(grant_id, version=version)
+            if isinstance(stored, Unchanged):
+                if (confirmed := self._known.confirm(grant_id, version)) is not None:
+                    return confirmed
+                stored = await self._vault.read(grant_id)
         except StoreError as fault:
             return fault
         if stored is None:
             seen = self._known.get(grant_id)
             return seen if seen is not None and (seen.stale_at == UNSAVED or seen.ended is not None) else None
-        self._known.learn(stored.grant)
+        self._known.learn(stored.grant, version=stored.version)
         return self._known.get(grant_id)
 
     def _start(self, want: Want) -> "asyncio.Task[TokenResult]":

@@ -36,6 +36,11 @@ class StoredGrant:
     version: int
 
 
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """The record is the one that is known."""
+
+
 class GrantExists(StoreError):
     """Another grant has this id."""
 
@@ -55,9 +60,21 @@ class Vault:
             StoreError: If the store can't be asked.
             ForeignRecord: If a later release wrote the record. It is a ``StoreError`` to its caller.
         """
+        found = await self.read_again(grant_id, version=0)
+        assert not isinstance(found, Unchanged)
+        return found
+
+    async def read_again(self, grant_id: str, *, version: int) -> StoredGrant | Unchanged | None:
+        """
+        As :meth:`read`, of a grant that may be known in *version*; 0 is never one.
+
+        No version is ever used twice under one key, so what has the same one needn't be opened again.
+        """
         for key in self._keyring.lookup_keys(KIND, grant_id):
             record = await self._store.get(key)
             if record is not None:
+                if record.version == version:
+                    return Unchanged()
                 grant = self._open(key, record.value)
                 return None if grant is None else StoredGrant(grant, key, record.version)
         return None

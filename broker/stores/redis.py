@@ -160,7 +160,7 @@ class RedisStore:
 
     async def get(self, key: str) -> Record | None:
         record = self._keys.record(key)
-        match await self._client.call(record, "HMGET", record, "value", "version"):
+        match await self._client.read(record, "HMGET", record, "value", "version"):
             case [None, None]:
                 return None
             case [bytes() as value, version]:

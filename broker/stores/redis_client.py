@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import hiredis
 from redis.asyncio.connection import Connection
 from redis.exceptions import (
     AskError,
@@ -20,6 +21,7 @@ from redis.exceptions import (
 from broker.errors import StoreError
 from broker.stores.options import Address
 from broker.stores.redis_connection import Command, Dialler, Pool, Reply, Unreachable, drop, explain
+from broker.stores.redis_lane import LaneKeeper
 from broker.stores.redis_topology import Topology
 
 ATTEMPTS = 4
@@ -93,6 +95,7 @@ class RedisClient:
         self.timeout_seconds = timeout_seconds
         self._max_connections = max_connections
         self._pools: dict[Address, Pool] = {}
+        self._lanes: dict[Address, LaneKeeper] = {}
         self._is_closed = False
 
     async def dial(self, address: Address) -> Connection:
@@ -119,8 +122,36 @@ class RedisClient:
         Raises:
             StoreError: If it answers an error, or nothing in time.
         """
-        [reply] = await self._complete(key, lambda _: [words])
+        deadline = asyncio.get_running_loop().time() + self.timeout_seconds
+        [reply] = await self._complete(key, lambda _: [words], deadline)
         return reply
+
+    async def read(self, key: str, *words: Word) -> Reply:
+        """As :meth:`call`, for a command that writes nothing: cheaper, since reads share a connection."""
+        deadline = asyncio.get_running_loop().time() + self.timeout_seconds
+        lane = self._lane(key)
+        answer = None if lane is None else lane.ask(_packed(words))
+        if answer is not None:
+            try:
+                reply = await answer
+            except Unreachable:
+                reply = None
+            else:
+                if not isinstance(reply, Exception):
+                    return reply
+        [reply] = await self._complete(key, lambda _: [words], deadline)
+        return reply
+
+    def _lane(self, key: str) -> LaneKeeper | None:
+        """Return the lane to where *key* is, if a call has found its way there before."""
+        address = self.topology.known(key)
+        if address is None or address not in self._pools:
+            return None
+        lane = self._lanes.get(address)
+        if lane is None:
+            lane = LaneKeeper(self.dial, address, timeout_seconds=self.timeout_seconds)
+            self._lanes[address] = lane
+        return lane
 
     async def run(self, script: Script, keys: Sequence[str], *arguments: Word, replicas: int = 0) -> Reply:
         """
@@ -140,15 +171,16 @@ class RedisClient:
             wait = [("WAIT", replicas, max(1, int(call.seconds * WAIT_SHARE * 1000)))] if replicas else []
             return [script.command(keys, arguments, is_known=call.is_script_known), *wait]
 
-        reply, *waited = await self._complete(keys[0], commands)
+        deadline = asyncio.get_running_loop().time() + self.timeout_seconds
+        reply, *waited = await self._complete(keys[0], commands, deadline)
         for count in waited:
             if not isinstance(count, int) or count < replicas:
                 raise StoreError(f"written, but not by {replicas} replicas in time: {count!r:.100}")
         return reply
 
-    async def _complete(self, key: str, commands: Callable[[_Call], list[Command]]) -> list[Reply]:
-        """Send the commands to where *key* is, until they are answered. Raises StoreError."""
-        call = _Call(key, commands, asyncio.get_running_loop().time() + self.timeout_seconds)
+    async def _complete(self, key: str, commands: Callable[[_Call], list[Command]], deadline: float) -> list[Reply]:
+        """Send the commands to where *key* is, until they are answered or the loop's *deadline*. Raises StoreError."""
+        call = _Call(key, commands, deadline)
         for attempt in range(ATTEMPTS):
             if (replies := await self._attempt(call)) is not None:
                 return replies
@@ -191,7 +223,7 @@ class RedisClient:
                 call.is_script_known = False
             case ReadOnlyError() | ClusterDownError() | TryAgainError():  # a failover, or slots on their way
                 call.refusal = refusal
-                await (await self._pool(address)).reset()
+                await self._forget_connections(address)
                 await self.topology.relearn(began_at, call.deadline)
             case _:
                 raise StoreError(f"redis at {address}: {explain(refusal)}")
@@ -202,16 +234,31 @@ class RedisClient:
         if (pool := self._pools.get(address)) is None:
             pool = self._pools[address] = Pool(self.dial, address, size=self._max_connections)
             for gone in self._pools.keys() - self.topology.addresses() - {address}:
-                await self._pools.pop(gone).close()
+                await self._leave(gone)
         return pool
+
+    async def _forget_connections(self, address: Address) -> None:
+        """Drop the connections to a server that can't do its work: behind the name another may have taken its place."""
+        await (await self._pool(address)).reset()
+        if address in self._lanes:
+            self._lanes[address].reset()
+
+    async def _leave(self, address: Address) -> None:
+        await self._pools.pop(address).close()
+        if (lane := self._lanes.pop(address, None)) is not None:
+            await lane.close()
 
     async def close(self) -> None:
         """Drop all connections, for good."""
         self._is_closed = True
         await self.topology.close()
-        while self._pools:
-            _, pool = self._pools.popitem()
-            await pool.close()
+        for address in list(self._pools):
+            await self._leave(address)
+
+
+def _packed(words: tuple[Word, ...]) -> bytes:
+    packed: bytes = hiredis.pack_command(words)  # type: ignore[arg-type]  # its stub says: exactly one
+    return packed
 
 
 def milliseconds(seconds: float) -> int:

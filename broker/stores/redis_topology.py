@@ -32,6 +32,10 @@ class Topology(Protocol):
         """
         ...
 
+    def known(self, key: str) -> Address | None:  # noqa: ARG002 - for those who can say without asking
+        """Return the server that has *key*, if that is known."""
+        return None
+
     def addresses(self) -> AbstractSet[Address]:
         """Return the servers that are known to have keys."""
         ...
@@ -104,6 +108,9 @@ class Standalone(Topology):
     async def locate(self, key: str, deadline: float) -> Address:  # noqa: ARG002 - it has every key
         return self._address
 
+    def known(self, key: str) -> Address | None:  # noqa: ARG002 - it has every key
+        return self._address
+
     def addresses(self) -> AbstractSet[Address]:
         return {self._address}
 
@@ -131,6 +138,9 @@ class Cluster(Topology):
         if owner is None:
             raise StoreError("no node of the cluster has the key's slot", retry_after_seconds=RETRY_SECONDS)
         return owner
+
+    def known(self, key: str) -> Address | None:
+        return self._owners[key_slot(key.encode())]
 
     def addresses(self) -> AbstractSet[Address]:
         return {owner for owner in self._owners if owner is not None}

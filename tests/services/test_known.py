@@ -78,6 +78,22 @@ def test_what_was_seen_is_asked_for_again_after_a_while(grants: KnownGrants, clo
     assert is_stale(grants)
 
 
+def test_what_the_store_still_has_is_known_for_another_while(grants: KnownGrants, clock: ManualClock) -> None:
+    """After its time, and after events were lost; but what is another version than the one that was found isn't."""
+    grants.learn(FIRST, version=7)
+    clock.advance(TTL)
+    grants.outdate_all()
+    assert grants.confirm(FIRST.id, 6) == grants.get(FIRST.id)
+    assert is_stale(grants)
+
+    confirmed = grants.confirm(FIRST.id, 7)
+
+    assert confirmed is not None
+    assert confirmed is grants.get(FIRST.id)
+    assert not is_stale(grants)
+    assert grants.confirm("unknown", 7) is None
+
+
 def test_an_older_generation_never_replaces_a_newer_one(grants: KnownGrants) -> None:
     """A read that began before a refresh ends after it."""
     grants.learn(SECOND)

@@ -1,7 +1,7 @@
 import gc
 import tracemalloc
 
-from broker.core.session import Session
+from broker.core.session import Session, encode
 from broker.services.session_cache import LiveSession, SessionCache, entry_of
 from broker.services.session_records import StoredSession
 
@@ -18,7 +18,7 @@ def entry(number: int) -> tuple[bytes, StoredSession]:
         ends_at=number + 1.5,
         provider_session=f"sid-{number}",
     )
-    return number.to_bytes(32), StoredSession(f"session:{number:064x}", number, session)
+    return number.to_bytes(32), StoredSession(f"session:{number:064x}", number, session, encode(session))
 
 
 def test_the_cache_is_bounded() -> None:

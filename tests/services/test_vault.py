@@ -10,7 +10,7 @@ from broker.core.refresh import end
 from broker.errors import StoreError
 from broker.services.clock import SystemRandomness
 from broker.services.keyring import Keyring, new_key
-from broker.services.vault import KIND, ForeignRecord, Vault
+from broker.services.vault import KIND, ForeignRecord, Unchanged, Vault
 from broker.stores.base import Busy, Event, Topic
 from broker.stores.memory import MemoryBackend, MemoryStore
 from tests.support.clock import ManualClock
@@ -45,6 +45,19 @@ async def test_what_is_read_is_what_was_written(vault: Vault) -> None:
 
     assert created == await vault.read(grant().id)
     assert await vault.read("unknown") is None
+
+
+async def test_a_grant_that_is_known_is_not_opened_again(vault: Vault) -> None:
+    """Its version tells; any other version, and a grant that is gone, is told as by a first read."""
+    first = await vault.create(grant(), ttl_seconds=TTL, due_at=None)
+    assert Unchanged() == await vault.read_again(grant().id, version=first.version)
+
+    second = await vault.replace(first, replace(first.grant, generation=2), due_at=None)
+    assert second is not None
+    assert second == await vault.read_again(grant().id, version=first.version)
+
+    await vault.delete(grant().id)
+    assert await vault.read_again(grant().id, version=second.version) is None
 
 
 async def test_an_older_grant_never_wins(vault: Vault) -> None:

@@ -279,7 +279,7 @@ async def test_ft_06_a_cancelled_call_drops_its_connection(proxy: TcpProxy, stor
     await store.ping()
     accepted = proxy.accepted
     proxy.delay_seconds = 0.2
-    call = asyncio.get_running_loop().create_task(store.get(KEY))
+    call = asyncio.get_running_loop().create_task(store.touch(KEY, LONG))
     await asyncio.sleep(0.05)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):

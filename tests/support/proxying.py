@@ -14,7 +14,7 @@ from broker.core.limit_options import LimitOptions
 from broker.core.outcome import LoginNeeded, Token, TokenResult
 from broker.core.routing import Route, TokenChoice, TokenKind
 from broker.core.secret import AccessToken
-from broker.core.session import Session
+from broker.core.session import Session, encode
 from broker.errors import BrokerError, StoreError
 from broker.services.clock import Clock, SystemClock
 from broker.services.logs import REQUEST_ID
@@ -58,7 +58,9 @@ class FakeSessions:
             last_seen_at=0.0,
             ends_at=4e9,
         )
-        entry = entry_of(StoredSession(f"session:{subject}", 1, session), idle_timeout_seconds=4e9, read_at=0.0)
+        entry = entry_of(
+            StoredSession(f"session:{subject}", 1, session, encode(session)), idle_timeout_seconds=4e9, read_at=0.0
+        )
         live = self.known[session_id] = LiveSession(entry)
         return live
 
