@@ -51,6 +51,12 @@ def _parser() -> argparse.ArgumentParser:
         commands, "doctor", _of("doctor", "doctor"), "probe the providers of a configuration, and say what would fit"
     )
     _config(doctor).add_argument("--provider", metavar="NAME", help="only this one")
+    doctor.add_argument(
+        "--spend",
+        metavar="PATH",
+        type=Path,
+        help="try out what becomes of refresh tokens, with a token response that nobody needs: its grant ends",
+    )
     keys = _group(commands, "keys", "the keys that seal sessions and grants")
     new = _add(keys, "new", _new_key, "make a key and print it")
     new.add_argument("--file", metavar="PATH", type=Path, help="write it to a new file that only its owner can read")

@@ -3,19 +3,24 @@
 import argparse
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from broker.cli.admin_client import AdminClient, CommandRefused, printable
+from broker.cli.grants import read_response, read_tokens
 from broker.cli.running import with_settings
 from broker.config.settings import Settings
 from broker.core.diagnosis import Finding, Verdict
 from broker.core.provider import ProviderOptions
+from broker.core.secret import RefreshToken
 from broker.core.troubleshooting import yaml_path
 from broker.errors import ConfigError
 from broker.services.clock import SystemClock, SystemRandomness
 from broker.services.doctor import Doctor
 from broker.services.outbound import Outbound
+from broker.services.provider import AuthorizationServer
+from broker.services.rotation_probe import RotationProbe
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -29,11 +34,25 @@ def doctor(options: argparse.Namespace) -> int:
             if options.provider not in chosen:
                 raise CommandRefused(f"providers.{printable(options.provider)}: there is no such provider")
             chosen = {options.provider: chosen[options.provider]}
+        spent = None if options.spend is None else _refresh_token(options.spend, chosen)
         seen = await _seen_by_the_broker(settings)
-        wrong = [name for name, provider in chosen.items() if await _is_wrong(name, provider, settings, seen)]
+        wrong = [name for name, provider in chosen.items() if await _is_wrong(name, provider, settings, seen, spent)]
         return 1 if wrong else 0
 
     return with_settings(options.config, examine)
+
+
+def _refresh_token(path: Path, chosen: Mapping[str, ProviderOptions]) -> RefreshToken:
+    """Return the refresh token of a grant that nobody needs."""
+    if len(chosen) != 1:
+        raise CommandRefused("--spend goes with --provider, which says whose grant it is")
+    (provider,) = chosen.values()
+    if provider.dpop:
+        raise CommandRefused("--spend: tokens that are bound to a key (dpop) can't be tried out")
+    token = read_tokens(read_response(path), provider.token_response).get("refresh_token")
+    if not isinstance(token, str):
+        raise CommandRefused(f"{path}: the token response has no refresh_token")
+    return RefreshToken(token)
 
 
 async def _seen_by_the_broker(settings: Settings) -> dict[str, list[Finding]]:
@@ -54,7 +73,11 @@ def _finding(said: Mapping[str, Any]) -> Finding:
 
 
 async def _is_wrong(
-    name: str, provider: ProviderOptions, settings: Settings, seen: Mapping[str, Sequence[Finding]]
+    name: str,
+    provider: ProviderOptions,
+    settings: Settings,
+    seen: Mapping[str, Sequence[Finding]],
+    spent: RefreshToken | None,
 ) -> bool:
     print(f"{name}:")
     try:
@@ -78,6 +101,11 @@ async def _is_wrong(
             _show(name, finding)
     finally:
         await outbound.close()
+    if spent is not None and not wrong:
+        async for finding in _spend(name, provider, settings, spent):
+            wrong |= finding.verdict is Verdict.ERROR
+            fitting.update(finding.fitting)
+            _show(name, finding)
     for finding in seen.get(name, ()):
         fitting.update(finding.fitting)
         _show(name, finding)
@@ -86,6 +114,27 @@ async def _is_wrong(
         for key, value in fitting.items():
             print(f"        {key}: {json.dumps(value)}")  # JSON is YAML, and escapes what a terminal would obey
     return wrong
+
+
+async def _spend(
+    name: str, provider: ProviderOptions, settings: Settings, token: RefreshToken
+) -> AsyncIterator[Finding]:
+    default = settings.login.default_provider or name
+    routes = [route for route in settings.routes if (route.provider or default) == name and route.token.grant is None]
+    audiences = {route.audience.key: route.audience for route in routes if route.audience.key}
+    clock = SystemClock()
+    server = AuthorizationServer(
+        name,
+        provider,
+        outbound=Outbound(provider.tls, insecure=provider.insecure),
+        clock=clock,
+        randomness=SystemRandomness(),
+    )
+    try:
+        async for finding in RotationProbe(server, token, clock=clock).examine(audiences.values()):
+            yield finding
+    finally:
+        await server.close()
 
 
 def _show(name: str, finding: Finding) -> None:

@@ -51,7 +51,7 @@ def import_grant(options: argparse.Namespace) -> int:
         provider = settings.providers.get(options.provider)
         if provider is None:
             raise CommandRefused(f"providers.{printable(options.provider)}: there is no such provider")
-        tokens = read_tokens(_response(options.file), provider.token_response)
+        tokens = read_tokens(read_response(options.file), provider.token_response)
         content = {"provider": options.provider, "subject": options.subject, **tokens, **handle_bounds(options)}
         show_handle(await client.ask("POST", "/grants", content))
 
@@ -107,7 +107,8 @@ def instant(value: object) -> str:
     return datetime.fromtimestamp(value, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def _response(path: Path | None) -> bytes:
+def read_response(path: Path | None) -> bytes:
+    """Return the content of a file, or of standard input. Raises ``CommandRefused`` if it can't be read."""
     # Never an argument: every user of the machine can read the command lines of all processes.
     try:
         if path is None:

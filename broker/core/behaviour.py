@@ -1,7 +1,7 @@
 """What refreshes show of an authorization server, and where its configuration differs from that, as values."""
 
 from collections.abc import Iterator, Mapping
-from enum import StrEnum
+from enum import Enum, StrEnum
 
 from broker.core.diagnosis import Finding, Verdict
 from broker.core.oauth import FailureKind, TokenOutcome, TokenSet
@@ -31,6 +31,36 @@ class Seen(StrEnum):
     """The same, while the configuration says that it's taken, and the grant had ended."""
     REFUSED_EARLY = "refused_early"
     """An upstream refused an access token that ``expires_in`` lets live."""
+
+
+class Reuse(Enum):
+    """What becomes of a refresh token that is presented again."""
+
+    NOT_ROTATED = "the server doesn't rotate refresh tokens"
+    TAKEN = "the server takes a refresh token again after it was rotated"
+    REFUSED = "the server refuses a refresh token that was rotated, and the grant lives on"
+    ENDS_THE_GRANT = "the server ends the whole grant when a refresh token is presented again"
+
+
+_SAFE = {
+    Reuse.NOT_ROTATED: {Rotation.NONE, Rotation.GRACE, Rotation.STRICT},
+    Reuse.TAKEN: {Rotation.NONE, Rotation.GRACE, Rotation.STRICT},
+    Reuse.REFUSED: {Rotation.STRICT},
+    Reuse.ENDS_THE_GRANT: {Rotation.STRICT},
+}
+_FITS = {Reuse.NOT_ROTATED: Rotation.NONE, Reuse.TAKEN: Rotation.GRACE}
+
+
+def judge_reuse(reuse: Reuse, options: ProviderOptions) -> Finding:
+    """Say whether the configured ``rotation`` fits what an experiment has shown."""
+    configured, fitting = options.rotation, _FITS.get(reuse, Rotation.STRICT)
+    if configured not in _SAFE[reuse]:
+        text = f"{reuse.value}: with rotation {configured.value} a lost answer costs a login at once"
+        return Finding(verdict=Verdict.ERROR, key="rotation", text=text, fitting={"rotation": fitting.value})
+    if configured is Rotation.STRICT and fitting is not configured:
+        text = f"{reuse.value}: with rotation {fitting.value} a lost answer costs nothing"
+        return Finding(verdict=Verdict.NOTE, key="rotation", text=text, fitting={"rotation": fitting.value})
+    return Finding(verdict=Verdict.GOOD, text=f"{reuse.value}: rotation {configured.value} fits")
 
 
 def seen_in(outcome: TokenOutcome, *, presented: RefreshToken, again: bool, in_time: bool) -> Iterator[Seen]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from broker.core.behaviour import ENOUGH_REFRESHES, ENOUGH_REFUSALS, Seen, judge_behaviour, seen_in
+from broker.core.behaviour import ENOUGH_REFRESHES, ENOUGH_REFUSALS, Reuse, Seen, judge_behaviour, judge_reuse, seen_in
 from broker.core.diagnosis import Verdict
 from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome, TokenSet
 from broker.core.provider import ProviderOptions, Rotation
@@ -84,3 +84,21 @@ def test_what_fits_or_is_not_known_yet_is_not_told(rotation: Rotation, counts: d
     """A few answers prove nothing."""
     options = ProviderOptions(issuer="https://a.example", client_id="c", rotation=rotation)
     assert [] == list(judge_behaviour(counts, options))
+
+
+@pytest.mark.parametrize(
+    ("reuse", "strict", "grace", "none"),
+    [
+        (Reuse.NOT_ROTATED, Verdict.NOTE, Verdict.GOOD, Verdict.GOOD),
+        (Reuse.TAKEN, Verdict.NOTE, Verdict.GOOD, Verdict.GOOD),
+        (Reuse.REFUSED, Verdict.GOOD, Verdict.ERROR, Verdict.ERROR),
+        (Reuse.ENDS_THE_GRANT, Verdict.GOOD, Verdict.ERROR, Verdict.ERROR),
+    ],
+)
+def test_an_experiment_says_which_rotation_fits(reuse: Reuse, strict: Verdict, grace: Verdict, none: Verdict) -> None:
+    """Too careful is a note, too bold an error; both come with what fits."""
+    for rotation, verdict in {Rotation.STRICT: strict, Rotation.GRACE: grace, Rotation.NONE: none}.items():
+        options = ProviderOptions(issuer="https://a.example", client_id="c", rotation=rotation)
+        finding = judge_reuse(reuse, options)
+        assert verdict is finding.verdict
+        assert (verdict is Verdict.GOOD) is (finding.fitting == {})

@@ -71,3 +71,25 @@ async def test_one_provider_can_be_chosen(tmp_path: Path, provider: RemoteLedger
     assert (1, "", "providers.none: there is no such provider\n") == await doctor(
         tmp_path, providers, "--provider", "none"
     )
+
+
+async def test_the_rotation_is_tried_out_only_with_a_grant_that_is_given(
+    tmp_path: Path, provider: RemoteLedgerServer
+) -> None:
+    """It ends; without it no refresh token of anybody is presented."""
+    tokens = tmp_path / "tokens.json"
+    issued = await provider.issue("nobody")
+    tokens.write_text(json.dumps(issued))
+    providers = {"good": provider_options(provider.url, rotation="grace"), "bad": provider_options(provider.url)}
+    before, _, _ = await doctor(tmp_path, providers, "--provider", "good")
+    presented = {each.token for each in (await provider.ledger()).presented}
+    code, out, err = await doctor(tmp_path, providers, "--provider", "good", "--spend", str(tokens))
+    refused = await doctor(tmp_path, providers, "--spend", str(tokens))
+
+    assert 0 == before
+    assert issued["refresh_token"] not in presented
+    assert (1, "") == (code, err)
+    assert "error   providers.good.rotation: the server ends the whole grant" in out
+    assert 'rotation: "strict"' in out
+    assert (1, "--spend goes with --provider, which says whose grant it is\n") == (refused[0], refused[2])
+    assert [True] == [family.revoked is not None for family in (await provider.ledger()).families_of("nobody")]
