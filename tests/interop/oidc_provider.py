@@ -45,7 +45,7 @@ class OidcProvider:
         Args:
             clients: Metadata of the registered clients (RFC 7591).
             access_token_seconds: Life of access tokens.
-            options: ``requirePushedAuthorization``, ``requireDpopNonce``, ``tls`` …: see server.mjs.
+            options: ``requirePushedAuthorization``, ``requireSignedRequests``, ``requireDpopNonce``, ``tls`` …: see server.mjs.
         """
         self.url = ""
         self.output = ""

@@ -61,6 +61,11 @@ const configuration = {
     clientCredentials: { enabled: true },
     deviceFlow: { enabled: true },
     introspection: { enabled: true },
+    jwtResponseModes: { enabled: true },
+    requestObjects: {
+      enabled: true,
+      requireSignedRequestObject: Boolean(options.requireSignedRequests)
+    },
     revocation: { enabled: true },
     rpInitiatedLogout: { enabled: true },
     userinfo: { enabled: true },

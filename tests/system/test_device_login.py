@@ -3,11 +3,15 @@
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
+from joserfc.jwk import ECKey
 
+from broker.services.clock import SystemClock
 from tests.support.broker_process import BrokerProcess
 from tests.support.document_server import DocumentServer
+from tests.support.forge import ec_key, public_jwk, sign
 from tests.support.upstream import Upstream
 from tests.system.test_command_line import call, command
 
@@ -58,6 +62,62 @@ async def test_a_device_login_ends_in_a_handle(tmp_path: Path) -> None:
         assert 200 == await call(broker, out.strip())
         assert ["Bearer at-canary"] == upstream.received[-1].header("Authorization")
     assert "canary" not in out + err + broker.log_path.read_text()
+
+
+def id_token(server: DocumentServer, **changes: Any) -> str:
+    """An id token of the server's, about ada."""
+    now = int(SystemClock().now())
+    claims = {"iss": server.url, "aud": "device", "sub": "ada", "iat": now, "exp": now + 60, **changes}
+    return sign({"alg": "ES256", "kid": "k-1"}, claims, ec_key())
+
+
+async def test_a_signed_id_token_says_who_it_is(tmp_path: Path) -> None:
+    """With openid, the grant is that of the checked id token's subject, and nobody needs to say who logs in."""
+    async with (
+        DocumentServer() as server,
+        Upstream() as upstream,
+        installed(tmp_path, server, upstream, scope="openid") as broker,
+    ):
+        server.answers["/device"] = (200, CODES)
+        server.answers["/jwks"] = (200, {"keys": [public_jwk(ec_key(), "k-1")]})
+        server.answers["/token"] = (200, {**TOKENS, "id_token": id_token(server)})
+        out, _ = await log_in(broker)
+        assert 200 == await call(broker, out.strip())
+        listed, _ = await command(broker, "grants", "list")
+        assert "ada" in listed
+        assert 1 == server.count("/jwks")
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "words", "said"),
+    [
+        ({"aud": "another"}, ec_key(), (), "can't be believed"),
+        ({"iss": "https://evil.example"}, ec_key(), (), "can't be believed"),
+        ({}, ec_key("P-256", "other"), (), "can't be believed"),
+        ({}, ec_key(), ("--subject", "bob"), "it is ada who logged in"),
+    ],
+)
+async def test_an_id_token_that_is_not_good_leaves_no_grant(
+    tmp_path: Path, changes: dict[str, Any], key: ECKey, words: tuple[str, ...], said: str
+) -> None:
+    """Another audience, issuer, signer or user: the command fails, and the refresh token is revoked."""
+    async with (
+        DocumentServer() as server,
+        Upstream() as upstream,
+        installed(tmp_path, server, upstream, scope="openid", revocation_endpoint=f"{server.url}/revoke") as broker,
+    ):
+        server.answers |= {"/device": (200, CODES), "/revoke": (200, {})}
+        server.answers["/jwks"] = (200, {"keys": [public_jwk(key, "k-1")]})
+        server.answers["/token"] = (200, {**TOKENS, "id_token": id_token(server, **changes)})
+        out, err = await log_in(broker, *words, code=1)
+        assert ("", True) == (out, said in err)
+        assert [b"rt-canary"] == [
+            value
+            for request in server.requests
+            if request.path == "/revoke"
+            for name, value in parse_qsl(request.content)
+            if name == b"token"
+        ]
 
 
 @pytest.mark.parametrize(
