@@ -154,9 +154,9 @@ class HeaderOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimitOptions:
-    """A token bucket for each caller of a route."""
+    """A token bucket, which fills steadily; each request takes one token."""
 
-    requests_per_second: float = option("How fast a caller's bucket fills.", example="10")
+    requests_per_second: float = option("How fast the bucket fills.", example="10")
     burst: int = option("How many requests a full bucket holds.", example="50")
 
     def __post_init__(self) -> None:
@@ -222,7 +222,12 @@ class Route:
         "(X-Accel-Redirect, X-Sendfile and their like).",
         default=False,
     )
-    rate_limit: RateLimitOptions | None = option("How many requests each caller may send.", default=None)
+    rate_limit: RateLimitOptions | None = option(
+        "How many requests each caller may send, to all processes and hosts together. A session is a caller, and "
+        "without one an address.",
+        default=None,
+    )
+    total_rate_limit: RateLimitOptions | None = option("How many requests all callers together may send.", default=None)
     insecure: bool = option("Let the token go over plain HTTP to a host that isn't loopback.", default=False)
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ A store never sees a token in clear: values are sealed and keys are HMACs before
 Every implementation runs the one conformance suite in ``tests/stores/store_contract.py``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -224,6 +224,21 @@ class Store(Protocol):
 
         A lease is independent of a record of the same key. After :class:`StoreDown` or a cancellation the lease may be
         held by nobody until it ends by itself.
+        """
+        ...
+
+    async def draw(self, seconds: Mapping[str, float]) -> Mapping[str, float]:
+        """
+        Take from buckets that fill steadily, and need no record while they are full.
+
+        Args:
+            seconds: By the keys of the buckets: what is taken, as the time in which as much is filled in, above 0.
+
+        Returns:
+            In how many seconds each will be full again.
+
+        Raises:
+            StoreError: If that can't be done. Where an answer is lost, it may have been done, and done twice.
         """
         ...
 

@@ -1,7 +1,7 @@
 """The store in memory: the reference for the others. Its records end with the process."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -48,6 +48,7 @@ class MemoryBackend:
     clock: Clock
     records: dict[str, _Kept] = field(default_factory=dict)
     leases: dict[str, _Held] = field(default_factory=dict)
+    buckets: dict[str, float] = field(default_factory=dict)
     replicas: list[Listeners] = field(default_factory=list)
     versions: Iterator[int] = field(default_factory=lambda: count(1))
     sweep_at: int = 1024
@@ -179,6 +180,12 @@ class MemoryStore:
         backend.leases[key] = held
         lease: Lease = held
         return lease
+
+    async def draw(self, seconds: Mapping[str, float]) -> dict[str, float]:
+        now, buckets = self._backend.clock.monotonic(), self._backend.buckets
+        for key, taken in seconds.items():
+            buckets[key] = max(buckets.get(key, now), now) + taken
+        return {key: buckets[key] - now for key in seconds}
 
     async def publish(self, event: Event) -> None:
         loop = asyncio.get_running_loop()

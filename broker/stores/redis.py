@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import assert_never
 
 from broker.errors import ConfigError, StoreError
 from broker.stores.base import Clock, Event, LeaseOutcome, Randomness, Record
 from broker.stores.listeners import Listeners
 from broker.stores.options import StoreKind, StoreOptions
+from broker.stores.redis_buckets import draw
 from broker.stores.redis_client import RedisClient, Script, milliseconds
 from broker.stores.redis_connection import Dialler, Reply, tls_context
 from broker.stores.redis_events import EventChannel
@@ -238,6 +239,9 @@ class RedisStore:
 
     async def lease(self, key: str, ttl_seconds: float) -> LeaseOutcome:
         return await acquire(self._client, self._keys.lease(key), self._indexes.stamp(), ttl_seconds)
+
+    async def draw(self, seconds: Mapping[str, float]) -> dict[str, float]:
+        return await draw(self._client, self._keys, seconds)
 
     async def publish(self, event: Event) -> None:
         await self._channel.publish(event)

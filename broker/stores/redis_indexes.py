@@ -75,6 +75,14 @@ class Keys:
         """Tells for a moment that a record was deleted, and by which call."""
         return f"{self._prefix}deleted:{{{key}}}"
 
+    def bucket(self, key: str) -> str:
+        """Of 16 slots, so that what is drawn together takes few calls."""
+        return f"{self._prefix}bucket:{{{self.bucket_slot(key)}}}:{key}"
+
+    def bucket_slot(self, key: str) -> str:
+        """Return what decides on the slot of a bucket."""
+        return f"bucket-{key.partition(':')[2][:1]}"
+
     def lease(self, key: str) -> str:
         return f"{self._prefix}lease:{{{key}}}"
 

@@ -1,7 +1,7 @@
 """The store in one SQLite file, for any number of processes on one host. The embedded default."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,6 +152,12 @@ class SqliteStore:
         held: Lease = lease
         return held if is_held else Busy()
 
+    async def draw(self, seconds: Mapping[str, float]) -> dict[str, float]:
+        def work(opened: Transaction) -> dict[str, float]:
+            return {key: _draw(opened, key, taken) for key, taken in seconds.items()}
+
+        return await self._worker.run(work, Effect.WRITE)
+
     async def publish(self, event: Event) -> None:
         def work(opened: Transaction) -> None:
             opened.change(
@@ -211,6 +217,17 @@ class _SqliteLease:
 def _get(opened: Transaction, key: str) -> Record | None:
     row = opened.row("SELECT value, version FROM records WHERE key = ? AND expires_at > ?", key, opened.now)
     return None if row is None else Record(*row)
+
+
+def _draw(opened: Transaction, key: str, seconds: float) -> float:
+    # A bucket is kept as a lease that nobody holds: it expires when it is full.
+    row = opened.row(
+        "INSERT INTO leases (key, owner, expires_at) VALUES (?, x'', ?) "
+        "ON CONFLICT (key) DO UPDATE SET expires_at = max(expires_at, ?) + ? RETURNING expires_at",
+        *(f"bucket:{key}", opened.now + seconds, opened.now, seconds),
+    )
+    assert row is not None
+    return float(row[0]) - opened.now
 
 
 def _ping(opened: Transaction) -> None:

@@ -25,6 +25,7 @@ from broker.services.outbound import Outbound
 from broker.services.pool import UpstreamPools
 from broker.services.provider import AuthorizationServer, Identity
 from broker.services.sessions import Sessions
+from broker.services.shared_limits import SharedLimits
 from broker.services.spool import Spool
 from broker.services.standing import StandingGrants
 from broker.services.tasks import Tasks
@@ -104,6 +105,7 @@ class Installation:
         self.callers = Callers(settings.callers, handles=self.handles, tokens=self.tokens, clock=clock)
         self.keep_alive = KeepAlive(vault, self.tokens.refresher, self.tokens.revocations, clock, randomness)
         self.trusted_proxies = TrustedProxies(settings.trusted_proxies)
+        self._limits = SharedLimits(self.store if settings.store.is_shared else None, keyring, clock.monotonic)
         self.upstreams = UpstreamPools(route.upstream_options for route in settings.routes)
         self.proxy = Proxy(
             routes=settings.routes,
@@ -121,6 +123,7 @@ class Installation:
             access_log=access_log,
             clock=clock,
             randomness=randomness,
+            rates=self._limits.buckets,
         )
         self.tokens.on_identified(self._renew_claims)
         self._keyring = keyring
@@ -176,6 +179,7 @@ class Installation:
             trusted_proxies=self.trusted_proxies,
             clock=self._clock,
             randomness=self._randomness,
+            rates=self._limits.buckets,
         )
 
     def admin_runner(self) -> web.AppRunner:
@@ -234,6 +238,7 @@ class Installation:
         await self.tokens.close(timeout_seconds)
         await self.sessions.close()
         await self.upstreams.close()
+        await self._limits.close()
         await self.callers.close()
         for server in self.servers.values():
             await server.close()

@@ -34,9 +34,9 @@ class Attempts:
         self._context = context
         self._cookies = context.cookies
         self._logins = context.logins
-        self._begun = LoginRate(context.options, context.clock.monotonic)
+        self._begun = LoginRate("login", context.options, context.rates)
         # Apart from those that are begun: nobody shall lose a login that they have made because of others.
-        self._answered = LoginRate(context.options, context.clock.monotonic)
+        self._answered = LoginRate("callback", context.options, context.rates)
         self._cookie = re.compile(re.escape(context.cookies.prefix).encode() + rb"login-([0-9a-f]{8})")
 
     def count_begun(self, request: web.Request) -> None:

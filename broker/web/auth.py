@@ -20,6 +20,7 @@ from broker.core.upkeep import login_needed_at
 from broker.errors import NoSession, SessionExpired, StoreError
 from broker.services.clock import Clock, Randomness
 from broker.services.keyring import Keyring
+from broker.services.limits import Rates, own_rates
 from broker.services.logins import Logins
 from broker.services.provider import AuthorizationServer
 from broker.services.sessions import LiveSession, Sessions
@@ -50,6 +51,7 @@ def auth_app(
     trusted_proxies: TrustedProxies,
     clock: Clock,
     randomness: Randomness,
+    rates: Rates | None = None,
 ) -> web.Application:
     """
     Return the application of the broker's own endpoints, to be mounted at ``options.base_path``.
@@ -66,6 +68,7 @@ def auth_app(
         trusted_proxies: Who may say who the client is, for the audit trail.
         clock: Time.
         randomness: For state, nonce and verifier.
+        rates: Makes the buckets of rate limits; by default this process keeps them alone.
     """
     cookies = CookieNames.for_public_url(public_url)
     browser_sessions = BrowserSessions(sessions, cookies, same_site)
@@ -94,6 +97,7 @@ def auth_app(
         keyring=keyring,
         trusted_proxies=trusted_proxies,
         clock=clock,
+        rates=rates or own_rates(clock.monotonic),
     )
     attempts = Attempts(context)
     login = LoginEndpoints(context, attempts)

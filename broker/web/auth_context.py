@@ -9,6 +9,7 @@ from broker.core.login import LoginOptions
 from broker.core.session import SameSite
 from broker.services.clock import Clock
 from broker.services.keyring import Keyring
+from broker.services.limits import Rates
 from broker.services.logins import Logins
 from broker.services.provider import AuthorizationServer
 from broker.services.sessions import Sessions
@@ -36,6 +37,7 @@ class AuthContext:
         keyring: Seals cookies, and makes the proofs in logout URLs.
         trusted_proxies: Who may say who the client is, for the audit trail.
         clock: Time.
+        rates: Makes the buckets of rate limits.
     """
 
     public_url: str
@@ -51,3 +53,4 @@ class AuthContext:
     keyring: Keyring
     trusted_proxies: TrustedProxies
     clock: Clock
+    rates: Rates

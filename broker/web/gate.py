@@ -33,6 +33,7 @@ from broker.errors import (
 )
 from broker.services.callers import Shown
 from broker.services.dpop import Proofs
+from broker.services.limits import EVERYBODY, Rates
 from broker.services.sessions import LiveSession
 from broker.services.upstream import Upstream
 from broker.web.lanes import Lane
@@ -135,7 +136,7 @@ class Gate:
         trusted_proxies: TrustedProxies,
         standing_grants: Mapping[str, str],
         base_path: str,
-        monotonic: Callable[[], float],
+        rates: Rates,
         proofs: Proofs,
         callers: CallerSource | None = None,
         providers: Collection[str] = (),
@@ -150,7 +151,7 @@ class Gate:
             trusted_proxies: Whose forwarding fields are believed.
             standing_grants: The ids of standing grants by their configured names.
             base_path: The path of the broker's own endpoints, which no reading of a forwarded path may name.
-            monotonic: The clock of rate limits.
+            rates: Makes the buckets of rate limits.
             proofs: Makes proofs for tokens that are bound to a key.
             callers: Finds the grants of callers without a browser; None if there are none.
             providers: The names of the providers at which a user can log in.
@@ -166,7 +167,7 @@ class Gate:
         self._callers = callers
         self._providers = providers
         self.lanes = tuple(
-            Lane(route, upstream_of(route), public_url=public_url, cookies=cookies, monotonic=monotonic, proofs=proofs)
+            Lane(route, upstream_of(route), public_url=public_url, cookies=cookies, rates=rates, proofs=proofs)
             for route in routes
         )
         self._table = RouteTable(zip(routes, self.lanes, strict=True), reserved=(base_path,))
@@ -272,19 +273,25 @@ class Gate:
 
     def limit(self, call: Call) -> None:
         """
-        Count the call against its caller's rate.
+        Count the call against its caller's rate, and everybody's.
 
         Raises:
-            TooManyRequests: If the route's limit is exceeded.
+            TooManyRequests: If one of the route's limits is exceeded. A call that is refused takes nothing.
         """
-        buckets = call.lane.buckets
+        buckets, total = call.lane.buckets, call.lane.total
         if buckets is not None and (wait := buckets.take(_who(call))):
-            raise TooManyRequests("the route's rate limit is exceeded", retry_after_seconds=wait)
+            raise TooManyRequests("the route's rate_limit is exceeded", retry_after_seconds=wait)
+        if total is not None and (wait := total.take(EVERYBODY)):
+            if buckets is not None:
+                buckets.give_back(_who(call))
+            raise TooManyRequests("the route's total_rate_limit is exceeded", retry_after_seconds=wait)
 
     def unlimit(self, call: Call) -> None:
         """Take back what :meth:`limit` counted: the call begins anew."""
         if call.lane.buckets is not None:
             call.lane.buckets.give_back(_who(call))
+        if call.lane.total is not None:
+            call.lane.total.give_back(EVERYBODY)
 
     def given_request_id(self, call: Call, peer: str) -> str | None:
         """Return the request's id, if a trusted proxy gave it one."""

@@ -1,6 +1,6 @@
 """Routes made ready: everything about a route that doesn't change from request to request, computed once."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from broker.core.audience import Audience
@@ -14,7 +14,7 @@ from broker.core.routing import CacheControl, RetryOn401, Route, TokenKind
 from broker.core.secret import RefreshToken
 from broker.errors import ProviderError
 from broker.services.dpop import Proofs
-from broker.services.limits import TokenBuckets
+from broker.services.limits import Rates
 from broker.services.route_stats import RouteStats
 from broker.services.session_cache import LiveSession
 from broker.services.upstream import IDEMPOTENT_METHODS, Upstream
@@ -35,6 +35,7 @@ class Lane:
         answers: What is done to its answers.
         stats: What is counted of its requests.
         buckets: How often each caller may come; None for as often as it likes.
+        total: How often all of them together may come.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Lane:
         *,
         public_url: str,
         cookies: CookieNames,
-        monotonic: Callable[[], float],
+        rates: Rates,
         proofs: Proofs,
     ) -> None:
         """
@@ -53,7 +54,7 @@ class Lane:
             upstream: Where its requests go.
             public_url: The origin under which browsers reach the broker.
             cookies: What the broker calls its cookies.
-            monotonic: The clock of rate limits.
+            rates: Makes the buckets of rate limits.
             proofs: Makes proofs for tokens that are bound to a key, and remembers the upstream's nonces.
         """
         self.route = route
@@ -61,7 +62,9 @@ class Lane:
         self.kind = route.token.kind
         self.max_body_bytes = route.max_body_bytes
         self.stats = RouteStats(route.name)
-        self.buckets = _buckets(route, monotonic)
+        name = f"{route.name} {','.join(sorted(route.methods))}"
+        self.buckets = None if route.rate_limit is None else rates(f"route {name}", route.rate_limit)
+        self.total = None if route.total_rate_limit is None else rates(f"total {name}", route.total_rate_limit)
         self.audience: Audience = route.audience
         self._retried = _retried_methods(route)
         self._cut, self._prefix = _rewriting(route)
@@ -204,13 +207,6 @@ class Lane:
                 self._rendered.clear()
             self._rendered[key] = lines
         return lines
-
-
-def _buckets(route: Route, monotonic: Callable[[], float]) -> TokenBuckets | None:
-    if route.rate_limit is None:
-        return None
-    limit = route.rate_limit
-    return TokenBuckets(requests_per_second=limit.requests_per_second, burst=limit.burst, monotonic=monotonic)
 
 
 def _retried_methods(route: Route) -> frozenset[str] | None:

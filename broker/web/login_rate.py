@@ -1,28 +1,26 @@
 """How often logins are begun and answered: by each client, and by all of them (SECURITY DS-04, LG-03)."""
 
-from collections.abc import Callable
 from ipaddress import IPv6Address, ip_address
 
 from broker.core.login import LoginOptions
-from broker.core.routing import RateLimitOptions
 from broker.errors import TooManyRequests
-from broker.services.limits import TokenBuckets
+from broker.services.limits import EVERYBODY, Rates
 
-EVERYBODY = ""
 _CLIENT_BITS = 64
 
 
 class LoginRate:
     """Counts one step of the logins."""
 
-    def __init__(self, options: LoginOptions, monotonic: Callable[[], float]) -> None:
+    def __init__(self, step: str, options: LoginOptions, rates: Rates) -> None:
         """
         Args:
+            step: Its name.
             options: The rates.
-            monotonic: The clock, in seconds.
+            rates: Makes the buckets.
         """
-        self._clients = _buckets(options.client_rate_limit, monotonic)
-        self._everybody = _buckets(options.rate_limit, monotonic)
+        self._clients = rates(f"{step} client", options.client_rate_limit)
+        self._everybody = rates(f"{step} everybody", options.rate_limit)
 
     def count(self, address: str) -> None:
         """
@@ -55,7 +53,3 @@ def client_of(address: str) -> str:
     if parsed.ipv4_mapped is not None:
         return str(parsed.ipv4_mapped)
     return str(IPv6Address(int(parsed) >> _CLIENT_BITS << _CLIENT_BITS))
-
-
-def _buckets(rate: RateLimitOptions, monotonic: Callable[[], float]) -> TokenBuckets:
-    return TokenBuckets(requests_per_second=rate.requests_per_second, burst=rate.burst, monotonic=monotonic)

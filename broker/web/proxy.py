@@ -25,6 +25,7 @@ from broker.errors import BadRequest, BrokerError, CallerError, PayloadTooLarge,
 from broker.services import metrics
 from broker.services.clock import Clock, Randomness, SystemClock, SystemRandomness
 from broker.services.dpop import Proofs
+from broker.services.limits import Rates, own_rates
 from broker.services.logs import REQUEST_ID
 from broker.services.pool import UpstreamPools
 from broker.services.tasks import Tasks
@@ -86,6 +87,7 @@ class Proxy:
         access_log: Callable[[str], None] | None = None,
         clock: Clock | None = None,
         randomness: Randomness | None = None,
+        rates: Rates | None = None,
     ) -> None:
         """
         Args:
@@ -105,6 +107,7 @@ class Proxy:
                 middleware's.
             clock: Time.
             randomness: For the names of requests, and for proofs.
+            rates: Makes the buckets of rate limits; by default this process keeps them alone.
         """
         clock, randomness = clock or SystemClock(), randomness or SystemRandomness()
         self.base_path = base_path
@@ -118,7 +121,7 @@ class Proxy:
             standing_grants=standing_grants or {},
             callers=callers,
             base_path=base_path,
-            monotonic=clock.monotonic,
+            rates=rates or own_rates(clock.monotonic),
             proofs=Proofs(clock, randomness),
             providers=allowed_parameters or {},
         )

@@ -235,6 +235,26 @@ class StoreContract:
         assert None is await store.get(KEY)
         assert Record(b"2", new) == await store.get(OTHER)
 
+    # -- buckets
+
+    async def test_buckets_are_drawn_from_by_all(self, backing: Backing, store: Store, replica: Store) -> None:
+        """What processes take adds up, and each hears of it; a bucket fills steadily, and once it is full it is new."""
+        keys = [f"rate:{number:02x}" for number in range(0, 256, 5)]
+        assert {} == await store.draw({})
+        first = await store.draw(dict.fromkeys(keys, 0.5))
+        assert set(keys) == set(first)
+        assert all(0.4 < full_in <= 0.5 for full_in in first.values())
+        assert 0.8 < (await replica.draw({keys[0]: 0.5}))[keys[0]] <= 1.0
+        await backing.elapse(0.3)
+        assert 0.5 < (await store.draw({keys[0]: 0.001}))[keys[0]] <= 0.71
+        await backing.elapse(0.8)
+        assert 0.4 < (await store.draw({keys[0]: 0.5}))[keys[0]] <= 0.5
+
+    async def test_parallel_draws_are_all_counted(self, store: Store, replica: Store) -> None:
+        """None is lost."""
+        await asyncio.gather(*(one.draw({"rate:00": 10.0}) for one in (store, replica) for _ in range(20)))
+        assert 395 < (await store.draw({"rate:00": 0.001}))["rate:00"] <= 400.1
+
     # -- tags and due times
 
     async def test_records_are_found_by_each_of_their_tags(self, store: Store, replica: Store) -> None:

@@ -1,7 +1,7 @@
 """A store that is down, or holds a call, whenever a test says so."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from broker.errors import StoreError
 from broker.stores.base import Event, LeaseOutcome, Record, Store, StoreDown
@@ -101,6 +101,12 @@ class FaultyStore:
         except StoreError as fault:
             return StoreDown(str(fault))
         return await self._store.lease(key, ttl_seconds)
+
+    async def draw(self, seconds: Mapping[str, float]) -> Mapping[str, float]:
+        await self._pass("draw")
+        drawn = await self._store.draw(seconds)
+        await self._wait("draw:after")
+        return drawn
 
     async def publish(self, event: Event) -> None:
         await self._pass("publish")

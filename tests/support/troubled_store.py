@@ -1,7 +1,7 @@
 """A store that fails at exactly the named call: before it is done, after it is done, or not at all but late."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -175,6 +175,9 @@ class TroubledStore:
             return lease
         refused: LeaseOutcome = outcome
         return refused
+
+    async def draw(self, seconds: Mapping[str, float]) -> Mapping[str, float]:
+        return dict(await self._call("draw", lambda: self.inner.draw(seconds), seconds))
 
     async def publish(self, event: Event) -> None:
         await self._call("publish", lambda: self.inner.publish(event), event)

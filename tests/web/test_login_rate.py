@@ -6,6 +6,7 @@ from broker.core.forwarded import TrustedProxies
 from broker.core.login import LoginOptions
 from broker.core.routing import RateLimitOptions
 from broker.errors import TooManyRequests
+from broker.services.limits import own_rates
 from broker.web.login_rate import LoginRate, client_of
 from tests.web.conftest import SITE, Site
 from tests.web.test_login import answered, arrive, begin
@@ -33,11 +34,12 @@ def test_ds_04_a_client_is_what_one_line_is_given(address: str, client: str) -> 
 def test_ds_04_a_flood_from_one_client_leaves_the_others_their_share() -> None:
     """What a client asks beyond its rate is not counted against everybody's; both say when to come again."""
     rate = LoginRate(
+        "login",
         LoginOptions(
             client_rate_limit=RateLimitOptions(requests_per_second=1, burst=2),
             rate_limit=RateLimitOptions(requests_per_second=0.5, burst=3),
         ),
-        lambda: 0.0,
+        own_rates(lambda: 0.0),
     )
     refused: list[float | None] = []
     for client in ["192.0.2.1"] * 50 + ["192.0.2.2"] * 2:
