@@ -28,6 +28,7 @@ class Installation:
         provider: Mapping[str, Any],
         check: Introspection,
         port: int | None = None,
+        token: object = "user",  # noqa: S107 - whose token it is
         **settings: Any,
     ) -> None:
         """
@@ -37,6 +38,7 @@ class Installation:
             provider: How the broker speaks to it.
             check: Judges tokens for the API.
             port: Where the broker listens, for servers that must know it beforehand.
+            token: Of the route to the API.
             settings: More of the broker's configuration.
         """
         directory.mkdir(exist_ok=True)
@@ -45,6 +47,7 @@ class Installation:
         self.upstream = Upstream(check=self._check_later)
         self.broker = BrokerProcess(directory, port=port, **settings)
         self._provider = provider
+        self._token = token
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[FormBrowser]:
@@ -54,7 +57,7 @@ class Installation:
                 await stack.enter_async_context(part)
             self.broker.settings |= {
                 "providers": {"corp": {"token_endpoint": self.tap.url, **self._provider}},
-                "routes": [{"path": "/api", "upstream": self.upstream.url, "token": "user"}],
+                "routes": [{"path": "/api", "upstream": self.upstream.url, "token": self._token}],
             }
             await stack.enter_async_context(self.broker)
             yield await stack.enter_async_context(FormBrowser(self.broker.url))

@@ -1,7 +1,8 @@
 """The broker with the preset ``keycloak`` against Keycloak itself."""
 
 import asyncio
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tests.interop.form_browser import FormBrowser
 from tests.interop.installation import Installation, calls_at_once, calls_for, log_in, problem, until_answered
 from tests.interop.introspection import Introspection
 from tests.interop.keycloak.server import LIFE_SECONDS, SECRETS, USER, Keycloak, running_keycloak
+from tests.system.test_doctor import doctor, run_doctor
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(180, func_only=True)]
 
@@ -25,7 +27,15 @@ def keycloak(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keycloak]:
         yield server
 
 
-def install(keycloak: Keycloak, directory: Path, *, realm: str, client: str, **options: Any) -> Installation:
+def install(
+    keycloak: Keycloak,
+    directory: Path,
+    *,
+    realm: str,
+    client: str,
+    settings: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Installation:
     """Return an installation that is one client of one realm."""
     return Installation(
         directory,
@@ -44,13 +54,14 @@ def install(keycloak: Keycloak, directory: Path, *, realm: str, client: str, **o
             client_id="resource-server",
             client_secret=SECRETS["resource-server"],
         ),
+        **(settings or {}),
     )
 
 
 def credentials(keycloak: Keycloak, client: str) -> dict[str, Any]:
     """Return what the broker proves with that it is *client*."""
     match client:
-        case "confidential":
+        case "confidential" | "standing":
             return {"client_secret": {"value": SECRETS[client]}}
         case "signing":
             return {"client_assertion": {"private_key": {"value": keycloak.signing_key.as_pem(private=True).decode()}}}
@@ -233,3 +244,81 @@ async def test_a_wrong_secret_is_the_operators_fault_and_ends_nothing(keycloak: 
     assert "Retry-After" in refused.headers
     assert {"providers.corp.client_secret"} == look_at
     assert 1 == len([request for request in installation.tap.requests if request.grant_type == "authorization_code"])
+
+
+STANDING = {
+    "client_credentials": {"type": "client_credentials"},
+    "password": {"type": "password", "username": USER["username"], "password": {"value": USER["password"]}},
+}
+
+
+@pytest.mark.parametrize("kind", STANDING)
+async def test_a_standing_grant_serves_over_token_lifetimes(keycloak: Keycloak, tmp_path: Path, kind: str) -> None:
+    """Nobody logs in. A password is sent once and then refreshed; client credentials are sent anew at each expiry."""
+    settings = {"token": {"grant": "nightly"}, "grants": {"nightly": {"provider": "corp", **STANDING[kind]}}}
+    installation = install(keycloak, tmp_path, realm="strict", client="standing", settings=settings)
+    async with installation.running() as browser:
+        statuses = await calls_for(browser, 3.5 * LIFE_SECONDS)
+    kinds = [request.grant_type for request in installation.tap.requests]
+
+    assert {200} == statuses
+    assert {200} == {request.status for request in installation.tap.requests}
+    assert 4 <= len(kinds) <= 6
+    assert [] == installation.tap.presented_twice()
+    assert (
+        [kind] * len(kinds) if kind == "client_credentials" else [kind, *["refresh_token"] * (len(kinds) - 1)]
+    ) == kinds
+
+
+async def test_a_standing_grant_survives_a_logout_by_the_administrator(keycloak: Keycloak, tmp_path: Path) -> None:
+    """Its refresh token has ended, and the password brings another: no call is told to log in."""
+    settings = {"token": {"grant": "nightly"}, "grants": {"nightly": {"provider": "corp", **STANDING["password"]}}}
+    installation = install(keycloak, tmp_path, realm="lasting", client="standing", settings=settings)
+    async with installation.running() as browser:
+        before = await browser.get("/api/items")
+        await asyncio.to_thread(keycloak.log_out_user, "lasting")
+        await asyncio.sleep(LIFE_SECONDS + 0.5)
+        after = await browser.get("/api/items")
+
+    assert (200, 200) == (before.status, after.status)
+    assert ["password", "refresh_token", "password"] == [each.grant_type for each in installation.tap.requests]
+
+
+@pytest.mark.parametrize(
+    ("realm", "shown"),
+    [
+        ("strict", "the server ends the whole grant when a refresh token is presented again: rotation strict fits"),
+        ("forgiving", "the server takes a refresh token again after it was rotated: rotation grace fits"),
+        ("lasting", "the server takes a refresh token again after it was rotated: rotation none fits"),
+    ],
+)
+async def test_the_doctor_finds_what_the_realm_is_set_to(
+    keycloak: Keycloak, tmp_path: Path, realm: str, shown: str
+) -> None:
+    """With a grant to spend; everything else that it probes is good, the redirect URI too."""
+    installation = install(keycloak, tmp_path, realm=realm, client="confidential")
+    async with installation.running() as browser:
+        await log_in(browser, USER)
+        spent = tmp_path / "tokens.json"
+        spent.write_text(json.dumps(installation.tap.requests[0].answer))
+        config = tmp_path / f"config-{installation.broker.port}.yaml"
+        code, said, _ = await run_doctor(config, "--spend", str(spent))
+
+    assert 0 == code, said
+    assert f"good    {shown}" in said
+    assert f"good    the server sends browsers back to {installation.broker.url}/bff/callback/corp" in said
+
+
+async def test_the_doctor_names_a_redirect_uri_that_is_not_registered(keycloak: Keycloak, tmp_path: Path) -> None:
+    """Keycloak sends nobody back."""
+    provider = {
+        "preset": "keycloak",
+        "base_url": keycloak.url,
+        "realm": "strict",
+        "client_id": "confidential",
+        **credentials(keycloak, "confidential"),
+    }
+    code, said, _ = await doctor(tmp_path, {"corp": provider})
+
+    assert 1 == code
+    assert ["public_url:"] == [line.split()[1] for line in said.splitlines() if line.startswith("  error")]
