@@ -10,6 +10,7 @@ from broker.cli.grants import handle_bounds
 from broker.cli.running import show_handle, with_admin_api
 from broker.config.settings import Settings
 from broker.core.oauth import TokenFailure, TokenSet
+from broker.core.secret import RefreshToken
 from broker.errors import BrokerError
 from broker.services.clock import SystemClock, SystemRandomness
 from broker.services.outbound import Outbound
@@ -37,7 +38,8 @@ def login(options: argparse.Namespace) -> int:
                 randomness=SystemRandomness(),
             )
             try:
-                tokens = await _device_login(server)
+                dpop_key = server.new_dpop_key()
+                tokens = await _device_login(server, dpop_key)
                 subject = await _subject(server, tokens, options.subject)
             finally:
                 await server.close()
@@ -47,6 +49,7 @@ def login(options: argparse.Namespace) -> int:
             "provider": options.provider,
             "subject": subject,
             **_members(tokens, now=clock.now()),
+            **({} if dpop_key is None else {"dpop_key": dpop_key.reveal()}),
             **handle_bounds(options),
         }
         show_handle(await client.ask("POST", "/grants", content))
@@ -54,14 +57,14 @@ def login(options: argparse.Namespace) -> int:
     return with_admin_api(options.config, ask)
 
 
-async def _device_login(server: AuthorizationServer) -> TokenSet:
+async def _device_login(server: AuthorizationServer, dpop_key: RefreshToken | None) -> TokenSet:
     authorization = await server.device_flow.start(server.options.scope)
     print(
         f"Go to {printable(authorization.verification_uri)} and enter {printable(authorization.user_code)}",
         file=sys.stderr,
         flush=True,
     )
-    outcome = await server.device_flow.finish(authorization)
+    outcome = await server.device_flow.finish(authorization, dpop_key=dpop_key)
     if isinstance(outcome, TokenFailure):
         where = f" (look at {outcome.look_at})" if outcome.look_at else ""
         raise CommandRefused(f"no tokens: {printable(outcome.error or outcome.detail)}{where}")

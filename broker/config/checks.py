@@ -110,6 +110,8 @@ def _check_route_references(binder: Binder, path: KeyPath, route: Route) -> None
     released = binder.places.get(("forward_auth", "release_token"))
     if route.release_token and (released is None or released.value is False):
         binder.refuse((*path, "release_token"), expected="false, unless `forward_auth.release_token` is true")
+    elif route.release_token:
+        _check_release(binder, path, route)
     if route.token.kind not in {TokenKind.USER, TokenKind.USER_OR_NONE}:
         return
     if not providers:
@@ -118,6 +120,17 @@ def _check_route_references(binder: Binder, path: KeyPath, route: Route) -> None
         binder.refuse(
             (*path, "provider"), expected="a provider, since there are several and no `login.default_provider`"
         )
+
+
+def _check_release(binder: Binder, path: KeyPath, route: Route) -> None:
+    """Refuse to give a token to a gateway that is worth nothing without the key that it is bound to (RFC 9449)."""
+    grant = binder.places.get(("grants", route.token.grant or ""))
+    named = grant.value.provider if grant and isinstance(grant.value, StandingGrantOptions) else route.provider
+    for name in _names(binder, "providers") if named is None else (named,):
+        place = binder.places.get(("providers", name))
+        if place is not None and isinstance(place.value, ProviderOptions) and place.value.dpop:
+            expected = f"false, since `{show(('providers', name, 'dpop'))}` binds the token to a key"
+            binder.refuse((*path, "release_token"), expected=expected)
 
 
 def _check_routes(binder: Binder) -> None:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from broker.core.json_object import read_object
 from broker.core.lifetimes import number
 from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome
-from broker.core.secret import Secret
+from broker.core.secret import RefreshToken, Secret
 from broker.errors import ProviderError, ProviderProtocolError
 from broker.services.clock import Clock
 from broker.services.metadata import Metadata
-from broker.services.token_requests import TokenRequests
+from broker.services.token_requests import TokenRequests, bound
 
 DEVICE_CODE = "urn:ietf:params:oauth:grant-type:device_code"
 DEFAULT_INTERVAL_SECONDS = 5.0  # RFC 8628 section 3.2
@@ -76,14 +76,21 @@ class DeviceFlow:
             interval_seconds=min(number(members.get("interval")) or DEFAULT_INTERVAL_SECONDS, MAX_INTERVAL_SECONDS),
         )
 
-    async def finish(self, authorization: DeviceAuthorization) -> TokenOutcome:
-        """Wait until the user has decided, and return the tokens, or why there are none (RFC 8628 section 3.5)."""
+    async def finish(self, authorization: DeviceAuthorization, *, dpop_key: RefreshToken | None = None) -> TokenOutcome:
+        """
+        Wait until the user has decided, and return the tokens, or why there are none (RFC 8628 section 3.5).
+
+        Args:
+            authorization: What :meth:`start` returned.
+            dpop_key: The key to bind the tokens to (RFC 9449); None for bearer tokens.
+        """
         interval = authorization.interval_seconds
         while self._clock.now() < authorization.expires_at:
             await asyncio.sleep(interval)
-            outcome = await self._requests.ask(DEVICE_CODE, {"device_code": authorization.device_code.reveal()})
+            parameters = {"device_code": authorization.device_code.reveal()}
+            outcome = await self._requests.ask(DEVICE_CODE, parameters, dpop_key=dpop_key)
             if not isinstance(outcome, TokenFailure):
-                return outcome
+                return outcome if dpop_key is None else bound(outcome)
             if outcome.error == "slow_down":
                 interval = min(interval + SLOW_DOWN_SECONDS, MAX_INTERVAL_SECONDS)
             elif outcome.error != "authorization_pending":

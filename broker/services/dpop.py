@@ -16,6 +16,7 @@ from joserfc.jwk import ECKey
 
 from broker.core.client_auth import AssertionOptions
 from broker.core.secret import AccessToken, RefreshToken
+from broker.errors import ConfigError
 from broker.services.clock import Clock, Randomness
 from broker.services.signing import SigningKey, load_signing_key
 
@@ -35,6 +36,25 @@ _NONCE = re.compile(rf"[\x21\x23-\x5b\x5d-\x7e]{{1,{MAX_NONCE_CHARACTERS}}}")
 def new_dpop_key() -> RefreshToken:
     """Return a new P-256 key as a JWK in JSON: a secret like the refresh token that it is kept with."""
     return RefreshToken(json.dumps(ECKey.generate_key("P-256").as_dict(private=True)))
+
+
+def read_dpop_key(text: str) -> RefreshToken:
+    """
+    Return a key that somebody else made.
+
+    Raises:
+        ValueError: If *text* isn't a private P-256 key as a JWK in JSON.
+    """
+    key = RefreshToken(text)
+    try:
+        _load(key)
+    except ConfigError:
+        raise ValueError("no private P-256 key as a JWK") from None
+    return key
+
+
+def _load(key: RefreshToken) -> SigningKey:
+    return load_signing_key(AssertionOptions(private_key=key, alg="ES256"))
 
 
 class Proofs:
@@ -75,7 +95,7 @@ class Proofs:
     def _ready(self, key: RefreshToken) -> SigningKey:
         signing_key = self._keys.get(key)
         if signing_key is None:
-            signing_key = self._keys[key] = load_signing_key(AssertionOptions(private_key=key, alg="ES256"))
+            signing_key = self._keys[key] = _load(key)
             if len(self._keys) > MAX_KEYS:
                 self._keys.popitem(last=False)
         return signing_key

@@ -9,6 +9,7 @@ import hmac
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any
 
@@ -27,6 +28,7 @@ from broker.core.upkeep import login_needed_at
 from broker.errors import BadRequest, BrokerError, NoRoute, NoSession
 from broker.services import metrics
 from broker.services.clock import Clock
+from broker.services.dpop import read_dpop_key
 from broker.services.handles import FOREVER_SECONDS, Handles
 from broker.services.provider import AuthorizationServer
 from broker.services.tokens import TokenBroker
@@ -122,6 +124,9 @@ class AdminApi:
         if provider not in self._servers:
             raise BadRequest("provider: no such provider is configured")
         tokens = self._tokens_of(content)
+        dpop_key = _dpop_key_of(content)
+        if dpop_key is not None:
+            tokens = replace(tokens, token_type="DPoP")
         handle = _handle_attributes(content)
         content.refuse_others()
         grant = await self._tokens.adopt(
@@ -131,6 +136,7 @@ class AdminApi:
             origin=Origin.IMPORTED,
             keep_until=None,
             ttl_seconds=FOREVER_SECONDS,
+            dpop_key=dpop_key,
         )
         return await self._issue(grant.id, handle)
 
@@ -300,6 +306,14 @@ def _earliest(lifetimes: Iterable[object], access_token: str, now: float) -> flo
     ends = [instant(value, now) or now for value in lifetimes if value is not None]
     claimed = unverified_claim(access_token, "exp")
     return min([*ends, *([] if claimed is None else [numeric_date(claimed, now) or now])], default=now)
+
+
+def _dpop_key_of(content: Content) -> RefreshToken | None:
+    text = content.optional_text("dpop_key")
+    try:
+        return None if text is None else read_dpop_key(text)
+    except ValueError as refusal:
+        raise BadRequest(f"dpop_key: {refusal}") from None
 
 
 def _handle_attributes(content: Content) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from joserfc.jwk import ECKey
 from broker.core.compact_jws import read_compact
 from broker.core.secret import AccessToken, RefreshToken
 from broker.services.clock import SystemRandomness
-from broker.services.dpop import MAX_KEYS, MAX_NONCES, Proofs, new_dpop_key
+from broker.services.dpop import MAX_KEYS, MAX_NONCES, Proofs, new_dpop_key, read_dpop_key
 from broker.services.id_tokens import verify
 from tests.support.clock import ManualClock
 
@@ -83,6 +84,23 @@ def test_keys_are_kept_ready_within_bounds(proofs: Proofs) -> None:
         proofs.proof(RefreshToken(text + " " * number), method="GET", url=URL)
 
     assert MAX_KEYS == len(proofs._keys)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "garbage", '{"kty": "oct", "k": "c2VjcmV0"}'])
+def test_what_is_no_key_is_not_taken(text: str) -> None:
+    """Neither garbage nor a shared secret, nor the public half, nor another curve."""
+    with pytest.raises(ValueError, match="P-256"):
+        read_dpop_key(text)
+
+
+def test_only_a_private_key_of_the_right_curve_is_taken() -> None:
+    """A key of ours is, and neither its public half nor one that ES256 doesn't fit."""
+    key = new_dpop_key()
+    assert key == read_dpop_key(key.reveal())
+    public = {name: value for name, value in json.loads(key.reveal()).items() if name != "d"}
+    for other in (public, ECKey.generate_key("P-384").as_dict(private=True)):
+        with pytest.raises(ValueError, match="P-256"):
+            read_dpop_key(json.dumps(other))
 
 
 def test_each_grant_has_a_key_of_its_own() -> None:

@@ -187,6 +187,7 @@ async def test_ad_01_the_admin_api_wants_its_token(broker: BrokerProcess) -> Non
     [
         ({}, "provider"),
         ({"provider": "nowhere", "subject": "x"}, "provider"),
+        ({"provider": "corp", "subject": "x", "refresh_token": "r", "dpop_key": "{}"}, "dpop_key"),
         ({"provider": "corp", "subject": "x"}, "refresh_token"),
         ({"provider": "corp", "subject": "x", "refresh_token": "r", "expires_in": "soon"}, "expires_in"),
         ({"provider": "corp", "subject": "x", "refresh_token": "r", "expires_at": "2030-01-31"}, "expires_at"),

@@ -6,11 +6,14 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
+from aiohttp import web
 from joserfc.jwk import ECKey
 
+from broker.core.compact_jws import read_compact
 from broker.services.clock import SystemClock
 from tests.support.broker_process import BrokerProcess
-from tests.support.document_server import DocumentServer
+from tests.support.document_server import DocumentServer, Request
+from tests.support.dpop_upstream import DpopUpstream, thumbprint
 from tests.support.forge import ec_key, public_jwk, sign
 from tests.support.upstream import Upstream
 from tests.system.test_command_line import call, command
@@ -27,7 +30,9 @@ CODES: dict[str, Any] = {
 TOKENS = {"access_token": "at-canary", "token_type": "Bearer", "expires_in": 600, "refresh_token": "rt-canary"}
 
 
-def installed(directory: Path, server: DocumentServer, upstream: Upstream, **changes: Any) -> BrokerProcess:
+def installed(
+    directory: Path, server: DocumentServer, upstream: Upstream | DpopUpstream, **changes: Any
+) -> BrokerProcess:
     provider = {
         "issuer": server.url,
         "discovery": False,
@@ -62,6 +67,25 @@ async def test_a_device_login_ends_in_a_handle(tmp_path: Path) -> None:
         assert 200 == await call(broker, out.strip())
         assert ["Bearer at-canary"] == upstream.received[-1].header("Authorization")
     assert "canary" not in out + err + broker.log_path.read_text()
+
+
+async def test_a_device_login_may_be_bound_to_a_key(tmp_path: Path) -> None:
+    """With ``dpop`` the command makes the key, the broker keeps it, and the upstream gets a proof by it (RFC 9449)."""
+    async with (
+        DocumentServer() as server,
+        DpopUpstream(SystemClock()) as upstream,
+        installed(tmp_path, server, upstream, dpop=True) as broker,
+    ):
+
+        async def token(request: Request) -> web.Response:
+            upstream.keys["at-canary"] = thumbprint(read_compact(request.headers["DPoP"]).header["jwk"])  # type: ignore[arg-type]
+            return web.json_response({**TOKENS, "token_type": "DPoP"})
+
+        server.answers["/device"], server.answers["/token"] = (200, CODES), token
+        out, err = await log_in(broker, "--subject", "ada")
+        assert 200 == await call(broker, out.strip())
+        assert ([], 1) == (upstream.refusals, len(upstream.claims))
+    assert '"d"' not in out + err + broker.log_path.read_text()
 
 
 def id_token(server: DocumentServer, **changes: Any) -> str:
