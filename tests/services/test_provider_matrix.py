@@ -14,13 +14,15 @@ from broker.core.client_auth import (
     ClientTokenOptions,
     TlsOptions,
 )
-from broker.core.oauth import TokenOutcome, TokenSet
-from broker.core.provider import Dialect
+from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome, TokenSet
+from broker.core.provider import Dialect, EmptyAnswer
 from broker.core.secret import AccessToken, Secret
 from broker.core.standing import GrantType, StandingGrantOptions
+from broker.services.device_flow import DeviceAuthorization
 from broker.services.provider import AuthorizationServer
 from tests.support.certificates import Authority
 from tests.support.clock import ManualClock
+from tests.support.document_server import DocumentServer
 from tests.support.doubles.strict import CLIENT_ID, CLIENT_SECRET, ISSUER, StrictServer
 from tests.support.forge import ec_key, pem
 from tests.support.providers import authorization_server, grant
@@ -79,6 +81,23 @@ GRANTS: dict[str, tuple[Ask, dict[str, str]]] = {
             "audience": "a",
         },
     ),
+    "device_code": (
+        lambda server: server.device_flow.finish(
+            DeviceAuthorization(
+                device_code=Secret("d"),
+                user_code="u",
+                verification_uri="https://as.example/device",
+                verification_uri_complete=None,
+                expires_at=NOW + 60,
+                interval_seconds=0.0,
+            )
+        ),
+        {"grant_type": "urn:ietf:params:oauth:grant-type:device_code", "device_code": "d"},
+    ),
+    "session": (
+        lambda server: server.authenticate_session("s-1", Audience(resource="urn:r")),
+        {"session_id": "s-1", "resource": "urn:r"},
+    ),
 }
 
 PLAIN = {"access_token": "at", "token_type": "Bearer", "expires_in": 600, "refresh_token": "rt-2"}
@@ -100,7 +119,12 @@ DIALECTS: dict[str, tuple[dict[str, Any], Mapping[str, Any]]] = {
         {},
         {"access_token": "at", "token_type": "bearer", "expires_at": str(NOW + 600), "refresh_token": "rt-2"},
     ),
+    "expires_at as a date, and a refresh token without end": (
+        {},
+        {"access_token": "at", "expires_at": "2027-01-15T08:10:00Z", "refresh_expires_in": 0, "refresh_token": "rt-2"},
+    ),
     "further parameters": ({"token_parameters": {"tenant": "acme"}}, PLAIN),
+    "the scope at each refresh": ({"refresh_scope": True, "scope": "openid s"}, PLAIN),
 }
 
 METHODS = [
@@ -160,7 +184,8 @@ async def test_each_grant_by_each_method_in_each_dialect(method: str, dialect: s
         options = {
             name: value.format(url=server.url) if isinstance(value, str) else value for name, value in quirks.items()
         }
-        options |= client(method, server.url, authority) | {"token_endpoint": f"{server.url}/token"}
+        options |= client(method, server.url, authority)
+        options |= {"token_endpoint": f"{server.url}/token", "session_endpoint": f"{server.url}/session"}
         async with authorization_server(clock=ManualClock(NOW), **options) as provider:
             outcomes = {name: await ask(provider) for name, (ask, _) in GRANTS.items()}
 
@@ -183,6 +208,10 @@ async def test_each_grant_by_each_method_in_each_dialect(method: str, dialect: s
 def expected(name: str, quirks: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
     """Where a grant's request goes under *quirks*, and with which parameters beside the client's proof."""
     parameters = {**GRANTS[name][1], **quirks.get("token_parameters", {})}
+    if name == "session":
+        return "/session", parameters
+    if name == "refresh_token" and quirks.get("refresh_scope"):
+        parameters["scope"] = quirks["scope"]
     if not name.startswith("refresh_token"):
         return "/token", parameters
     if not quirks.get("refresh_grant_type", True):
@@ -191,6 +220,69 @@ def expected(name: str, quirks: Mapping[str, Any]) -> tuple[str, dict[str, str]]
 
 
 def test_the_matrix_is_whole() -> None:
-    """Every method of client authentication is a row."""
+    """Every method of client authentication is a row, and every type of grant that the configuration knows."""
+    assert {kind.value for kind in GrantType} - {"imported"} <= GRANTS.keys()
     assert {method.value for method in ClientAuthMethod} <= set(METHODS)
     assert len(GRANTS) * len(METHODS) * len(DIALECTS) > 400  # each grant is asked for in each row
+
+
+INVALID_GRANT = {"error": "invalid_grant"}
+
+REFUSALS: dict[str, tuple[dict[str, Any], tuple[int, Any], FailureKind]] = {
+    "invalid_grant": ({}, (400, INVALID_GRANT), FailureKind.PERMANENT),
+    "invalid_grant with status 200": ({}, (200, INVALID_GRANT), FailureKind.PERMANENT),
+    "invalid_grant with status 401": ({}, (401, INVALID_GRANT), FailureKind.PERMANENT),
+    "invalid_grant with status 500": ({}, (500, INVALID_GRANT), FailureKind.PERMANENT),
+    "error of another name": (
+        {"token_response": {"error": "fault.code"}},
+        (400, {"fault": {"code": "invalid_grant"}, "error": "decoy"}),
+        FailureKind.PERMANENT,
+    ),
+    "another permanent error": (
+        {"permanent_errors": ("bad_refresh_token",)},
+        (200, {"error": "bad_refresh_token"}),
+        FailureKind.PERMANENT,
+    ),
+    "an empty 400": ({}, (400, b""), FailureKind.TRANSIENT),
+    "an empty 400 that is a verdict": (
+        {"empty_400": EmptyAnswer.INVALID_GRANT, "revocation_endpoint": "{url}/revoke"},
+        (400, b""),
+        FailureKind.PERMANENT,
+    ),
+    "a wrong client": ({}, (401, {"error": "invalid_client"}), FailureKind.OPERATOR),
+    "a wrong scope": ({}, (400, {"error": "invalid_scope"}), FailureKind.OPERATOR),
+    "a busy server": ({}, (503, {"error": "temporarily_unavailable"}), FailureKind.TRANSIENT),
+    "a broken server": ({}, (502, b"<html>"), FailureKind.IN_DOUBT),
+}
+
+SPARED = {FailureKind.PERMANENT: FailureKind.OPERATOR, FailureKind.IN_DOUBT: FailureKind.TRANSIENT}
+"""How a failure counts where no refresh token was presented that could end or be in doubt."""
+WITHOUT_REFRESH_TOKEN = {"client_credentials", "password", "jwt_bearer", "token_exchange"}
+
+
+REFUSED = [
+    (name, refusal)
+    for name, refusal in itertools.product(GRANTS, REFUSALS)
+    if name != "device_code" or REFUSALS[refusal][2] is not FailureKind.TRANSIENT  # it asks again
+]
+
+
+@pytest.mark.parametrize(("name", "refusal"), REFUSED, ids=[" / ".join(row) for row in REFUSED])
+async def test_each_grant_reads_each_refusal(name: str, refusal: str) -> None:
+    """The class of a failure is the same for all grants, but for those that have no refresh token to lose."""
+    ask, _ = GRANTS[name]
+    quirks, answer, kind = REFUSALS[refusal]
+    async with DocumentServer() as server:
+        server.answers |= dict.fromkeys(("/token", "/session"), answer) | {"/revoke": (200, b"")}
+        options = {
+            key: value.format(url=server.url) if isinstance(value, str) and "{" in value else value
+            for key, value in quirks.items()
+        }
+        options |= {"token_endpoint": f"{server.url}/token", "session_endpoint": f"{server.url}/session"}
+        options |= {"client_secret": Secret(CLIENT_SECRET), "user_assertion": AssertionOptions(private_key=KEY)}
+        async with authorization_server(clock=ManualClock(NOW), **options) as provider:
+            outcome = await ask(provider)
+
+    assert isinstance(outcome, TokenFailure)
+    expected_kind = SPARED.get(kind, kind) if name in WITHOUT_REFRESH_TOKEN else kind
+    assert expected_kind is outcome.kind

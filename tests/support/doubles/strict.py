@@ -55,7 +55,7 @@ class StrictServer:
     async def __aenter__(self) -> Self:
         app = web.Application()
         app.router.add_post("/client-token", self._client_token)
-        app.router.add_post("/{path:token|refresh}", self._token)
+        app.router.add_post("/{path:token|refresh|session}", self._token)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._tls).start()
@@ -89,7 +89,7 @@ class StrictServer:
 
     async def _parameters(self, request: web.Request) -> dict[str, str]:
         text = await request.text()
-        if self._dialect is Dialect.JSON:
+        if self._dialect is Dialect.JSON or request.path == "/session":  # Mosaic's, which isn't OAuth
             assert "application/json" == request.content_type
             members: dict[str, str] = json.loads(text)
             return members
