@@ -1,13 +1,16 @@
 """Ways of asking and answering through the browser, through the whole broker, at npm oidc-provider."""
 
 import asyncio
+import html
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urljoin, urlsplit
 
 import pytest
+from yarl import URL
 
 from tests.interop.form_browser import FormBrowser, Page
 from tests.interop.introspection import Introspection
@@ -88,6 +91,37 @@ async def test_a_server_that_wants_signed_requests_gets_no_other(tmp_path: Path)
 
     assert (400, "/bff/callback/corp") == (page.status, urlsplit(page.url).path)
     assert "Request Object" not in page.text
+
+
+async def silent_login(whole: Whole) -> str:
+    """Go the way of a hidden frame. Returns what the page that frames it is told."""
+    url, site = f"{whole.broker.url}/bff/silent-login", "same-origin"
+    for _ in range(10):
+        headers = {"Sec-Fetch-Dest": "iframe", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Site": site}
+        async with whole.browser.http.get(URL(url, encoded=True), headers=headers, allow_redirects=False) as response:
+            text, location = await response.text(), response.headers.get("Location")
+        refresh = re.search(r'content="0;url=([^"]*)"', text)
+        if location is not None:
+            url, site = urljoin(url, location), "cross-site"
+        elif refresh is not None:
+            url, site = urljoin(url, html.unescape(refresh[1])), "same-origin"
+        else:
+            (told,) = re.findall(r'data-logged-in="(\w+)"', text)
+            return str(told)
+    raise AssertionError("no end of redirects")
+
+
+async def test_a_silent_login_asks_what_the_server_knows(tmp_path: Path) -> None:
+    """``login_required`` before the user has logged in there, a session afterwards, without a page of the server's."""
+    async with installed(tmp_path, client={}, corp={}) as (whole, _upstream):
+        before = await silent_login(whole)
+        assert whole.browser.is_home(await fill_in(whole, await whole.browser.begin_login()))
+        whole.browser.http.cookie_jar.clear(lambda cookie: cookie.key == "session")
+        assert 401 == (await whole.browser.get("/api/x")).status
+        after = await silent_login(whole)
+        call = await whole.browser.get("/api/x")
+
+    assert ("false", "true", 200) == (before, after, call.status)
 
 
 async def test_a_newer_login_is_asked_for_and_given(tmp_path: Path) -> None:
