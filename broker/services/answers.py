@@ -225,14 +225,15 @@ class Answers:
         return as_token(grant, entry.audience)
 
     async def _refuse_late(self, grant: Grant | None, entry: Entry, provider: str) -> TokenResult:
-        """The user logged out while the server answered: what came must not live on here or there."""
+        """The grant ended while the server answered: what came must not live on here or there."""
         log.info("answer_after_the_end", extra={"grant": entry.grant_id})
-        self._known.end(entry.grant_id, EndReason.LOGOUT)
+        reason = EndReason.LOGOUT if grant is None or grant.ended is None else grant.ended.reason
+        self._known.end(entry.grant_id, reason)
         if grant is not None:
             _ = await self._revocations.revoke(entry.grant_id)
         elif entry.answer.refresh_token is not None:
             _ = await self._revocations.revoke_token(provider, entry.answer.refresh_token)
-        return LoginNeeded(EndReason.LOGOUT)
+        return LoginNeeded(reason)
 
     async def _names_another(self, provider: Provider, grant: Grant, entry: Entry) -> bool:
         """Check the id token of a refresh (OpenID Connect Core section 12.2), and return whether it is another's."""

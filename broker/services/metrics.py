@@ -86,6 +86,10 @@ PROVIDER_BEHAVIOUR = Counter(
 SPOOL_RECORDS = Gauge("spool_records", "Token responses that the store doesn't have yet.", multiprocess_mode="livesum")
 KEEP_ALIVE = Counter("keep_alive_total", "Refreshes of grants that nobody used.", ["provider", "result"])
 
+EVENT_LOOP_STALLED_SECONDS = Counter(
+    "event_loop_stalled_seconds_total", "Seconds during which the event loop of a process stood still."
+)
+
 # --- logins and sessions
 
 LOGINS = Counter(

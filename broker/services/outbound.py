@@ -13,8 +13,8 @@ doubt. And no cookie is kept.
 import ipaddress
 import logging
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
@@ -24,6 +24,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from broker.core.client_auth import TlsOptions
+from broker.services.deadline import deadline
 from broker.services.tls import client_context
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,9 @@ HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Ag
 
 METADATA_SERVICES = frozenset({"fd00:ec2::254", "100.100.100.200"})
 """Clouds' metadata services (AWS, Alibaba) whose addresses are not link-local ones."""
+
+_NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_read=None, sock_connect=None)
+"""aiohttp's own would drop an answer that came while the process stood still."""
 
 MAX_CONNECTIONS = 100
 """Towards one authorization server, from one process. Further requests queue up to their deadline."""
@@ -127,9 +131,26 @@ class Outbound:
         """Send a GET."""
         return await self._request("GET", url, headers or {}, None, timeout_seconds)
 
-    async def post(self, url: str, *, content: bytes, headers: Mapping[str, str], timeout_seconds: float) -> Exchange:
-        """Send a POST, once. Whether it may be sent again is for the caller to judge."""
-        return await self._request("POST", url, headers, content, timeout_seconds)
+    async def post(
+        self,
+        url: str,
+        *,
+        content: bytes,
+        headers: Mapping[str, str],
+        timeout_seconds: float,
+        is_late: Callable[[], bool] = lambda: False,
+    ) -> Exchange:
+        """
+        Send a POST, once. Whether it may be sent again is for the caller to judge.
+
+        Args:
+            url: Where to.
+            content: What.
+            headers: Its header fields.
+            timeout_seconds: For all of it.
+            is_late: Is asked in the last moment, with the connection open: if it says yes, nothing is sent.
+        """
+        return await self._request("POST", url, headers, content, timeout_seconds, is_late)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -137,28 +158,37 @@ class Outbound:
             await self._session.close()
 
     async def _request(
-        self, method: str, url: str, headers: Mapping[str, str], content: bytes | None, timeout_seconds: float
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        content: bytes | None,
+        timeout_seconds: float,
+        is_late: Callable[[], bool] = lambda: False,
     ) -> Exchange:
         if (refusal := url_refusal(url, insecure=self._insecure)) is not None:
             return NotSent(f"the URL {refusal}")
-        progress = SimpleNamespace(writing=False)
+        progress = SimpleNamespace(writing=False, has_content=content is not None, is_late=is_late)
+        answer: Answer | None = None
         try:
-            async with self._client().request(
-                method,
-                URL(url, encoded=True),
-                data=content,
-                headers={**HEADERS, **headers},
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=timeout_seconds),
-                trace_request_ctx=progress,
-            ) as response:
-                return Answer(
-                    status=response.status,
-                    headers=CIMultiDict(response.headers),
-                    content=await _content(response),
-                )
+            async with (
+                deadline(timeout_seconds),
+                self._client().request(
+                    method,
+                    URL(url, encoded=True),
+                    data=content,
+                    headers={**HEADERS, **headers},
+                    allow_redirects=False,
+                    timeout=_NO_TIMEOUT,
+                    trace_request_ctx=progress,
+                ) as response,
+            ):
+                answer = Answer(status=response.status, headers=CIMultiDict(response.headers), content=None)
+                return replace(answer, content=await _content(response))
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as fault:
             # A TimeoutError says nothing: the trace knows whether it struck before or after the first byte.
+            if answer is not None:
+                return answer
             reason = type(fault).__name__
             return NoAnswer(reason) if progress.writing else NotSent(reason)
 
@@ -182,15 +212,28 @@ class Outbound:
 
 
 def _trace() -> aiohttp.TraceConfig:
-    """Note the moment before the first byte is written: aiohttp tells it after the connection (and TLS) stands."""
+    """
+    Note the moment before the first byte is written, the last one in which a late request can be held back.
 
-    async def writing(
+    aiohttp keeps the header until there is content to go with it, and writes both in a task of its own.
+    """
+
+    async def headers(
         _session: aiohttp.ClientSession, context: SimpleNamespace, _params: aiohttp.TraceRequestHeadersSentParams
     ) -> None:
+        if not context.trace_request_ctx.has_content:
+            context.trace_request_ctx.writing = True
+
+    async def content(
+        _session: aiohttp.ClientSession, context: SimpleNamespace, _params: aiohttp.TraceRequestChunkSentParams
+    ) -> None:
+        if context.trace_request_ctx.is_late():
+            raise TimeoutError
         context.trace_request_ctx.writing = True
 
     trace = aiohttp.TraceConfig()
-    trace.on_request_headers_sent.append(writing)
+    trace.on_request_headers_sent.append(headers)
+    trace.on_request_chunk_sent.append(content)
     return trace
 
 

@@ -40,6 +40,7 @@ from broker.errors import StoreError
 from broker.services import metrics
 from broker.services.answers import Answers, as_token
 from broker.services.clock import Clock, Randomness
+from broker.services.deadline import Stopwatch, deadline
 from broker.services.health import Provider
 from broker.services.known import KnownGrants
 from broker.services.leases import LEASE_SECONDS, renewed
@@ -251,15 +252,15 @@ class Refresher:
 
     async def _present(self, provider: Provider, stored: StoredGrant, want: Want) -> TokenResult | None:
         """Present the refresh token: write the intent, send, keep what comes."""
-        began = self._clock.monotonic()
+        since = Stopwatch(self._clock)
         written = await self._intend(provider, stored)
         if written is None:
             return None
-        if self._is_late(provider, began):
+        if self._is_late(provider, since):
             # This process stood still. Another may take its intent for a dead one's by now.
             _ = await self._write(provider, written, withdraw)
             return None
-        sent = await self._send(provider, written.grant, want.audience, began)
+        sent = await self._send(provider, written.grant, want.audience, since)
         match sent:
             case Entry():
                 return await self._answers.keep(provider, written, sent)
@@ -278,13 +279,13 @@ class Refresher:
             self._unwritten.note(attempt, withdraw)
             raise
 
-    async def _send(self, provider: Provider, grant: Grant, audience: Audience, began: float) -> Entry | Refusal:
+    async def _send(self, provider: Provider, grant: Grant, audience: Audience, since: Stopwatch) -> Entry | Refusal:
         """Send the token request, again where that can only help."""
         doubted = False
         delays = iter(QUICK_RETRY_SECONDS)
         while True:
             started = self._clock.monotonic()
-            outcome = await self._request(provider, grant, audience, began)
+            outcome = await self._request(provider, grant, audience, since)
             if isinstance(outcome, TokenSet):
                 # Before anything else is awaited: from here on a crash loses nothing.
                 entry = self._answers.receive(grant, audience, outcome)
@@ -295,15 +296,15 @@ class Refresher:
             if delay is None or not self._worth_repeating(provider, grant, outcome):
                 return Refusal(outcome, doubted)
             await asyncio.sleep(delay * self._randomness.uniform(0.5, 1.5))
-            if self._is_late(provider, began):
+            if self._is_late(provider, since):
                 return Refusal(outcome, doubted)
             doubted = doubted or outcome.kind is FailureKind.IN_DOUBT
 
-    async def _request(self, provider: Provider, grant: Grant, audience: Audience, began: float) -> TokenOutcome:
+    async def _request(self, provider: Provider, grant: Grant, audience: Audience, since: Stopwatch) -> TokenOutcome:
         """Send it once, and wait no longer than others believe."""
-        left = answer_seconds(provider.server.options) - (self._clock.monotonic() - began)
+        left = answer_seconds(provider.server.options) - since.seconds()
         try:
-            async with asyncio.timeout(left):
+            async with deadline(left):
                 if grant.refresh_token is not None:
                     return await provider.server.refresh(grant, audience)
                 return await self._acquire(grant, audience)
@@ -318,11 +319,15 @@ class Refresher:
         again = takes_again(grant, provider.server.options, now=self._clock.now())
         return failure.kind is FailureKind.IN_DOUBT and again
 
-    def _is_late(self, provider: Provider, began: float) -> bool:
-        """Return whether the answer to a request that is sent now might come when others don't expect it any more."""
+    def _is_late(self, provider: Provider, since: Stopwatch) -> bool:
+        """
+        Return whether others may have gone on without this process, if it presented the refresh token now.
+
+        It may have lost the lease, or the answer may come when it isn't expected any more.
+        """
         options = provider.server.options
-        latest = began + answer_seconds(options) - options.token_endpoint_timeout_seconds
-        return self._clock.monotonic() > latest
+        slack = answer_seconds(options) - options.token_endpoint_timeout_seconds
+        return since.seconds() > min(slack, LEASE_SECONDS)
 
     async def _note(self, provider: Provider, stored: StoredGrant, want: Want, refusal: Refusal) -> TokenResult | None:
         """Write down what came of a presentation, and say what it means for its caller."""

@@ -16,6 +16,7 @@ from broker.core.token_response import ResponseRules, read_token_response
 from broker.errors import ProviderError, ProviderProtocolError
 from broker.services.client_auth import ClientAuthentication, Credentials
 from broker.services.clock import Clock
+from broker.services.deadline import Stopwatch
 from broker.services.dpop import Proofs
 from broker.services.outbound import Answer, Exchange, NoAnswer, NotSent, Outbound
 
@@ -79,12 +80,14 @@ class TokenEndpoint:
     async def post(
         self, url: str, parameters: Mapping[str, str], *, credentials: Credentials, dialect: Dialect = Dialect.FORM
     ) -> Exchange:
-        """Send *parameters* with *credentials*, in *dialect*."""
+        """Send *parameters* with *credentials*, in *dialect*; not after the time in which the answer had to come."""
+        since = Stopwatch(self._clock)
         return await self._outbound.post(
             url,
             content=encode({**parameters, **credentials.parameters}, dialect),
             headers={"Content-Type": CONTENT_TYPES[dialect], **credentials.headers},
             timeout_seconds=self._timeout_seconds,
+            is_late=lambda: since.seconds() >= self._timeout_seconds,
         )
 
     def _read(self, exchange: Exchange, requested_at: float, rules: ResponseRules) -> TokenOutcome:

@@ -31,6 +31,7 @@ from broker.services.standing import StandingGrants
 from broker.services.tasks import Tasks
 from broker.services.tokens import TokenBroker
 from broker.services.vault import Vault
+from broker.services.watchdog import watch_event_loop
 from broker.stores.open import open_store
 from broker.stores.options import StoreKind
 from broker.web.admin import Readiness, admin_app
@@ -214,6 +215,7 @@ class Installation:
         self._tasks.launch(self.keep_alive.run(), name="keep-alive")
         self._tasks.launch(self.standing.run(), name="standing-grants")
         self._tasks.launch(self.tokens.report(), name="grants-gauge")
+        self._tasks.launch(watch_event_loop(self._clock), name="watchdog")
 
     async def _start_store(self) -> None:
         await self.store.start()

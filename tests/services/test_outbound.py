@@ -403,3 +403,22 @@ def test_cr_07_tls_options_that_cannot_be_applied_stop_the_start(flaw: str, tmp_
 
     with pytest.raises(ConfigError):
         Outbound(options[flaw])
+
+
+async def test_ft_23_a_request_that_is_late_is_not_sent(outbound: Outbound) -> None:
+    """It is asked for with the connection open and nothing written: the process may have stood still on the way."""
+    received = bytearray()
+    ended = asyncio.Event()
+
+    async def handler(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        received.extend(await reader.read())
+        ended.set()
+
+    async with raw_server(handler) as url:
+        outcome = await outbound.post(
+            url, content=b"grant_type=x", headers={}, timeout_seconds=5.0, is_late=lambda: True
+        )
+        await asyncio.wait_for(ended.wait(), 5)
+
+    assert isinstance(outcome, NotSent)
+    assert b"" == received

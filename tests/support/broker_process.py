@@ -189,6 +189,10 @@ class BrokerProcess:
         self._signal(number)
         return await asyncio.wait_for(self._process.wait(), 20)
 
+    def send_signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
     async def kill(self) -> None:
         """Kill every process of the installation, as a power cut would."""
         assert self._process is not None

@@ -174,6 +174,16 @@ class EngineProcess:
         self._process.stdin.write(json.dumps([command, *arguments]).encode() + b"\n")
         return await self._answer()
 
+    def send_signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def is_stopped(self) -> bool:
+        """Return whether it stands still after SIGSTOP."""
+        assert self._process is not None
+        state = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state == "T"
+
     async def death(self) -> int:
         """Wait for its end, and return how it ended."""
         assert self._process is not None

@@ -1,8 +1,9 @@
 """
-An engine that kills itself at the n-th moment at which a refresh waits or goes on.
+An engine that kills or stops itself at the n-th moment at which a refresh waits or goes on.
 
 ``python -m tests.support.kill_driver OPTIONS`` is an engine_worker with one command more: ``arm N``. From then on each
-moment of the tasks that run one of ``COUNTED`` is counted, and at the n-th the process gets SIGKILL.
+moment of the tasks that run one of ``COUNTED`` is counted, and at the n-th the process gets SIGKILL, or what else it is
+told.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ COUNTED = frozenset({"Refresher.refresh", "Answers._finish", "Answers._keep_late
 class Victim(Worker):
     """Dies when it is told to."""
 
+    number = signal.SIGKILL
     remaining = 0
     passed = 0
 
@@ -32,7 +34,7 @@ class Victim(Worker):
         if self.remaining > 0:
             self.remaining -= 1
             if self.remaining == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), self.number)
 
     def make(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
         """Make a task, whose moments are counted if it runs one of :data:`COUNTED`."""
@@ -44,9 +46,9 @@ class Victim(Worker):
         asyncio.get_running_loop().set_task_factory(self.make)
         await super().start()
 
-    async def arm(self, moments: int) -> None:
-        """Die at the *moments*-th moment from now."""
-        self.remaining, self.passed = moments, 0
+    async def arm(self, moments: int, number: int = signal.SIGKILL) -> None:
+        """Die, or get another signal, at the *moments*-th moment from now."""
+        self.remaining, self.passed, self.number = moments, 0, signal.Signals(number)
 
     async def disarm(self) -> int:
         """Live. Returns how many moments have passed."""
