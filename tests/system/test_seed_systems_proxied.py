@@ -1,14 +1,16 @@
 """
-The four authorization servers of the seeds behind the whole broker: calls through the proxy, an expiry, a logout.
+The four authorization servers of the seeds behind the whole broker: first tokens, calls, expiries, rotation, the chain's
+end, and the logout.
 
-What the engine does over weeks and years is told in test_seed_systems.py; here the same pages of the documents run as
-an installation, with a browser or an API client in front and an upstream behind that takes live tokens only.
+The pages of the documents run as an installation, with a browser or an API client in front and an upstream behind that
+takes live tokens only; variants of the servers' answers are told in test_seed_systems.py.
 """
 
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -21,7 +23,7 @@ from broker.web.app import Installation
 from tests.support.broker_process import Browser, free_port
 from tests.support.clock import ManualClock
 from tests.support.doubles import apiax, mosaic, oracle
-from tests.support.doubles.base import Double
+from tests.support.doubles.base import DAY, Double
 from tests.system.test_seed_systems import JWK, MOSAIC_FILES, ORACLE_FILES, Secrets, page
 
 pytestmark = pytest.mark.system
@@ -70,6 +72,8 @@ async def installation(
         yaml = re.sub(r"upstream: .*", f"upstream: {upstream_url}", page(name, 0, double))
         yaml = re.sub(r"^public_url: .*", f"public_url: http://127.0.0.1:{port}", yaml, flags=re.MULTILINE)
         yaml = re.sub(r"^store: .*", "store: {url: 'memory:'}", yaml, flags=re.MULTILINE)
+        if "admin:" not in yaml:
+            yaml += "admin: {listen: 127.0.0.1:9090, token: {file: broker-admin-token}}\n"
         secrets = {
             "broker-key": new_key(SystemRandomness()).reveal(),
             "broker-admin-token": ADMIN_TOKEN,
@@ -90,6 +94,76 @@ async def installation(
 @pytest.fixture
 def clock() -> ManualClock:
     return ManualClock(1_800_000_000)
+
+
+async def operate(admin: str, method: str, path: str, document: object = None) -> Any:
+    """Ask the admin API, and expect success."""
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {ADMIN_TOKEN}"}) as http,
+        http.request(method, f"{admin}/api{path}", json=document) as response,
+    ):
+        assert response.status in {200, 201}, await response.text()
+        return await response.json()
+
+
+async def test_mosaic_oidc_serves_a_browser_until_the_chain_ends(clock: ManualClock, tmp_path: Path) -> None:
+    """A fortnight of calls, each with a live token; the user is told when it ends, and logs in again then."""
+    double = mosaic.MosaicOidc(clock)
+    async with (
+        double,
+        installation("transmit-mosaic", double, tmp_path, MOSAIC_FILES) as (url, _, upstream),
+        Browser(url) as browser,
+    ):
+        double.redirect_uri = f"{url}/bff/callback/mosaic"
+        began = clock.now()
+        await browser.log_in()
+        user = await browser.get("/bff/user")
+        statuses = []
+        for _ in range(48):
+            statuses.append((await browser.get("/api/orders")).status)
+            clock.advance(7 * HOUR)
+        ended = await browser.get("/api/orders")
+        await browser.log_in()
+        again = await browser.get("/api/orders")
+
+    assert {200} == set(statuses)
+    assert began + 14 * DAY == user.json()["login_needed_at"]
+    assert (401, 200) == (ended.status, again.status)
+    assert "/bff/login" == ended.json()["login_url"].partition("?")[0]
+    assert {"alice"} == set(upstream.subjects)
+    assert len(double.presented) == len(set(double.presented)) >= 47
+    assert 0 == double.revoked_families
+
+
+async def test_mosaic_backend_serves_over_the_chains_end(clock: ManualClock, tmp_path: Path) -> None:
+    """After a year of rotations the session brings new tokens, and no caller notices; after its logout nothing does."""
+    double = mosaic.MosaicBackend(clock)
+    async with (
+        double,
+        installation("transmit-mosaic-backend", double, tmp_path, MOSAIC_FILES) as (url, admin, upstream),
+        aiohttp.ClientSession() as http,
+    ):
+        login = {name: value for name, value in double.log_in("user-1").items() if name != "token_type"}
+        issued = await operate(admin, "POST", "/grants", {"provider": "mosaic", "subject": "user-1", **login})
+
+        async def call() -> int:
+            async with http.get(f"{url}/api/orders", headers={"Authorization": f"Bearer {issued['handle']}"}) as answer:
+                return answer.status
+
+        statuses = []
+        for _ in range(29):
+            statuses.append(await call())
+            clock.advance(13 * DAY)
+        authenticated = double.calls("/cis/v1/auth/session/authenticate")
+        statuses.append(await call())
+        await operate(admin, "DELETE", f"/grants/{issued['grant']}")
+        after = await call()
+
+    assert {200} == set(statuses)
+    assert (0, 1) == (authenticated, double.calls("/cis/v1/auth/session/authenticate"))
+    assert len(double.presented) == len(set(double.presented)) >= 28
+    assert (401, {}) == (after, double.sessions)
+    assert {"user-1"} == set(upstream.subjects)
 
 
 async def test_mosaic_oidc_serves_a_browser(clock: ManualClock, tmp_path: Path) -> None:
@@ -143,6 +217,37 @@ async def test_mosaic_backend_serves_an_application_by_handle(clock: ManualClock
     assert {} == double.sessions  # the session would bring new tokens: it ends, too
     assert ["user-1"] * 3 == upstream.subjects
     assert 2 == double.calls("/cis/v1/auth/token/refresh")
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "days", "subject"),
+    [("apiax", "/rules/v1", 14, apiax.USERNAME), ("oracle-idcs", "/reports/today", 7, "svc-report")],
+)
+async def test_a_standing_grant_serves_over_the_chains_end(
+    clock: ManualClock, tmp_path: Path, name: str, path: str, days: int, subject: str
+) -> None:
+    """The chain rotates until it ends, and is begun anew unnoticed; what the operator revokes is over, there too."""
+    double: Double = apiax.Apiax(clock) if name == "apiax" else oracle.OracleIdcs(clock, key=JWK)
+    files = {"apiax-password": apiax.PASSWORD, **ORACLE_FILES}
+    async with (
+        double,
+        installation(name, double, tmp_path, files) as (url, admin, upstream),
+        Browser(url) as browser,
+    ):
+        statuses = []
+        for _ in range(2 * days + 4):
+            statuses.append((await browser.get(path)).status)
+            clock.advance(DAY / 2)
+        (grant,) = (await operate(admin, "GET", "/grants"))["grants"]
+        revoked = await operate(admin, "DELETE", f"/grants/{grant['id']}")
+        after = await browser.get(path)
+
+    assert {200} == set(statuses)
+    assert {subject} == set(upstream.subjects)
+    assert len(double.presented) >= 2 * days
+    assert 0 == double.revoked_families
+    assert revoked["revoked_at_provider"]
+    assert (503, False) == (after.status, b"login_url" in after.body)  # no caller could log in for it
 
 
 async def test_apiax_serves_by_a_standing_grant(clock: ManualClock, tmp_path: Path) -> None:
