@@ -187,7 +187,11 @@ class StoreOptions:
     password: Secret | None = option("The password for Redis, where the URL doesn't hold it.", default=None)
     sentinel_username: str | None = option("The ACL user at the Sentinels.", default=None)
     sentinel_password: Secret | None = option("The password at the Sentinels.", default=None)
-    timeout_seconds: float = option("How long one call to the store may take, reconnecting included.", default=2.0)
+    timeout_seconds: float = option(
+        "How long one call to the store may take, reconnecting included. Waiting for one of max_connections to Redis "
+        "is not counted, up to three times as long.",
+        default=2.0,
+    )
     wait_replicas: int = option(
         "How many replicas of Redis must have a record before its write counts as done; with fewer it fails. A "
         "failover to any other replica may lose what was written last.",

@@ -30,6 +30,8 @@ PAUSE_SECONDS = 0.05
 """How long a call waits where a failover or a migration is under way, the first time."""
 WAIT_SHARE = 0.35
 """Which part of the time that is left the replicas may take; less than a half (``Pool.exchange``)."""
+QUEUE_TIMEOUTS = 3
+"""How many deadlines a call waits for a connection at most, as long as the server answers the others."""
 
 Word = str | bytes | int | float
 
@@ -87,7 +89,7 @@ class RedisClient:
         Args:
             topology: Knows the servers. It is closed with the client.
             dialler: Connects to them.
-            timeout_seconds: How long a call may take, with all its detours.
+            timeout_seconds: How long a call may take, with all its detours, once it has its turn.
             max_connections: How many connections one server gets.
         """
         self.topology = topology
@@ -198,7 +200,10 @@ class RedisClient:
         call.redirected, call.refusal, call.seconds = None, None, call.deadline - began_at
         try:
             pool = await self._pool(address)
-            replies = await pool.exchange([*asking, *call.commands(call)], call.deadline)
+            async with pool.turn(QUEUE_TIMEOUTS * self.timeout_seconds) as waited:
+                # The server isn't to blame for how busy this process is.
+                call.deadline += waited
+                replies = await pool.exchange([*asking, *call.commands(call)], call.deadline)
         except Unreachable as fault:
             await self.topology.relearn(began_at, call.deadline)
             is_elsewhere = address != await self.topology.locate(call.key, call.deadline)

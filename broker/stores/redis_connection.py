@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import math
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from redis.asyncio.connection import Connection, SSLConnection
@@ -111,9 +111,30 @@ class Pool:
         self._detail = ""
         self._probe: object | None = None
 
+    @contextlib.asynccontextmanager
+    async def turn(self, patience_seconds: float) -> AsyncIterator[float]:
+        """
+        Wait until fewer than *size* others hold a turn, and yield how many seconds that took.
+
+        Raises:
+            StoreError: If it takes longer than *patience_seconds*.
+        """
+        loop = asyncio.get_running_loop()
+        began_at = loop.time()
+        try:
+            async with asyncio.timeout_at(began_at + patience_seconds):
+                await self._slots.acquire()
+        except TimeoutError:
+            why = f"too many calls wait for redis at {self._address}"
+            raise StoreError(why, retry_after_seconds=REST_SECONDS) from None
+        try:
+            yield loop.time() - began_at
+        finally:
+            self._slots.release()
+
     async def exchange(self, commands: Sequence[Command], deadline: float) -> list[Reply]:
         """
-        Send *commands* in one go and return their answers.
+        Send *commands* in one go and return their answers. Whoever shares the pool with many takes a turn first.
 
         On a connection that was idle, only half of the time is used: it may have gone silently, and what is left is
         for another attempt, on a new one.
@@ -130,7 +151,7 @@ class Pool:
         began_at = loop.time()
         self._admit(began_at)
         try:
-            async with asyncio.timeout_at(deadline), self._slots:
+            async with fair_timeout_at(deadline):
                 replies = await self._exchange(commands, deadline)
         except (Unreachable, RedisError, OSError) as fault:  # TimeoutError is an OSError
             unreachable = fault if isinstance(fault, Unreachable) else self._unreachable(fault)
@@ -156,7 +177,7 @@ class Pool:
         if (connection := await self._take()) is None:
             return await self._exchange_on(await self._dial(self._address), commands)
         try:
-            async with asyncio.timeout_at((asyncio.get_running_loop().time() + deadline) / 2):
+            async with fair_timeout_at((asyncio.get_running_loop().time() + deadline) / 2):
                 return await self._exchange_on(connection, commands)
         except (RedisError, OSError) as fault:  # TimeoutError is one
             await self.reset()  # the others have probably gone with it
@@ -198,6 +219,29 @@ class Pool:
         """Drop the connections, those in use as soon as their exchange ends."""
         self._is_closed = True
         await self.reset()
+
+
+@contextlib.asynccontextmanager
+async def fair_timeout_at(deadline: float) -> AsyncIterator[None]:
+    """
+    Raise TimeoutError at *deadline* (event loop time); if this process was late to notice, then a little later.
+
+    The answer may have come while the event loop was busy with others, which reads it only after its timers have run.
+    It gets as much time again as the process was late, and at most doubles what it had.
+    """
+    loop = asyncio.get_running_loop()
+    seconds = deadline - loop.time()
+
+    def expire() -> None:
+        late = loop.time() - deadline
+        limit.reschedule(loop.time() + max(0.0, min(late, seconds)))
+
+    async with asyncio.timeout(None) as limit:
+        timer = loop.call_at(deadline, expire)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 async def exchange(connection: Connection, commands: Sequence[Command]) -> list[Reply]:

@@ -135,3 +135,17 @@ async def test_replicas_are_waited_for_on_the_writing_connection(direct: RedisCl
         await direct.run(Script("return redis.call('SET', KEYS[1], 'x')"), ["x"], replicas=1)
     assert 0.2 < asyncio.get_running_loop().time() - began_at < 0.9
     assert b"x" == await direct.call("x", "GET", "x"), "it was written all the same"
+
+
+async def test_a_busy_process_does_not_take_its_server_for_silent(redis_server: RedisServer) -> None:
+    """Calls that wait for their turn longer than for any answer may still be answered."""
+    async with TcpProxy(redis_server.port) as proxy:
+        proxy.delay_seconds = 0.05
+        busy = client(Standalone(Address("127.0.0.1", proxy.port)), seconds=0.3)
+        assert [b"PONG"] * 60 == await asyncio.gather(*(busy.call("x", "PING") for _ in range(60)))
+        proxy.partition()
+        began_at = asyncio.get_running_loop().time()
+        outcomes = await asyncio.gather(*(busy.call("x", "PING") for _ in range(60)), return_exceptions=True)
+        assert all(isinstance(outcome, StoreError) for outcome in outcomes)
+        assert asyncio.get_running_loop().time() - began_at < 0.9, "who waits behind a silent server is told with it"
+        await busy.close()

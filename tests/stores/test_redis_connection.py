@@ -9,7 +9,7 @@ from redis.exceptions import ResponseError
 
 from broker.errors import StoreError
 from broker.stores.options import Address
-from broker.stores.redis_connection import REST_SECONDS, Dialler, Pool, Unreachable
+from broker.stores.redis_connection import REST_SECONDS, Dialler, Pool, Reply, Unreachable
 from tests.support.redis_server import RedisServer
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import until
@@ -44,16 +44,33 @@ async def test_commands_sent_together_are_answered_in_order(pool: Pool) -> None:
 
 
 async def test_connections_are_used_again_and_are_few(pool: Pool, proxy: TcpProxy) -> None:
-    """A hundred exchanges at once use no more connections than the pool's size, and later ones the same."""
+    """A hundred that take turns use no more connections than the pool's size, and later ones the same."""
+
+    async def echo(number: int) -> list[Reply]:
+        async with pool.turn(5):
+            return await pool.exchange([("ECHO", str(number))], soon())
+
     proxy.delay_seconds = 0.005
     for _ in range(2):
-        replies = await asyncio.gather(*(pool.exchange([("ECHO", str(n))], soon(5)) for n in range(100)))
+        replies = await asyncio.gather(*(echo(n) for n in range(100)))
         assert [[b"%d" % n] for n in range(100)] == replies
         assert SIZE == proxy.accepted
 
 
+async def test_a_turn_that_does_not_come_is_given_up(pool: Pool) -> None:
+    """Who waits for a turn in vain is told so, and what the others do with theirs says nothing about the server."""
+    async with pool.turn(1), pool.turn(1), pool.turn(1):
+        began_at = time.monotonic()
+        with pytest.raises(StoreError, match="too many calls"):
+            await pool.turn(0.1).__aenter__()
+        assert 0.09 < time.monotonic() - began_at < 0.5
+    async with pool.turn(1) as waited:
+        assert waited < 0.1
+        assert [b"PONG"] == await pool.exchange([("PING",)], soon())
+
+
 async def test_an_exchange_ends_by_its_deadline(pool: Pool, proxy: TcpProxy) -> None:
-    """Whether it waits for a connection or for an answer."""
+    """A server that says nothing is waited for that long."""
     proxy.partition()
     began_at = time.monotonic()
     outcomes = await asyncio.gather(*(pool.exchange([("PING",)], soon(0.2)) for _ in range(20)), return_exceptions=True)
@@ -61,6 +78,17 @@ async def test_an_exchange_ends_by_its_deadline(pool: Pool, proxy: TcpProxy) -> 
     assert all(isinstance(outcome, Unreachable) for outcome in outcomes)
     proxy.heal()
     await until(lambda: proxy.connections == 0, what="the end of the connections")
+
+
+async def test_an_answer_that_came_while_the_process_was_busy_counts(redis_server: RedisServer) -> None:
+    """The event loop stood still until after the deadline, and the answer was there long before."""
+    direct = Pool(Dialler(username=None, password=None).dial, Address("127.0.0.1", redis_server.port), size=1)
+    for _ in range(2):  # on a new connection, and on one that was idle
+        exchange = asyncio.get_running_loop().create_task(direct.exchange([("ECHO", "x")], soon(0.1)))
+        await asyncio.sleep(0)
+        time.sleep(0.3)
+        assert [b"x"] == await exchange
+    await direct.close()
 
 
 async def test_a_server_that_is_down_is_left_alone_and_tried_by_one(pool: Pool, proxy: TcpProxy) -> None:
