@@ -68,10 +68,12 @@ class SilentLogin:
         return see_other(url)
 
     def _provider(self, request: web.Request, live: LiveSession | None) -> str:
+        """Return who is asked: whom the URL names, or else whom the session is from, or else as for any login."""
         servers = self._context.servers
-        name = single_values(request.query).get("provider", self._context.options.default_provider)
-        if name is None and live is not None:
+        name = single_values(request.query).get("provider")
+        if name is None and live is not None and live.provider in servers:
             name = live.provider
+        name = name or self._context.options.default_provider
         if name is None and len(servers) == 1:
             name = next(iter(servers))
         if name is None or name not in servers:

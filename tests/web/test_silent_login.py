@@ -6,6 +6,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from broker.core.grant import EndReason
+from broker.core.login import LoginOptions
 from tests.support.browser import Browser, Page
 from tests.support.waiting import until
 from tests.web.conftest import SITE, Site
@@ -81,6 +82,18 @@ async def test_who_has_a_session_is_told_at_once(site: Site) -> None:
     assert told(await frame(browser, f"{SITE}/bff/silent-login?provider=other", follow=False)) is False
 
     assert (session, calls) == (session_of(browser), len(site.provider.ledger.calls))
+
+
+async def test_who_is_asked(site: Site) -> None:
+    """The default provider, unless the URL names one; a session of another provider isn't denied for the default."""
+    await site.start(login=LoginOptions(default_provider="other"))
+    browser = await site.browser()
+
+    for query, name in (("", "other"), ("?provider=corp", "corp")):
+        location = (await frame(browser, f"{SITE}/bff/silent-login{query}", follow=False)).header("Location") or ""
+        assert location.startswith(site.providers[name].url)
+    await log_in(browser)
+    assert told(await frame(browser, f"{SITE}/bff/silent-login", follow=False)) is True
 
 
 async def end_grant(site: Site, browser: Browser) -> None:
