@@ -11,6 +11,7 @@ from broker.config.addresses import ListenAddress, PublicUrl
 from broker.config.problems import Notice
 from broker.core.callers import CallersOptions
 from broker.core.forward_auth import ForwardAuthOptions
+from broker.core.forwarded import ForwardingField
 from broker.core.limit_options import LimitOptions
 from broker.core.login import LoginOptions
 from broker.core.options import OptionError, option
@@ -73,10 +74,15 @@ class Settings:
     )
     admin: AdminOptions = option("The listener for operators.", default=AdminOptions())
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = option(
-        "The networks of the proxies in front of the broker. Only what they say in `Forwarded`, `X-Forwarded-*` and "
+        "The networks of the proxies in front of the broker. Only what they say in `forwarding_field` and "
         "`X-Request-ID` is believed.",
         default=(),
         example="[10.0.0.0/8]",
+    )
+    forwarding_field: ForwardingField = option(
+        "The field in which those proxies say where a request came from. Only this one is believed, and they must set "
+        "it or add to it; the other one is dropped, since it may be the caller's.",
+        default=ForwardingField.X_FORWARDED_FOR,
     )
     store: StoreOptions = option("Where sessions and grants are kept, sealed.", default=StoreOptions())
     keys: tuple[Secret, ...] = option(

@@ -8,16 +8,26 @@ Source: RFC 7239 section 8.1; MDN, X-Forwarded-For, "Selecting an IP address".
 """
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 
+from broker.core.forwarded_field import address_of, read_elements
 from broker.errors import BadRequest
 
 MAX_HOPS = 16
 """More hops than this are refused: nobody has that many proxies."""
 
 _MAX_REMEMBERED = 4096
+
+
+class ForwardingField(StrEnum):
+    """In which field trusted proxies say where a request came from."""
+
+    X_FORWARDED_FOR = "x-forwarded-for"
+    FORWARDED = "forwarded"
+    """As RFC 7239 has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +50,30 @@ class Caller:
 
 
 class TrustedProxies:
-    """The networks whose forwarding fields are believed."""
+    """
+    The networks whose forwarding fields are believed.
 
-    def __init__(self, networks: Iterable[str | IPv4Network | IPv6Network] = ()) -> None:
+    Attributes:
+        field: The name of the field that is believed, in lower case. The other one is a caller's word: a proxy that
+            writes one of them passes the other one on as it came.
+    """
+
+    def __init__(
+        self,
+        networks: Iterable[str | IPv4Network | IPv6Network] = (),
+        field: ForwardingField = ForwardingField.X_FORWARDED_FOR,
+    ) -> None:
         """
         Args:
             networks: Addresses and networks: ``10.0.0.0/8``, ``fd00::/8``.
+            field: The field that is believed.
 
         Raises:
             ValueError: If one isn't a network.
         """
         self._networks = tuple(ipaddress.ip_network(str(network)) for network in networks)
+        self.field = field.value.encode()
+        self._is_standard = field is ForwardingField.FORWARDED
         self._remembered: dict[str, bool] = {}
         self._callers: dict[str, Caller] = {}
 
@@ -82,29 +105,41 @@ class TrustedProxies:
             address = address.ipv4_mapped
         return any(address in network for network in self._networks)
 
-    def caller(self, peer: str, forwarded_for: Sequence[bytes]) -> Caller:
+    def caller(self, peer: str, claims: Sequence[bytes]) -> Caller:
         """
         Return who sent a request.
 
         Args:
             peer: The address at the other end of the connection; empty for a Unix socket.
-            forwarded_for: The values of its ``X-Forwarded-For`` fields.
+            claims: The values of its fields :attr:`field`.
 
         Raises:
             BadRequest: If a trusted proxy passed on something that isn't a list of addresses.
         """
-        if not forwarded_for or not self.trusts(peer):
+        if not claims or not self.trusts(peer):
             return self._direct(peer)
-        claimed = [hop.strip() for value in forwarded_for for hop in value.split(b",")]
-        if len(claimed) > MAX_HOPS:
-            raise BadRequest("the request came through too many proxies")
         hops = [peer]
-        for hop in reversed(claimed):
-            address = _address(hop)
+        for address in self._addresses(claims):
             if not self.trusts(address):
                 return Caller(address, tuple(hops))
             hops.insert(0, address)
         return Caller(hops[0], tuple(hops[1:]))
+
+    def _addresses(self, claims: Sequence[bytes]) -> Iterator[str]:
+        """Yield what is claimed from the right. What is to the left of the caller is never read as an address."""
+        if self._is_standard:
+            elements = [element for value in claims for element in read_elements(value)]
+            _check_hops(len(elements))
+            yield from map(address_of, reversed(elements))
+        else:
+            claimed = [hop.strip() for value in claims for hop in value.split(b",")]
+            _check_hops(len(claimed))
+            yield from map(_address, reversed(claimed))
+
+
+def _check_hops(count: int) -> None:
+    if count > MAX_HOPS:
+        raise BadRequest("the request came through too many proxies")
 
 
 def _address(hop: bytes) -> str:

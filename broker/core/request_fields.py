@@ -43,6 +43,7 @@ _READ: Final[dict[bytes, bool]] = {
     b"cookie": False,
     b"etag": True,
     b"expect": False,
+    b"forwarded": False,
     b"host": False,
     b"max-forwards": True,
     b"origin": True,

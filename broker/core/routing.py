@@ -138,6 +138,10 @@ class HeaderOptions:
         example='{X-User: "{claims.sub}"}',
     )
     remove: tuple[str, ...] = option("Fields of the caller to drop.", default=(), example="[X-Debug]")
+    forwarded: bool = option(
+        "Say in `Forwarded` (RFC 7239), too, where the request came from; `X-Forwarded-*` say it in any case.",
+        default=False,
+    )
 
     def __post_init__(self) -> None:
         for name, template in self.assign.items():

@@ -105,7 +105,7 @@ class Installation:
         )
         self.callers = Callers(settings.callers, handles=self.handles, tokens=self.tokens, clock=clock)
         self.keep_alive = KeepAlive(vault, self.tokens.refresher, self.tokens.revocations, clock, randomness)
-        self.trusted_proxies = TrustedProxies(settings.trusted_proxies)
+        self.trusted_proxies = TrustedProxies(settings.trusted_proxies, settings.forwarding_field)
         self._limits = SharedLimits(self.store if settings.store.is_shared else None, keyring, clock.monotonic)
         self.upstreams = UpstreamPools(route.upstream_options for route in settings.routes)
         self.proxy = Proxy(

@@ -202,7 +202,7 @@ class Gate:
             raise PayloadTooLarge("the body is larger than the route allows")
         if b"client-cert" in block.read and not self._trusted.trusts(peer):
             del block.read[b"client-cert"]  # whoever ends TLS must be a trusted proxy to say this (RFC 9440 section 4)
-        return Call(head, lane, self._trusted.caller(peer, block.read.get(b"x-forwarded-for", ())))
+        return Call(head, lane, self._trusted.caller(peer, block.read.get(self._trusted.field, ())))
 
     def admit_at_once(self, call: Call) -> bool:
         """

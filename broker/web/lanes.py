@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 from broker.core.audience import Audience
 from broker.core.claim_template import ClaimTemplate
 from broker.core.cookies import CookieNames
+from broker.core.forwarded_field import write_elements
 from broker.core.headers import canonical, without
 from broker.core.outcome import Token
 from broker.core.request_head import RequestHead
@@ -78,6 +79,8 @@ class Lane:
         self._rendered: dict[tuple[str, int], bytes] = {}
         self._last_token: Token | None = None
         self._last_authorization = b""
+        self._proto = urlsplit(public_url).scheme.encode()
+        self._says_forwarded = route.headers.forwarded
         self._constant += b"X-Forwarded-Proto: %b\r\n" % urlsplit(public_url).scheme.encode()
         with_token = route.token.kind is not TokenKind.NONE
         self.answers = ResponseRules(
@@ -132,6 +135,9 @@ class Lane:
             ),
             self._constant,
         ]
+        if self._says_forwarded:
+            elements = write_elements(forwarded_for.split(b", "), host=authority, proto=self._proto)
+            pieces.append(b"Forwarded: %b\r\n" % elements)
         if self._templates and session is not None:
             pieces.append(self._claims(session))
         if token is not None:

@@ -160,7 +160,8 @@ def peer_address(request: web.BaseRequest) -> str:
 def client_address(request: web.BaseRequest, trusted_proxies: TrustedProxies) -> str:
     """Return the address of the client, for the audit trail; the peer's own where that can't be told."""
     peer = peer_address(request)
-    claimed = [value.encode("utf-8", "surrogateescape") for value in request.headers.getall("X-Forwarded-For", ())]
+    name = trusted_proxies.field.decode()
+    claimed = [value.encode("utf-8", "surrogateescape") for value in request.headers.getall(name, ())]
     try:
         return trusted_proxies.caller(peer, claimed).address
     except BadRequest:

@@ -9,7 +9,7 @@ from typing import Self
 from aiohttp import web
 
 from broker.core.audience import DEFAULT_AUDIENCE, Audience
-from broker.core.forwarded import TrustedProxies
+from broker.core.forwarded import ForwardingField, TrustedProxies
 from broker.core.limit_options import LimitOptions
 from broker.core.outcome import LoginNeeded, Token, TokenResult
 from broker.core.routing import Route, TokenChoice, TokenKind
@@ -122,6 +122,7 @@ class ProxyUnderTest:
 
     routes: list[Route]
     trusted: tuple[str, ...] = ()
+    forwarding_field: ForwardingField = ForwardingField.X_FORWARDED_FOR
     public_url: str = PUBLIC_URL
     sessions: FakeSessions = field(default_factory=FakeSessions)
     tokens: FakeTokens = field(default_factory=FakeTokens)
@@ -147,7 +148,7 @@ class ProxyUnderTest:
             public_url=self.public_url,
             sessions=self.sessions,
             tokens=self.tokens,
-            trusted_proxies=TrustedProxies(self.trusted),
+            trusted_proxies=TrustedProxies(self.trusted, self.forwarding_field),
             standing_grants=self.standing_grants,
             allowed_parameters=dict.fromkeys(self.providers, ()),
             access_log=self.access_log,

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from broker.core.forwarded import ForwardingField
 from broker.core.routing import CacheControl, HeaderOptions, Navigation, RetryOn401, Route, TokenChoice, TokenKind
 from broker.core.upstream_options import UpstreamOptions
 from tests.support.loops import on_both_loops
@@ -75,6 +76,41 @@ async def test_hd_04_the_upstream_is_told_who_called_and_how() -> None:
     authority = upstream.url.removeprefix("http://").encode()
     assert [[b"127.0.0.1"], [b"https"], [HOST], [authority]] == told[0]
     assert [[b"1.2.3.4, 127.0.0.1"], [b"https"], [HOST], [authority]] == told[1]
+
+
+@on_both_loops
+async def test_hd_04_one_forwarding_field_is_believed_and_the_other_is_dropped() -> None:
+    """What a caller claims in the field that its proxy doesn't write has no effect, and neither reaches the upstream."""
+    claims = ("Forwarded: for=1.1.1.1", "X-Forwarded-For: 2.2.2.2", "X_Forwarded_For: 3.3.3.3")
+    told = {}
+    async with RawUpstream() as upstream:
+        route = Route(path="/", upstream=upstream.url, token=ANONYMOUS)
+        for trusted in ((), ("127.0.0.0/8",)):
+            for field in ForwardingField:
+                async with ProxyUnderTest([route], trusted=trusted, forwarding_field=field) as proxy:
+                    assert 200 == (await proxy.send(request("/", *claims))).status
+                last = upstream.requests[-1]
+                told[trusted, field] = last.fields(b"X-Forwarded-For")
+                assert [] == last.fields(b"Forwarded") + last.fields(b"X_Forwarded_For")
+        async with ProxyUnderTest([route], trusted=trusted, forwarding_field=ForwardingField.FORWARDED) as proxy:
+            malformed = await proxy.send(request("/", 'Forwarded: for="', "X-Forwarded-For: 2.2.2.2"))
+
+    believed = {ForwardingField.FORWARDED: b"1.1.1.1", ForwardingField.X_FORWARDED_FOR: b"2.2.2.2"}
+    for (trusted, field), addresses in told.items():
+        assert [b"%b, 127.0.0.1" % believed[field] if trusted else b"127.0.0.1"] == addresses
+    assert (400, "bad_request") == (malformed.status, malformed.code)
+
+
+@on_both_loops
+async def test_the_upstream_is_told_in_forwarded_too() -> None:
+    """Where the route wants it: the whole chain, and what was asked for."""
+    async with RawUpstream() as upstream:
+        route = Route(path="/", upstream=upstream.url, token=ANONYMOUS, headers=HeaderOptions(forwarded=True))
+        async with ProxyUnderTest([route], trusted=("127.0.0.0/8",)) as proxy:
+            await proxy.send(request("/", "X-Forwarded-For: 2001:db8::1", "Forwarded: for=6.6.6.6"))
+
+    expected = b'for="[2001:db8::1]", for=127.0.0.1;host=%b;proto=https' % HOST
+    assert [expected] == upstream.requests[0].fields(b"Forwarded")
 
 
 @on_both_loops
