@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Self
@@ -21,12 +22,15 @@ from broker.stores.open import open_store
 from broker.stores.options import StoreOptions, StoreUrl
 from tests.support.authorization_server import LedgerServer, token_set
 from tests.support.engine import PROVIDER, Engine, LeapingClock, Replica, access_token, authorization_server
+from tests.support.kill_driver import COUNTED
+from tests.support.kill_points import Counted
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import until, until_async
 
 pytestmark = pytest.mark.system
 
 LIFE = 300.0
+HANG_UPS = 500
 ORDERS = Audience(resource="https://orders.example")
 BILLS = Audience(audience="bills")
 EXCHANGED = Audience(audience="reports", exchange=True)
@@ -166,29 +170,63 @@ async def test_tk_01_a_lease_outlives_an_answer_that_takes_longer(start: StartFl
     assert 1 == floor.refreshes()
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3, 4, 5])
-async def test_tk_02_a_hundred_callers_that_hang_up_at_random_lose_nothing(start: StartFloor, seed: int) -> None:
-    """Over five seeds that is five hundred: the rotation goes on behind each of them, and is stored."""
+class Interrupter:
+    """Counts the moments at which a refresh waits or goes on, and lets callers hang up at those that it was told."""
+
+    def __init__(self) -> None:
+        self.moment = 0
+        self.hang_ups: dict[int, list[asyncio.Task[TokenResult]]] = {}
+
+    def make(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
+        """Make a task, whose moments are counted if it carries a refresh or what follows it."""
+        if getattr(coroutine, "__qualname__", "") in COUNTED:
+            coroutine = Counted(coroutine, self.count)
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    def count(self) -> None:
+        self.moment += 1
+        for caller in self.hang_ups.pop(self.moment, ()):
+            caller.cancel()
+
+
+@pytest.mark.slow
+async def test_tk_02_callers_that_hang_up_at_any_moment_of_a_refresh_lose_nothing(
+    make_store: Callable[[Engine], Store], tmp_path: Path
+) -> None:
+    """Five hundred refreshes, three callers each, who hang up at random moments that are all there are: it goes on."""
+    seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
     rng = random.Random(seed)
-    floor = await start()
-    replicas = [await floor.replica() for _ in range(2)]
-    grants = [await floor.log_in(replicas[0], f"user{number}") for number in range(20)]
-    floor.provider.configure(latency_seconds=(0.0, 0.03), seed=seed)
-    tasks = Tasks()
-    for _ in range(5):
-        floor.expire()
-        for grant_id in grants:
-            caller = tasks.spawn(rng.choice(replicas).broker.token(grant_id), name="caller")
-            await asyncio.sleep(rng.uniform(0, 0.002))
-            asyncio.get_running_loop().call_later(rng.uniform(0, 0.05), caller.cancel)
-        await until(lambda: all(not replica.broker._running for replica in replicas) and not len(tasks))
+    async with Floor(tmp_path, make_store) as floor:
+        replicas = [await floor.replica() for _ in range(2)]
+        grants = [await floor.log_in(replicas[0], f"user{number}") for number in range(20)]
+        interrupter, tasks, hit = Interrupter(), Tasks(), Counter[int]()
+        longest = 0
+        asyncio.get_running_loop().set_task_factory(interrupter.make)
+        for run in range(HANG_UPS):
+            grant_id = grants[run % len(grants)]
+            if run % len(grants) == 0:
+                floor.expire()
+            interrupter.moment = 0
+            moments = [rng.randrange(1, max(longest, 20) + 1) for _ in range(3)]
+            for moment in moments:
+                caller = tasks.spawn(rng.choice(replicas).broker.token(grant_id), name="caller")
+                interrupter.hang_ups.setdefault(moment, []).append(caller)
+            await until(lambda: not len(tasks) and not any(replica.broker._running for replica in replicas))
+            longest = max(longest, interrupter.moment)
+            hit.update(moment for moment in moments if moment <= interrupter.moment)
+            interrupter.hang_ups.clear()
+        asyncio.get_running_loop().set_task_factory(None)
 
-    held = [(await replicas[0].grant(grant_id)).refresh_token for grant_id in grants]
-    assert [] == floor.provider.ledger.lost_tokens(token.reveal() for token in held if token is not None)
-    assert ({}, []) == (floor.provider.ledger.sent_twice(), floor.provider.ledger.families_revoked())
-    for grant_id in grants:
-        assert isinstance(await floor.settle(replicas[1], grant_id), Token)
+        held = [(await replicas[0].grant(grant_id)).refresh_token for grant_id in grants]
+        never = [moment for moment in range(1, min(longest, 30)) if not hit[moment]]
+        print(f"{HANG_UPS} refreshes, {hit.total()} hang-ups at {len(hit)} moments of at most {longest}")
+        assert HANG_UPS == floor.refreshes()
+        assert [] == never
+        assert [] == floor.provider.ledger.lost_tokens(token.reveal() for token in held if token is not None)
+        assert ({}, []) == (floor.provider.ledger.sent_twice(), floor.provider.ledger.families_revoked())
+        for grant_id in grants:
+            assert isinstance(await floor.settle(replicas[1], grant_id), Token)
 
 
 # --- the failure table
