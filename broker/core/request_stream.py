@@ -4,21 +4,25 @@ Where requests begin and end in what a caller sends, read beside llhttp and more
     line ▸ fields ▸ line | body ▸ line | size ▸ chunk ▸ size … ▸ trailers ▸ line
 
 llhttp takes several spaces for one in a request line, as RFC 9112 section 3 lets it, and doesn't say that it did. But
-the bytes that are judged are to be the bytes that were sent. And only who counts along knows, after a body, whether the
-next byte begins a request.
+the bytes that are judged are to be the bytes that were sent. aiohttp takes the last trailer of a request for a field of
+the next one, which may be another user's where a proxy shares connections; so trailers, which go no further anyhow, end
+here. And only who counts along knows, after a body, whether the next byte begins a request.
 
-Source: RFC 9112 sections 2.2, 3, 6.3 and 7.1.
+Source: RFC 9112 sections 2.2, 3, 6.3, 7.1 and 7.1.2.
 """
 
 import re
 from collections.abc import Sequence
 from enum import Enum
 
+from broker.core.headers import FIELD_LINE
+
 _REQUEST_LINE = re.compile(rb"[A-Z-]+ [^\x00-\x20\x7f]+ HTTP/1\.[01]")
 _READ = re.compile(rb"\r\n(content-length|transfer-encoding|upgrade):[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)")
 _MARKS = (b"\r\ncontent-length:", b"\r\ntransfer-encoding:", b"\r\nupgrade:")
 _LENGTH = re.compile(rb"[0-9]{1,19}")
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[^\r\n\x00]*)?")
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[^\r\n\x00]*)?")
+_NO_TRAILERS = frozenset({b"content-length", b"transfer-encoding"})
 _END_OF_HEAD = b"\r\n\r\n"
 _NO_PARSER_TAKES = b"\0"
 
@@ -77,49 +81,58 @@ class RequestStream:
         """
         Return what llhttp may see of *data*, the next bytes of the connection.
 
-        That is all of it, until something is malformed. There it ends, with a NUL, which llhttp refuses at that place.
-        It comes in pieces where a request with ``Upgrade`` ends: aiohttp forgets what follows one in the same piece.
+        That is all of it but trailers, until something is malformed. There it ends, with a NUL, which llhttp refuses at
+        that place. It comes in pieces where a request with ``Upgrade`` ends: aiohttp forgets what follows one in the
+        same piece.
         """
+        if not data:
+            return (data,)  # aiohttp asks itself for what llhttp has left over
         if self._part is _BODY and self._left > len(data):
             self._left -= len(data)
             return (data,)
         if self.is_broken:
             return ()
-        read, held = data, len(self._held)
+        read, cut = data, 0
+        held = len(self._held)
         if held:
+            withheld = self._part is _TRAILERS
             self._held += data
             # Whoever sends byte by byte makes no more work than others.
             if self._held.find(b"\r\n", held - 1) < 0 and len(self._held) <= self._max_line_bytes:
-                return (data,)
-            read = bytes(self._held)
+                return () if withheld else (data,)
+            read, cut = bytes(self._held), 0 if withheld else held
             self._held.clear()
-        at, cut = 0, 0
+        return self._split(read, cut)
+
+    def _split(self, read: bytes, cut: int) -> Sequence[bytes]:
+        """Return the pieces of *read* from *cut* on. What is before it was returned already."""
         pieces: list[bytes] = []
+        piece, at = b"", 0
         while at < len(read):
+            part, began = self._part, at
             at = self._step(read, at)
             if self._part is _BROKEN:
-                return [*pieces, data[cut : max(at - held, cut)] + _NO_PARSER_TAKES]
-            if self._upgrades and self._part is _LINE:
+                end = began if part is _TRAILERS else max(at, cut)
+                return [*pieces, piece + read[cut:end] + _NO_PARSER_TAKES]
+            if part is _TRAILERS and self._part is _TRAILERS:
+                piece += read[cut:began]
+                cut = at
+            elif self._upgrades and self._part is _LINE:
                 self._upgrades = False
-                pieces.append(data[cut : at - held])
-                cut = at - held
-        return [*pieces, data[cut:]] if pieces else (data,)
+                pieces.append(piece + read[cut:at])
+                piece, cut = b"", at
+        piece += read[cut:]
+        return [*pieces, piece] if piece else pieces
 
     def _step(self, read: bytes, at: int) -> int:
         """Read one part, or what there is of it. Returns where the next begins, or what is broken ends."""
         part = self._part
-        if part is _LINE or part is _SIZE:
-            end = read.find(b"\r\n", at)
-            if end < 0:
-                return self._wait(read, at)
-            return self._line(read, at, end) if part is _LINE else self._size(read, at, end)
-        if part is _FIELDS or part is _TRAILERS:
+        if part is _FIELDS:
             end = read.find(_END_OF_HEAD, at)
             if end < 0:
                 return self._wait(read, at)
             self._part = _LINE
-            if part is _FIELDS:
-                self._head(read[at : end + 2])
+            self._head(read[at : end + 2])
             return end + len(_END_OF_HEAD)
         if part is _BODY:
             step = min(self._left, len(read) - at)
@@ -127,14 +140,20 @@ class RequestStream:
             if not self._left:
                 self._part = self._after
             return at + step
-        return len(read)
+        if part is _LOST or part is _BROKEN:
+            return len(read)
+        end = read.find(b"\r\n", at)
+        if end < 0:
+            return self._wait(read, at)
+        if part is _LINE:
+            return self._line(read, at, end)
+        return self._size(read, at, end) if part is _SIZE else self._trailer(read, at, end)
 
     def _wait(self, read: bytes, at: int) -> int:
         """Keep the line that hasn't come whole."""
-        if self._part is _FIELDS or self._part is _TRAILERS:
+        if self._part is _FIELDS:
             last = read.rfind(b"\r\n", at)
-            if self._part is _FIELDS:
-                self._read(read[at : last + 2])
+            self._read(read[at : last + 2])
             at = last
         self._held += read[at:]
         if len(self._held) > self._max_line_bytes:
@@ -185,8 +204,17 @@ class RequestStream:
             self._part = _BROKEN
             return end
         size = int(line[1], 16)
-        if not size:
-            self._part = _TRAILERS  # the line's end may be the first half of their end
-            return end
-        self._part, self._left, self._after = _BODY, size + 2, _SIZE
+        if size:
+            self._part, self._left, self._after = _BODY, size + 2, _SIZE
+        else:
+            self._part = _TRAILERS
+        return end + 2
+
+    def _trailer(self, read: bytes, at: int, end: int) -> int:
+        if end == at:
+            self._part = _LINE
+            return end + 2
+        field = FIELD_LINE.fullmatch(read, at, end)
+        if field is None or field[1].lower() in _NO_TRAILERS:
+            self._part = _BROKEN
         return end + 2

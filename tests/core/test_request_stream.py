@@ -10,7 +10,8 @@ MAX_LINE = 50_000
 PLAIN = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
 SIZED = b"POST /a HTTP/1.1\r\ncontent-LENGTH:  5 \r\nHost: x\r\n\r\nhello"
 CHUNKED = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: Chunked\r\n\r\n5;a=b\r\nhel\r\n\r\nA\r\n0\r\n\r\n12345\r\n0\r\n\r\n"
-TRAILERS = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX-T: 1\r\nX-U: 2\r\n\r\n"
+TRAILER = b"X-T: 1\r\nX-U: 2\r\n"
+TRAILERS = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n" + TRAILER + b"\r\n"
 UPGRADE = b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
 WHOLE = (
     PLAIN,
@@ -72,10 +73,10 @@ def test_it_stands_where_llhttp_stands(requests: list[bytes], draw: st.DataObjec
     for piece in pieces:
         parser.feed_data(piece)
 
-    assert data[:end] == b"".join(pieces)
     if stream.is_between_requests:
         assert heads.begun == heads.complete == stream.heads
     if end == len(data):
+        assert data.replace(TRAILER, b"") == b"".join(pieces)
         assert (len(requests), True) == (stream.heads, stream.is_between_requests)
 
 
@@ -85,22 +86,20 @@ def test_sm_03_a_request_line_is_read_to_the_letter(before: bytes, bad: bytes, d
     """Wherever it stands and however it is cut: its parts are a single space apart, or llhttp sees a NUL in it."""
     data = before + bad + PLAIN
     stream = RequestStream(MAX_LINE)
-    pieces = follow(stream, data, draw.draw(st.lists(st.integers(0, len(data)), max_size=5)))
-    seen = b"".join(pieces)
+    seen = b"".join(follow(stream, data, draw.draw(st.lists(st.integers(0, len(data)), max_size=5))))
+    expected = before.replace(TRAILER, b"") + bad[: bad.find(b"\r\n")]
 
     assert stream.is_broken
-    assert seen.endswith(b"\0")
-    assert data.startswith(seen[:-1])
-    assert len(before) + bad.find(b"\r\n") <= len(seen[:-1]) <= len(before) + bad.find(b"\r\n") + 1
+    assert seen in {expected + b"\0", expected + b"\r\0"}  # the line may have been cut in its end
 
 
-@pytest.mark.parametrize("size", [b"", b" 5", b"5 ", b"0x5", b"-5", b"+5", b"5;a\0b", b"10000000000000000"])
+@pytest.mark.parametrize("size", [b"", b" 5", b"5 ", b"0x5", b"-5", b"+5", b"5;a\0b", b"ffffffffffffffff"])
 def test_sm_03_so_is_the_size_of_a_chunk(size: bytes) -> None:
     """A hexadecimal number and extensions, and nothing else."""
     stream = RequestStream(MAX_LINE)
     head = CHUNKED[: CHUNKED.find(b"5;")]
 
-    assert (head + size + b"\0",) == tuple(stream.follow(head + size + b"\r\nhello\r\n0\r\n\r\n"))
+    assert [head + size + b"\0"] == list(stream.follow(head + size + b"\r\nhello\r\n0\r\n\r\n"))
     assert not stream.is_between_requests
     assert () == stream.follow(PLAIN)
 
@@ -120,7 +119,7 @@ def test_what_is_refused_later_is_not_followed(fields: str) -> None:
     data = f"POST /a HTTP/1.1\r\nHost: x\r\n{fields}\r\n\r\n".encode() + PLAIN
     stream = RequestStream(MAX_LINE)
 
-    assert (data,) == tuple(stream.follow(data))
+    assert [data] == list(stream.follow(data))
     assert not stream.is_between_requests
 
 
@@ -128,6 +127,7 @@ def test_sm_06_a_piece_ends_where_an_upgrade_does() -> None:
     """Whatever follows is another piece, also when the request has a body."""
     with_body = SIZED.replace(b"Host: x", b"Host: x\r\nupgrade: h2c")
 
+    assert (b"",) == RequestStream(MAX_LINE).follow(b"")
     assert [UPGRADE, PLAIN + with_body, SIZED] == RequestStream(MAX_LINE).follow(UPGRADE + PLAIN + with_body + SIZED)
 
 
@@ -137,10 +137,32 @@ def test_ds_02_a_line_without_an_end_is_not_kept(before: bytes) -> None:
     stream = RequestStream(MAX_LINE)
     stream.follow(before)
     for _ in range(10):
-        assert (b"a" * 1000,) == stream.follow(b"a" * 1000)
+        stream.follow(b"a" * 1000)
+    assert not stream.is_broken
 
-    assert (b"a" * MAX_LINE + b"\0",) == tuple(stream.follow(b"a" * MAX_LINE))
+    assert b"".join(stream.follow(b"a" * MAX_LINE)).endswith(b"\0")
     assert () == stream.follow(b"a")
+
+
+@given(st.lists(st.integers(0, len(TRAILERS)), max_size=6))
+def test_sm_03_trailers_end_here(cuts: list[int]) -> None:
+    """However they are cut, llhttp sees none of them: aiohttp would take the last for a field of the next request."""
+    stream = RequestStream(MAX_LINE)
+
+    assert TRAILERS.replace(TRAILER, b"") == b"".join(follow(stream, TRAILERS, cuts))
+    assert stream.is_between_requests
+
+
+@pytest.mark.parametrize(
+    "trailer", [b"no field", b"X-T : 1", b" folded", b"X: \0", b"content-length: 5", b"Transfer-Encoding: x"]
+)
+def test_sm_03_a_trailer_is_a_field_and_no_framing(trailer: bytes) -> None:
+    """Anything else breaks the connection."""
+    stream = RequestStream(MAX_LINE)
+    begin = TRAILERS[: TRAILERS.find(TRAILER)]
+
+    assert [begin + b"\0"] == list(stream.follow(begin + trailer + b"\r\n\r\n"))
+    assert stream.is_broken
 
 
 def test_many_lines_are_not_too_long() -> None:
@@ -152,10 +174,10 @@ def test_many_lines_are_not_too_long() -> None:
         *[b"X: %b\r\n" % (b"a" * 1000)] * 1000,
         b"\r\nhell",
     ):
-        assert (line,) == stream.follow(line)
+        assert [line] == list(stream.follow(line))
 
     assert not stream.is_between_requests
-    assert (b"o" + PLAIN,) == stream.follow(b"o" + PLAIN)
+    assert [b"o" + PLAIN] == list(stream.follow(b"o" + PLAIN))
     assert stream.is_between_requests
 
 
