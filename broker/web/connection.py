@@ -22,6 +22,7 @@ from aiohttp.web_protocol import RequestHandler
 from broker.core.limit_options import LimitOptions
 from broker.core.request_fields import FieldBlock, FieldRules
 from broker.core.request_stream import RequestStream
+from broker.errors import BrokerError
 
 if TYPE_CHECKING:
     from broker.web.gate import Call
@@ -60,17 +61,19 @@ class Relaying(Protocol):
 @dataclass(slots=True)
 class Handover:
     """
-    A call that was sent on the fast path, and needs the slow one to go on.
+    A call that was begun on the fast path, and needs the slow one to go on.
 
     Attributes:
         call: The call.
-        relay: What came of sending it.
         began_at: When it came, on the loop's clock.
+        relay: What came of sending it; None if it wasn't sent.
+        refusal: Why it is refused; None if it was admitted.
     """
 
     call: "Call"
-    relay: "Relay"
     began_at: float
+    relay: "Relay | None" = None
+    refusal: BrokerError | None = None
 
 
 class Awaited(Protocol):

@@ -3,10 +3,11 @@ The fast path: a plain call with a live session and a live token, without a task
 
     data_received ▸ gate ▸ idle upstream connection ▸ relay ▸ the caller's transport
 
-It takes what is simple: a whole request in one read on an idle connection, its body sized if it has one, for which this
-process knows session and token, and the pool has an idle connection. Everything else falls through to aiohttp, with no
-byte changed and nothing done. The gate, the lane and the relay are the slow path's own, so that both forward and refuse
-the same; a call that fails after it was sent is handed to the slow path as it stands.
+It takes what is simple: a whole request in one read on an idle connection, its body sized if it has one, when the pool
+has an idle connection. Everything else falls through to aiohttp, with no byte changed and nothing done. Where this
+process doesn't know session or token, a task asks the gate for them. The gate, the lane and the relay are the slow
+path's own, so that both forward and refuse the same; a call that is refused, or fails after it was sent, is handed to
+the slow path as it stands.
 
 It reads aiohttp's private attributes, to know that the connection is idle and its parser between two messages. They are
 listed in :data:`INSIDES`; where aiohttp lacks one, the fast path is off.
@@ -26,6 +27,7 @@ from broker.web.connection import CallerConnection, Handover
 from broker.web.relay import Relay
 
 if TYPE_CHECKING:
+    from broker.web.gate import Call
     from broker.web.proxy import Proxy
 
 AIOHTTP: Final = "3.14."
@@ -62,8 +64,10 @@ class FastConnection(CallerConnection):
     __slots__ = (
         "_ahead",
         "_busy",
+        "_is_early",
         "_last_raw",
         "_last_raw_block",
+        "_looking",
         "_peer",
         "_proxy",
         "_sent",
@@ -73,6 +77,8 @@ class FastConnection(CallerConnection):
         super().__init__(server, **kwargs)
         self._proxy = proxy
         self._busy: Handover | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._is_early = False
         self._sent = b""
         self._ahead = b""
         self._peer: str | None = None
@@ -80,21 +86,39 @@ class FastConnection(CallerConnection):
         self._last_raw_block: FieldBlock | None = None
 
     def data_received(self, data: bytes) -> None:
-        if self._busy is not None:
+        if self._busy is not None or self._looking is not None or self._is_early:
             self._hold(data)
-        elif not (self._is_idle() and self._begin(data)):
+        elif self._waiter is None and self._is_between_requests():
+            # aiohttp waits for a request once its task has had its turn; a quick caller mustn't be slow for ever.
+            self._is_early = True
+            self._hold(data)
+            self._loop.call_soon(self._after_a_turn)
+        else:
+            self._take(data)
+
+    def _after_a_turn(self) -> None:
+        self._is_early = False
+        ahead, self._ahead = self._ahead, b""
+        if self.transport is not None:
+            if len(ahead) > MAX_AHEAD_BYTES:
+                self.transport.resume_reading()
+            self._take(ahead)
+
+    def _take(self, data: bytes) -> None:
+        if not (self._is_idle() and self._begin(data)):
             super().data_received(data)
 
     @property
     def is_busy(self) -> bool:
-        return self._busy is not None or super().is_busy
+        return self._busy is not None or self._looking is not None or self._is_early or super().is_busy
 
     def _is_idle(self) -> bool:
         waiter = self._waiter
+        return waiter is not None and not waiter.done() and self._is_between_requests()
+
+    def _is_between_requests(self) -> bool:
         return (
-            waiter is not None
-            and not waiter.done()
-            and not self._messages
+            not self._messages
             and self._stream.is_between_requests
             and self._request_count == self._stream.heads
             and not self._close
@@ -117,34 +141,63 @@ class FastConnection(CallerConnection):
             return False
         if self._peer is None:
             self._peer = self.peer
-        proxy = self._proxy
-        gate = proxy.gate
+        gate = self._proxy.gate
         body = data[end + 4 :]
         try:
             block = self._block(data[line_end:end])
             if block.chunked or len(body) != (block.content_length or 0):
                 return False
             call = gate.judge(method=method, target=target, version=(1, 1), block=block, peer=self._peer)
-            head, lane = call.head, call.lane
-            if head.upgrade or lane.route.scrub:
+            if call.head.upgrade or call.lane.route.scrub:
                 return False
-            if not gate.admit_at_once(call) or call.is_bound:
-                return False
-            gate.limit(call)
-            call.request_id = proxy.request_id(call, self._peer)
+            is_admitted = gate.admit_at_once(call)
+        except BrokerError:
+            return False
+        began_at = self._loop.time()
+        if is_admitted:
+            return self._send(call, data, body, began_at)
+        self._looking = self._proxy.tasks.spawn(self._look_up(call, data, body, began_at), name="fast_path:look_up")
+        return True
+
+    async def _look_up(self, call: "Call", data: bytes, body: bytes, began_at: float) -> None:
+        """Find what this process doesn't know, and go on; what the caller sends meanwhile is held."""
+        refusal = None
+        try:
+            await self._proxy.gate.find_out(call)
+        except BrokerError as error:
+            refusal = error
+        self._looking = None
+        if refusal is None and self._send(call, data, body, began_at):
+            return
+        if self.is_closing:  # aiohttp takes nothing more
+            self.force_close()
+            return
+        self.handover = Handover(call, began_at, refusal=refusal)
+        super().data_received(data)
+        if self._ahead:
+            self._go_on()
+
+    def _send(self, call: "Call", data: bytes, body: bytes, began_at: float) -> bool:
+        """Send an admitted call up. Returns False, with nothing done, if the slow path has to."""
+        if call.is_bound:
+            return False
+        proxy, lane = self._proxy, call.lane
+        try:
+            proxy.gate.limit(call)
+            call.request_id = proxy.request_id(call, self._peer or "")
             watched = proxy.watched(call)
-            relay = Relay(self, head, hold_401=call.token is not None, watched=watched, done=self._done)
-            exchange = Exchange(head.method, call.compose(), relay, lane.answers, lane.route.timeout)
+            relay = Relay(self, call.head, hold_401=call.token is not None, watched=watched, done=self._done)
+            exchange = Exchange(call.head.method, call.compose(), relay, lane.answers, lane.route.timeout)
         except BrokerError:
             self.relay = None
             return False
         exchange.body = body
         relay.exchange = exchange
-        self._busy = Handover(call, relay, self._loop.time())
+        self._busy = Handover(call, began_at, relay)
         self._sent = data
         if lane.upstream.try_start(exchange):
             return True
-        gate.unlimit(call)
+        proxy.gate.unlimit(call)
         self._busy = self.relay = None
         return False
 
@@ -164,18 +217,18 @@ class FastConnection(CallerConnection):
         if busy is None:
             return
         relay = busy.relay
+        assert relay is not None
         if not relay.started and self.transport is not None and not self.is_closing:
             # A fault, or a 401 that a newer token may cure: the slow path goes on from here.
             self.handover = busy
             super().data_received(self._sent)
         else:
-            self._end(busy)
+            self._end(busy, relay)
         self._sent = b""
         if self._ahead:
             self._go_on()
 
-    def _end(self, ended: Handover) -> None:
-        relay = ended.relay
+    def _end(self, ended: Handover, relay: Relay) -> None:
         if relay.rejected:
             relay.release()
         now = self._loop.time()
@@ -198,16 +251,23 @@ class FastConnection(CallerConnection):
         if len(self._ahead) > MAX_AHEAD_BYTES and self.transport is not None:
             self.transport.pause_reading()
 
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+        super().connection_lost(exc)
+
     # --- while a call is under way aiohttp believes that the connection is idle
 
     def _process_keepalive(self) -> None:
-        if self._busy is None:
+        if self._busy is None and self._looking is None:
             super()._process_keepalive()
         else:
             self._keepalive_handle = self._loop.call_later(BUSY_CHECK_SECONDS, self._process_keepalive)
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp's signature
-        if self._busy is not None:
+        if self._looking is not None:
+            await asyncio.wait([self._looking], timeout=timeout)
+        if self._busy is not None and self._busy.relay is not None:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._busy.relay.wait(), timeout)
         await super().shutdown(timeout)

@@ -209,7 +209,7 @@ class Gate:
         Find the call's session and token, if this process knows them.
 
         Returns:
-            False if it doesn't: then ask :meth:`admit`.
+            False if it doesn't: then :meth:`find_out`.
 
         Raises:
             BrokerError: If the call is refused.
@@ -241,8 +241,16 @@ class Gate:
         Raises:
             BrokerError: If the call is refused.
         """
-        if self.admit_at_once(call):
-            return
+        if not self.admit_at_once(call):
+            await self.find_out(call)
+
+    async def find_out(self, call: Call) -> None:
+        """
+        Find what :meth:`admit_at_once` didn't.
+
+        Raises:
+            BrokerError: If the call is refused.
+        """
         if call.grant_id is None:
             await self._find_grant(call)
         await self._ask_for_token(call)

@@ -32,7 +32,7 @@ from broker.services.tasks import Tasks
 from broker.services.upstream import Exchange
 from broker.web.access_log import access_line
 from broker.web.body import RequestBody
-from broker.web.connection import CallerConnection
+from broker.web.connection import CallerConnection, Handover
 from broker.web.gate import Call, CallerSource, Gate, SessionSource, TokenSource
 from broker.web.middleware import request_names
 from broker.web.proven_relay import ProvenRelay
@@ -67,6 +67,7 @@ class Proxy:
         gate: Judges them.
         base_path: The path of the broker's own endpoints.
         streams: The answers that sessions have open.
+        tasks: What runs beside the calls, or for those that no task of aiohttp's serves.
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class Proxy:
         self._limits = limits or LimitOptions()
         self.streams = Streams(load=partial(sessions.load, used=False), clock=clock, events=events)
         self._new_request_id = request_names(randomness)
-        self._tasks = Tasks()
+        self.tasks = Tasks()
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(FLUSH_SECONDS, self._flush)
 
@@ -141,7 +142,7 @@ class Proxy:
 
     async def close(self, timeout_seconds: float = 5.0) -> None:
         """Let what runs in the background end."""
-        await self._tasks.drain(timeout_seconds)
+        await self.tasks.drain(timeout_seconds)
         self._timer.cancel()
         self.streams.close()
         for lane in self.gate.lanes:
@@ -184,16 +185,14 @@ class Proxy:
         connection = request.protocol
         assert isinstance(connection, CallerConnection)
         handover, connection.handover = connection.handover, None
-        if handover is not None:
-            call, relay, began_at = handover.call, handover.relay, handover.began_at
+        began_at = self._loop.time() if handover is None else handover.began_at
+        if handover is not None and handover.relay is not None:
+            call, relay = handover.call, handover.relay
             transit = _Transit(call, connection, self._body(call, request))
             if transit.body is not None:
                 transit.body.take()  # it was sent
         else:
-            began_at = self._loop.time()
-            call = self._judge(connection, request)
-            await self.gate.admit(call)
-            self.gate.limit(call)
+            call = await self._admit(connection, request, handover)
             transit = _Transit(call, connection, self._body(call, request))
             relay = await self._attempt(transit, hold_401=call.token is not None)
         if relay.status == 401 or relay.rejected:
@@ -206,6 +205,19 @@ class Proxy:
             raise relay.error
         self.finished(call, relay, seconds)
         return KEPT if relay.keep_alive else CLOSED
+
+    async def _admit(self, connection: CallerConnection, request: web.Request, handover: Handover | None) -> Call:
+        """Return the request as an admitted call. Raises ``BrokerError`` if it is refused."""
+        if handover is None:
+            call = self._judge(connection, request)
+            await self.gate.admit(call)
+        else:
+            call = handover.call
+            call.request_id = REQUEST_ID.get("")
+            if handover.refusal is not None:
+                raise handover.refusal
+        self.gate.limit(call)
+        return call
 
     def _judge(self, connection: CallerConnection, request: web.Request) -> Call:
         message = request._message  # noqa: SLF001 - its target is the one that came; request.path is decoded
@@ -247,7 +259,7 @@ class Proxy:
             self._note_refused_proof(call)
         elif relay.status == 401 and call.token is not None:
             # It's too large to be held, but the next request shall have a newer token.
-            self._tasks.launch(self._renew(call), name="proxy:renew")
+            self.tasks.launch(self._renew(call), name="proxy:renew")
         if relay.rejected and not relay.proof_refused and read_step_up(relay.challenges) is None:
             relay = await self._retry(transit, relay)
         if relay.rejected:
@@ -260,7 +272,7 @@ class Proxy:
         assert call.token is not None
         if not transit.may_send_again:
             # It can't be sent again, but the next request shall have a newer token.
-            self._tasks.launch(self._renew(call), name="proxy:renew")
+            self.tasks.launch(self._renew(call), name="proxy:renew")
         else:
             refused = call.token.generation
             result = await self._renew(call)
@@ -349,7 +361,7 @@ class Proxy:
         self, connection: CallerConnection, body: RequestBody, exchange: Exchange, relay: Relay
     ) -> None:
         connection.receive(body)
-        sending = self._tasks.spawn(_send_all(body, exchange, relay), name="proxy:body")
+        sending = self.tasks.spawn(_send_all(body, exchange, relay), name="proxy:body")
         try:
             await relay.wait()
             if relay.rejected and body.is_replayable:

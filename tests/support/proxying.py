@@ -39,6 +39,12 @@ def token(text: str, generation: int = 1) -> Token:
     return Token(AccessToken(text), "Bearer", generation, 4e9)
 
 
+def _set() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 @dataclass(slots=True)
 class FakeSessions:
     """Sessions by their ids."""
@@ -46,6 +52,9 @@ class FakeSessions:
     known: dict[bytes, LiveSession] = field(default_factory=dict)
     cached: bool = True
     down: bool = False
+    loads: list[str] = field(default_factory=list)
+    """How each load ended."""
+    may_load: asyncio.Event = field(default_factory=_set)
 
     def add(self, session_id: bytes, subject: str = "alice", **claims: object) -> LiveSession:
         session = Session(
@@ -70,6 +79,13 @@ class FakeSessions:
     async def load(self, session_id: bytes, *, used: bool = True) -> LiveSession | None:
         if self.down:
             raise StoreError("down")
+        self.loads.append("begun")
+        try:
+            await self.may_load.wait()
+        except asyncio.CancelledError:
+            self.loads[-1] = "cancelled"
+            raise
+        self.loads[-1] = "done"
         return self.known.get(session_id)
 
 

@@ -14,6 +14,7 @@ from broker.web import fast_path
 from tests.support.proxying import ALICE, ANONYMOUS, SESSION_COOKIE, USER, ProxyUnderTest, RawCaller, request, token
 from tests.support.raw_upstream import OK, RawRequest, RawUpstream, Wire, answering
 from tests.support.request_fuzz import random_request
+from tests.support.waiting import until
 
 COOKIE = f"{SESSION_COOKIE.decode()}={ALICE.decode()}"
 
@@ -246,6 +247,127 @@ async def test_a_connection_that_died_idle_costs_nothing() -> None:
 
     assert 200 == got.status
     assert [b"/warm", b"/api", b"/api"] == [each.target for each in upstream.requests]
+
+
+async def test_a_session_that_has_to_be_looked_up_takes_it_too() -> None:
+    """A task asks for it, and the call goes on without aiohttp."""
+    async with RawUpstream() as upstream:
+        fast = Fast(upstream)
+        async with fast.proxy as proxy, await proxy.connect() as caller:
+            await fast.warm(caller)
+            proxy.sessions.cached = False
+            for _ in range(3):
+                await caller.send(request("/api", "X-CSRF: 1", cookie=ALICE, method="POST", body=b"{}"))
+                assert 200 == (await caller.answer()).status
+            assert (1, ["done"] * 3) == (proxy.handled, proxy.sessions.loads)
+
+    assert [b"Bearer alices-token"] * 3 == [each.fields(b"authorization")[0] for each in upstream.requests[1:]]
+    assert [b"{}"] * 3 == [each.body for each in upstream.requests[1:]]
+
+
+@pytest.mark.parametrize(
+    ("cookie", "down", "status", "code"),
+    [(b"b" * 43, False, 401, "no_session"), (ALICE, True, 503, "store_unavailable")],
+    ids=["no session", "no store"],
+)
+async def test_what_is_refused_after_a_look_is_answered_by_the_slow_path(
+    cookie: bytes, down: bool, status: int, code: str
+) -> None:
+    """It doesn't look again, and the connection lives on."""
+    async with RawUpstream() as upstream:
+        fast = Fast(upstream)
+        async with fast.proxy as proxy, await proxy.connect() as caller:
+            await fast.warm(caller)
+            proxy.sessions.cached, proxy.sessions.down = False, down
+            await caller.send(request("/api", "X-CSRF: 1", cookie=cookie, method="POST", body=b"{}"))
+            got = await caller.answer()
+            assert len(proxy.sessions.loads) <= 1
+            await caller.send(request("/again"))
+            assert 200 == (await caller.answer()).status
+
+    assert (status, code) == (got.status, got.code)
+    assert [b"/warm", b"/again"] == [each.target for each in upstream.requests]
+
+
+async def test_a_call_that_was_looked_up_goes_the_slow_way_where_no_connection_is_idle() -> None:
+    """It isn't judged or looked up again there."""
+    async with RawUpstream() as upstream:
+        fast = Fast(upstream)
+        async with fast.proxy as proxy, await proxy.connect() as caller:
+            proxy.sessions.cached = False
+            await caller.send(request("/api", "X-CSRF: 1", cookie=ALICE, method="POST", body=b"{}"))
+            got = await caller.answer()
+            assert ["done"] == proxy.sessions.loads
+
+    assert (200, b"{}") == (got.status, upstream.requests[0].body)
+
+
+async def test_what_is_sent_while_a_session_is_looked_up_is_answered_afterwards() -> None:
+    """In the order in which it came."""
+    async with RawUpstream() as upstream:
+        fast = Fast(upstream)
+        async with fast.proxy as proxy, await proxy.connect() as caller:
+            await fast.warm(caller)
+            proxy.sessions.cached = False
+            proxy.sessions.may_load.clear()
+            await caller.send(request("/api/1", "X-CSRF: 1", cookie=ALICE))
+            await until(lambda: proxy.sessions.loads == ["begun"], what="the look")
+            await caller.send(request("/2") + request("/3", method="POST", body=b"b" * 100_000))
+            await asyncio.sleep(0.01)
+            proxy.sessions.may_load.set()
+            assert [200] * 3 == [(await caller.answer()).status for _ in range(3)]
+
+    assert [b"/api/1", b"/2", b"/3"] == [each.target for each in upstream.requests[1:]]
+
+
+async def test_a_caller_that_leaves_while_its_session_is_looked_up_sends_nothing_up() -> None:
+    """The look ends with the connection."""
+    async with RawUpstream() as upstream:
+        fast = Fast(upstream)
+        async with fast.proxy as proxy:
+            async with await proxy.connect() as caller:
+                await fast.warm(caller)
+                proxy.sessions.cached = False
+                proxy.sessions.may_load.clear()
+                await caller.send(request("/api", "X-CSRF: 1", cookie=ALICE))
+                await until(lambda: proxy.sessions.loads == ["begun"], what="the look")
+            await until(lambda: proxy.sessions.loads == ["cancelled"], what="the end of the look")
+
+    assert [b"/warm"] == [each.target for each in upstream.requests]
+
+
+async def test_an_end_while_a_session_is_looked_up_is_waited_for() -> None:
+    """A drain lets the call be answered, and then closes its connection."""
+    async with RawUpstream() as upstream:
+        fast = Fast(upstream)
+        async with fast.proxy as proxy, await proxy.connect() as caller:
+            await fast.warm(caller)
+            proxy.sessions.cached = False
+            proxy.sessions.may_load.clear()
+            await caller.send(request("/api", "X-CSRF: 1", cookie=ALICE))
+            await until(lambda: proxy.sessions.loads == ["begun"], what="the look")
+            assert proxy._runner is not None
+            ending = asyncio.get_running_loop().create_task(proxy._runner.cleanup())
+            await asyncio.sleep(0.05)
+            proxy.sessions.may_load.set()
+            got = await caller.answer()
+            assert await caller.is_closed()
+            await ending
+
+    assert (200, [b"close"]) == (got.status, got.fields(b"connection"))
+
+
+async def test_a_quick_caller_is_not_slow_for_ever() -> None:
+    """A request that comes before aiohttp is done with the last one waits a turn of the loop, and is quick again."""
+    async with RawUpstream() as upstream:
+        fast = Fast(upstream)
+        async with fast.proxy as proxy, await proxy.connect() as caller:
+            await caller.send(request("/slow", method="MKCOL"))
+            assert 200 == (await caller.answer()).status
+            for _ in range(100):
+                await caller.send(request("/quick"))
+                assert 200 == (await caller.answer()).status
+            assert 1 == proxy.handled
 
 
 async def test_what_is_sent_ahead_is_answered_afterwards() -> None:
