@@ -62,6 +62,9 @@ class Keycloak:
         for client in document["clients"]:
             if client["clientId"] == "signing":
                 client["attributes"]["jwks.string"] = keys
+        # Assertions about users (RFC 7523) are believed like another identity provider's, by the same key.
+        (issuer,) = document["identityProviders"]
+        issuer["config"]["publicKeySignatureVerifier"] = self.signing_key.as_pem(private=False).decode()
         self._admin("POST", "", document)
 
     def sessions(self, realm: str) -> list[str]:
