@@ -12,11 +12,12 @@ from broker.stores.listeners import Listeners
 from broker.stores.options import StoreKind, StoreOptions
 from broker.stores.redis_buckets import draw
 from broker.stores.redis_client import RedisClient, Script, milliseconds
-from broker.stores.redis_connection import Dialler, Reply, tls_context
+from broker.stores.redis_connection import Dialler, Reply
 from broker.stores.redis_events import EventChannel
 from broker.stores.redis_indexes import Due, Indexes, Keys
 from broker.stores.redis_leases import acquire
 from broker.stores.redis_sentinels import Sentinels
+from broker.stores.redis_tls import RedisTls
 from broker.stores.redis_topology import Cluster, Standalone, Topology
 from broker.stores.redis_witness import Witness
 
@@ -253,7 +254,7 @@ class RedisStore:
 def _client(options: StoreOptions, witness: Witness) -> RedisClient:
     """Build the client for what the URL means."""
     location = options.location
-    tls = tls_context(options.tls) if location.tls else None
+    tls = RedisTls(options.tls) if location.tls else None
     dialler = Dialler(
         username=location.username,
         password=options.password or location.password,

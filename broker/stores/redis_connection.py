@@ -11,8 +11,9 @@ from redis.asyncio.connection import Connection, SSLConnection
 from redis.exceptions import RedisError, ResponseError
 
 from broker.core.secret import Secret
-from broker.errors import ConfigError, StoreError
-from broker.stores.options import Address, StoreTlsOptions
+from broker.errors import StoreError
+from broker.stores.options import Address
+from broker.stores.redis_tls import RedisTls
 
 REST_SECONDS = 0.5
 """How long a server that failed is left alone. After that one call tries it, and the others go on failing at once."""
@@ -45,7 +46,7 @@ class Dialler:
         username: str | None,
         password: Secret | None,
         database: int = 0,
-        tls: ssl.SSLContext | None = None,
+        tls: RedisTls | None = None,
     ) -> None:
         self._username = username
         self._password = password
@@ -59,7 +60,8 @@ class Dialler:
         Raises:
             Unreachable: If there is none to be had, or the server refuses the credentials.
         """
-        connection = self._connection(address)
+        context = None if self._tls is None else await asyncio.to_thread(self._tls.context)
+        connection = self._connection(address, context)
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
         except BaseException as fault:
@@ -69,7 +71,7 @@ class Dialler:
             raise
         return connection
 
-    def _connection(self, address: Address) -> Connection:
+    def _connection(self, address: Address, tls: ssl.SSLContext | None) -> Connection:
         # Deadlines and retries are the caller's. RESP2 has no pushes, so each answer belongs to a command.
         arguments: dict[str, Any] = {
             "host": address.host,
@@ -83,10 +85,10 @@ class Dialler:
             "driver_info": None,
             "client_name": "token-broker",
         }
-        if self._tls is None:
+        if tls is None:
             return Connection(**arguments)
         connection = SSLConnection(**arguments)
-        connection.ssl_context.context = self._tls
+        connection.ssl_context.context = tls
         return connection
 
 
@@ -266,20 +268,3 @@ async def drop(connection: Connection) -> None:
 def explain(fault: BaseException) -> str:
     """Return what a fault says, bounded: the server may say anything."""
     return f"{type(fault).__name__}: {fault}"[:200]
-
-
-def tls_context(options: StoreTlsOptions) -> ssl.SSLContext:
-    """
-    Return what checks the server's certificate and shows ours.
-
-    Raises:
-        ConfigError: If a file is not there or not what it should be.
-    """
-    try:
-        context = ssl.create_default_context(cafile=options.ca_file)
-        if options.cert_file is not None:
-            password = None if options.key_password is None else options.key_password.reveal
-            context.load_cert_chain(options.cert_file, options.key_file, password)
-    except OSError as fault:  # ssl.SSLError is one
-        raise ConfigError(f"store.tls: {explain(fault)}") from fault
-    return context
