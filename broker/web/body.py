@@ -35,10 +35,19 @@ class RequestBody:
         "received_bytes",
     )
 
-    def __init__(self, content: StreamReader, *, max_bytes: int, max_kept_bytes: int, pause_seconds: float) -> None:
+    def __init__(
+        self,
+        content: StreamReader,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        max_bytes: int,
+        max_kept_bytes: int,
+        pause_seconds: float,
+    ) -> None:
         """
         Args:
             content: Where it comes from.
+            loop: What it comes on.
             max_bytes: A larger one is refused.
             max_kept_bytes: One of at most this size is kept.
             pause_seconds: How long the caller may send nothing.
@@ -49,7 +58,7 @@ class RequestBody:
         self._pause_seconds = pause_seconds
         self._kept: bytearray | None = bytearray()
         self._ended = False
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._began_at = self._loop.time()
         self._waiting_since = math.inf
         self.received_bytes = 0

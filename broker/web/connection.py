@@ -168,6 +168,11 @@ class CallerConnection(RequestHandler):
         self.handover: Handover | None = None
 
     @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """What runs it. To ask asyncio for it takes a call of the kernel (``getpid``)."""
+        return self._loop
+
+    @property
     def peer(self) -> str:
         """The address at the other end; empty for a Unix socket."""
         peername = self.peername

@@ -243,6 +243,7 @@ class Proxy:
         route = call.lane.route
         body = RequestBody(
             request.content,
+            self._loop,
             max_bytes=route.max_body_bytes,
             max_kept_bytes=route.max_replay_body_bytes if call.may_retry else 0,
             pause_seconds=self._limits.body_timeout_seconds,
@@ -388,12 +389,11 @@ def _announce(body: RequestBody, exchange: Exchange, *, chunked: bool) -> Broker
     if not body.is_here:
         exchange.expect_body(chunked=chunked)
         return None
-    match body.take():
-        case bytes(whole):
-            exchange.carry(whole, chunked=chunked)
-            return None
-        case error:
-            return error
+    whole = body.take()
+    if isinstance(whole, BrokerError):
+        return whole
+    exchange.carry(whole, chunked=chunked)
+    return None
 
 
 async def _send_all(body: RequestBody, exchange: Exchange, relay: Relay) -> None:

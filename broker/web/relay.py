@@ -100,7 +100,7 @@ class Relay:
     async def wait(self) -> None:
         """Return when nothing more comes."""
         if not self.ended:
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self._connection.loop.create_future()
             await self._waiter
 
     @property
