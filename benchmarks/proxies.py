@@ -318,6 +318,8 @@ wrk.method = "POST"
 wrk.body = '{"note":"' .. string.rep("z", 100) .. '"}'
 wrk.headers["Content-Type"] = "application/json"
 """
+BY_THE_HANDLER = 'wrk.method = "PROPFIND"'
+"""A request as plain as the GET, but with a method that the fast path doesn't take."""
 CHUNKED_POST = """
 function init()
   wrk.method = "POST"
@@ -328,7 +330,7 @@ function init()
 end
 function request() return whole end
 """
-"""The fast path takes no chunks: aiohttp's parser and handler do."""
+"""It takes no chunks either."""
 
 
 def _broker(store: str, *, workers: int = 1, script: str = "", path: str = "/small.json", **settings: Any) -> Any:
@@ -391,6 +393,7 @@ STARTERS: dict[str, Any] = {
     "aiohttp, plain": _plain_aiohttp,
     "broker, SQLite": _broker("sqlite"),
     "broker, SQLite, POST": _broker("sqlite", script=POST),
+    "broker, SQLite, by the handler": _broker("sqlite", script=BY_THE_HANDLER),
     "broker, SQLite, chunked POST": _broker("sqlite", script=CHUNKED_POST),
     "broker, SQLite, no session": _broker("sqlite", path="/open/small.json"),
     "broker, SQLite, 2 workers": _broker("sqlite", workers=2),
