@@ -110,6 +110,30 @@ async def test_a_push_that_fails_fails_the_login(server: DocumentServer, answer:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("answer", "key"),
+    [
+        ((400, {"error": "invalid_redirect_uri"}), "public_url"),
+        ((400, {"error": "invalid_scope"}), "providers.corp.scope"),
+        ((400, {"error": "invalid_target"}), "providers.corp.authorization_parameters"),
+        ((401, {"error": "invalid_client"}), "providers.corp.client_secret"),
+        ((400, {"error": "strange"}), None),
+    ],
+)
+async def test_a_push_that_is_refused_names_its_key(
+    server: DocumentServer, caplog: pytest.LogCaptureFixture, answer: tuple[int, Any], key: str | None
+) -> None:
+    """The browser isn't sent anywhere, so this is the only place where the refusal shows."""
+    metadata(server, required=True)
+    server.answers["/par"] = answer
+    async with authorization_server(issuer=server.url, client_secret=Secret("s")) as provider:
+        with pytest.raises(ProviderError):
+            await provider.authorization_url(REQUEST)
+
+    (record,) = [record for record in caplog.records if record.message == "pushed_authorization_refused"]
+    assert key == record.__dict__["look_at"]
+
+
 async def test_a_scope_that_is_empty_is_not_sent() -> None:
     """A plain OAuth 2.0 server without scopes isn't asked for an empty one."""
     async with authorization_server(

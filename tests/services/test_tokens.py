@@ -11,6 +11,7 @@ from broker.core.grant import EndReason, Origin
 from broker.core.outcome import Cause, LoginNeeded, Token, Unavailable
 from broker.core.provider import Rotation
 from broker.errors import StoreError
+from broker.services import metrics
 from broker.services.tasks import Tasks
 from broker.stores.base import Event, Topic
 from tests.services.conftest import StartStage
@@ -282,6 +283,23 @@ async def test_up_07_so_do_callers_that_fail_on_a_young_token(stage: Stage, age:
 
     assert {"at-2"} == {access_token(result) for result in results}
     assert 1 == len(stage.presented())
+
+
+async def test_a_token_that_is_refused_before_its_end_is_counted_once(stage: Stage) -> None:
+    """However many callers it was refused to; one that is too young to be replaced shows nothing."""
+
+    def refused_early() -> float:
+        return metrics.totals(metrics.PROVIDER_BEHAVIOUR, "provider", PROVIDER, by="seen").get("refused_early", 0.0)
+
+    before = refused_early()
+    await stage.one.broker.token(stage.grant_id, rejected_generation=1)
+    assert before == refused_early()
+    stage.clock.advance(100)
+    await asyncio.gather(*(stage.one.broker.token(stage.grant_id, rejected_generation=1) for _ in range(20)))
+    assert before + 1 == refused_early()
+    stage.expire()
+    await stage.one.broker.token(stage.grant_id)
+    assert before + 1 == refused_early()
 
 
 async def test_up_07_callers_of_several_processes_that_fail_on_one_generation_cause_one_refresh(stage: Stage) -> None:
