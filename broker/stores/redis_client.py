@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 
 import hiredis
@@ -32,6 +32,8 @@ WAIT_SHARE = 0.35
 """Which part of the time that is left the replicas may take; less than a half (``Pool.exchange``)."""
 QUEUE_TIMEOUTS = 3
 """How many deadlines a call waits for a connection at most, as long as the server answers the others."""
+CLOSE_SECONDS = 0.5
+"""How long the end waits for what is done behind the callers' backs."""
 
 Word = str | bytes | int | float
 
@@ -98,6 +100,7 @@ class RedisClient:
         self._max_connections = max_connections
         self._pools: dict[Address, Pool] = {}
         self._lanes: dict[Address, LaneKeeper] = {}
+        self._afterwards: set[asyncio.Task[None]] = set()
         self._is_closed = False
 
     async def dial(self, address: Address) -> Connection:
@@ -180,6 +183,12 @@ class RedisClient:
                 raise StoreError(f"written, but not by {replicas} replicas in time: {count!r:.100}")
         return reply
 
+    def afterwards(self, work: Coroutine[None, None, None]) -> None:
+        """Do *work* behind the caller's back. It doesn't raise, and is given up soon after the client is closed."""
+        task = asyncio.get_running_loop().create_task(work, name="redis-afterwards")
+        self._afterwards.add(task)
+        task.add_done_callback(self._afterwards.discard)
+
     async def _complete(self, key: str, commands: Callable[[_Call], list[Command]], deadline: float) -> list[Reply]:
         """Send the commands to where *key* is, until they are answered or the loop's *deadline*. Raises StoreError."""
         call = _Call(key, commands, deadline)
@@ -255,6 +264,10 @@ class RedisClient:
 
     async def close(self) -> None:
         """Drop all connections, for good."""
+        if self._afterwards:
+            _, late = await asyncio.wait(self._afterwards, timeout=CLOSE_SECONDS)
+            for task in late:
+                task.cancel()
         self._is_closed = True
         await self.topology.close()
         for address in list(self._pools):

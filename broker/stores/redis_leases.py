@@ -1,5 +1,6 @@
 """Leases in Redis: a key that names its owner and expires."""
 
+import asyncio
 import contextlib
 from dataclasses import dataclass
 
@@ -42,11 +43,14 @@ async def acquire(client: RedisClient, key: str, owner: str, ttl_seconds: float)
         owner: What no other call has.
         ttl_seconds: How long to hold it.
     """
+    lease: Lease = RedisLease(client, key, owner)
     try:
         is_held = await client.run(ACQUIRE, [key], owner, milliseconds(ttl_seconds)) == 1
     except StoreError as fault:
         return StoreDown(str(fault))
-    lease: Lease = RedisLease(client, key, owner)
+    except asyncio.CancelledError:
+        client.afterwards(lease.release())  # it may have been had, and nobody would use it
+        raise
     return lease if is_held else Busy()
 
 

@@ -289,6 +289,36 @@ async def test_ft_06_a_cancelled_call_drops_its_connection(proxy: TcpProxy, stor
     assert accepted + 1 == proxy.accepted
 
 
+async def test_a_lease_that_was_asked_for_in_vain_is_given_back(proxy: TcpProxy, store: Store) -> None:
+    """Whoever is cancelled before the answer holds no lease, and the others needn't wait for its end."""
+    await store.ping()
+    proxy.delay_seconds = 0.2
+    call = asyncio.get_running_loop().create_task(store.lease(KEY, LONG))
+    await asyncio.sleep(0.05)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    proxy.delay_seconds = 0
+
+    async def is_free() -> bool:
+        return not isinstance(await store.lease(KEY, LONG), Busy)
+
+    await until_async(is_free, what="the lease")
+
+
+async def test_what_is_given_back_at_the_end_reaches_the_server(proxy: TcpProxy, backing: RedisBacking) -> None:
+    """A process that stops in the middle of asking for a lease leaves none behind."""
+    store = await backing.open()
+    proxy.delay_seconds = 0.1
+    call = asyncio.get_running_loop().create_task(store.lease(KEY, LONG))
+    await asyncio.sleep(0.05)
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    await store.close()
+    proxy.delay_seconds = 0
+    assert not isinstance(await (await backing.open()).lease(KEY, LONG), Busy)
+
+
 async def test_a_cut_connection_costs_no_call(proxy: TcpProxy, store: Store) -> None:
     """When the server or a firewall has closed the idle connections, the next calls open new ones and succeed."""
     await store.create(KEY, b"1", ttl_seconds=LONG)
