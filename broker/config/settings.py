@@ -13,6 +13,7 @@ from broker.core.callers import CallersOptions
 from broker.core.forward_auth import ForwardAuthOptions
 from broker.core.forwarded import ForwardingField
 from broker.core.limit_options import LimitOptions
+from broker.core.listen_tls import ListenTlsOptions
 from broker.core.login import LoginOptions
 from broker.core.options import OptionError, option
 from broker.core.provider import ProviderOptions
@@ -72,6 +73,7 @@ class Settings:
     listen: ListenAddress = option(
         "Where the broker listens.", default=ListenAddress("127.0.0.1", 8080), example="0.0.0.0:8080"
     )
+    tls: ListenTlsOptions | None = option("TLS on that listener.", default=None)
     admin: AdminOptions = option("The listener for operators.", default=AdminOptions())
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = option(
         "The networks of the proxies in front of the broker. Only what they say in `forwarding_field` and "
@@ -123,6 +125,9 @@ class Settings:
             raise OptionError("workers", "a number from 1 to 256")
         if self.workers > 1 and not self.store.is_shared:
             raise OptionError("workers", "1, since a memory store serves one process")
+        names = () if self.forward_auth is None else self.forward_auth.certificate_names
+        if names and (self.tls is None or self.tls.client_ca_file is None):
+            raise OptionError("forward_auth.certificate_names", "tls.client_ca_file with them")
         if not _BASE_PATH.fullmatch(self.base_path):
             raise OptionError("base_path", "a path such as /bff, of letters, digits, _ and -")
         object.__setattr__(self, "login", replace(self.login, base_path=self.base_path))

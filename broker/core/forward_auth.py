@@ -16,7 +16,7 @@ CVE-2026-40575, CVE-2026-34457, CVE-2026-30851.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
@@ -32,6 +32,7 @@ SECRET_FIELD: Final = b"x-gateway-secret"
 """By which a gateway shows that it is one."""
 
 _SECRET = re.compile(r"[!-~]{32,256}")
+_NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]{0,251}[a-z0-9])?")
 
 Fields = Sequence[tuple[bytes, bytes]]
 """Header fields: names and values, as they came."""
@@ -96,10 +97,16 @@ class ForwardAuthOptions:
     gateway: Gateway = option("The kind of gateway: how it asks, and which answers it understands.")
     secrets: tuple[Secret, ...] = option(
         "What the gateway shows in `X-Gateway-Secret`. Any of them is taken, so that they can be rotated.",
+        default=(),
         example="[{file: /run/secrets/gateway}]",
     )
+    certificate_names: tuple[str, ...] = option(
+        "The DNS names of gateways' client certificates, by `tls.client_ca_file`. Whoever shows one needs no secret.",
+        default=(),
+        example="[gateway.internal]",
+    )
     networks: tuple[IPv4Network | IPv6Network, ...] = option(
-        "The networks of the gateways; without it, whoever shows the secret is one.",
+        "The networks of the gateways; without it, whoever shows a secret or a certificate is one.",
         default=(),
         example="[10.0.1.0/24]",
     )
@@ -113,8 +120,11 @@ class ForwardAuthOptions:
     )
 
     def __post_init__(self) -> None:
-        if not self.secrets:
-            raise OptionError("secrets", "at least one secret")
+        if not self.secrets and not self.certificate_names:
+            raise OptionError("secrets", "at least one secret, or certificate_names")
+        for index, name in enumerate(self.certificate_names):
+            if not _NAME.fullmatch(name):
+                raise OptionError(f"certificate_names[{index}]", "a DNS name in lower case, without a wildcard")
         for index, secret in enumerate(self.secrets):
             if not _SECRET.fullmatch(secret.reveal()):
                 raise OptionError(f"secrets[{index}]", "32 to 256 visible ASCII characters, at random")
@@ -133,6 +143,23 @@ def shows_secret(fields: Fields, secrets: Iterable[Secret]) -> bool:
     candidate = Secret(shown[0].decode("latin-1"))
     # All are compared, each in constant time.
     return sum(candidate == secret for secret in secrets) > 0
+
+
+def shows_certificate(certificate: Mapping[str, object] | None, names: Collection[str]) -> bool:
+    """
+    Return whether *certificate* has one of *names*.
+
+    Args:
+        certificate: A peer's certificate that TLS has verified, as ``ssl.SSLSocket.getpeercert`` gives it.
+        names: DNS names in lower case. A wildcard in the certificate is none of them.
+
+    Source: RFC 9525 section 6 (the common name says nothing).
+    """
+    if not certificate:
+        return False
+    alternatives = certificate.get("subjectAltName", ())
+    assert isinstance(alternatives, tuple)
+    return any(kind == "DNS" and value.lower() in names for kind, value in alternatives)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import logging
 import math
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -177,6 +177,11 @@ class CallerConnection(RequestHandler):
         """The address at the other end; empty for a Unix socket."""
         peername = self.peername
         return peername[0] if isinstance(peername, tuple) else ""
+
+    @property
+    def certificate(self) -> Mapping[str, object] | None:
+        """The certificate that the other end has shown, and TLS has verified, as ``ssl`` gives it; None if none."""
+        return None if self.transport is None else self.transport.get_extra_info("peercert")
 
     @property
     def closes(self) -> bool:

@@ -1,7 +1,8 @@
 """
 Forward-auth: judges requests that a gateway holds, by the same gate that judges those which the broker forwards itself.
 
-    secret ▸ the original request ▸ the gate ▸ fields for the gateway, and the access token if both sides allow it
+    secret or certificate ▸ the original request ▸ the gate ▸ fields for the gateway, and the access token if both
+    sides allow it
 
 The gateway copies the fields that it is told to copy, each in place of what the caller sent. So the answer has all of
 them that go upstream, the caller's own cookies included, from which ours are taken out.
@@ -20,6 +21,7 @@ from broker.core.forward_auth import (
     ForwardAuthOptions,
     OriginalRequest,
     original_request,
+    shows_certificate,
     shows_secret,
 )
 from broker.core.forwarded import TrustedProxies
@@ -101,7 +103,7 @@ class ForwardAuth:
     async def _judge(self, request: web.Request) -> Call:
         connection = request.protocol
         assert isinstance(connection, CallerConnection)
-        self._check_gateway(request, connection.peer)
+        self._check_gateway(request, connection)
         message = request._message  # noqa: SLF001 - its target is the one that came; request.path is decoded
         original = original_request(
             self._dialect,
@@ -124,12 +126,15 @@ class ForwardAuth:
         self._gate.limit(call)
         return call
 
-    def _check_gateway(self, request: web.Request, peer: str) -> None:
+    def _check_gateway(self, request: web.Request, connection: CallerConnection) -> None:
         """Whoever isn't a gateway learns nothing, not even whether there is a session."""
-        if self._options.networks and not self._gateways.trusts(peer):
+        if self._options.networks and not self._gateways.trusts(connection.peer):
             raise Forbidden("not from a network of the gateways")
-        if not shows_secret(request.raw_headers, self._options.secrets):
-            raise Forbidden("no gateway's secret is shown")
+        if not (
+            shows_certificate(connection.certificate, self._options.certificate_names)
+            or shows_secret(request.raw_headers, self._options.secrets)
+        ):
+            raise Forbidden("no gateway's secret or certificate is shown")
 
     def _allow(self, call: Call) -> web.Response:
         release = self._options.release_token and call.lane.route.release_token

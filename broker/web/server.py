@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from ssl import SSLContext
 from typing import Any
 
 from aiohttp import web
@@ -18,6 +19,7 @@ from aiohttp import web
 from broker.config.settings import LogFormat, Settings
 from broker.errors import OperatorError
 from broker.services import logs
+from broker.services.tls import server_context
 from broker.web.workers import GENTLY
 
 SUPERVISOR_CHECK_SECONDS = 1.0
@@ -90,7 +92,8 @@ async def _serve(
     await installation.start()
     runners: list[web.BaseRunner] = []
     if public:
-        runners.append(await _listen(installation.public_runner(), public))
+        tls = None if settings.tls is None else server_context(settings.tls)
+        runners.append(await _listen(installation.public_runner(), public, tls))
     if admin:
         runners.append(await _listen(installation.admin_runner(), admin))
     settle()
@@ -119,10 +122,12 @@ def settle() -> None:
     gc.freeze()
 
 
-async def _listen(runner: web.BaseRunner, sockets: Sequence[socket.socket]) -> web.BaseRunner:
+async def _listen(
+    runner: web.BaseRunner, sockets: Sequence[socket.socket], tls: SSLContext | None = None
+) -> web.BaseRunner:
     await runner.setup()
     for each in sockets:
-        await web.SockSite(runner, each).start()
+        await web.SockSite(runner, each, ssl_context=tls).start()
     return runner
 
 

@@ -32,6 +32,7 @@ class Kind:
         command: With ``$main`` for the main file and ``$directory`` for where it is.
         replaced: Further texts, and what is put in their place.
         forwards_itself: Whether it asks the broker; otherwise the broker forwards.
+        shows_certificate: Whether it does so in place of a secret.
     """
 
     directory: str
@@ -39,6 +40,7 @@ class Kind:
     command: tuple[str, ...]
     replaced: Mapping[str, str]
     forwards_itself: bool = True
+    shows_certificate: bool = False
 
 
 _NGINX = {
@@ -48,6 +50,10 @@ _NGINX = {
     "/etc/ssl/app.pem": "$certificate",
     "/etc/ssl/app.key": "$key",
 }
+_BROKER_TLS = (
+    "proxy_ssl_protocols TLSv1.3; proxy_ssl_verify on; proxy_ssl_trusted_certificate '$ca'; proxy_ssl_name localhost; "
+    "proxy_ssl_server_name on;"
+)
 _NGINX_COMMAND = ("nginx", "-p", "$directory", "-c", "$main", "-e", "stderr", "-g", "$globals")
 
 KINDS = {
@@ -56,6 +62,22 @@ KINDS = {
         ("nginx.conf",),
         _NGINX_COMMAND,
         {**_NGINX, "/etc/nginx/gateway-secret.conf": "$directory/gateway-secret.conf", "127.0.0.1:3000": "$app"},
+    ),
+    "nginx-certificate": Kind(
+        "nginx",
+        ("nginx.conf",),
+        _NGINX_COMMAND,
+        {
+            **_NGINX,
+            "proxy_pass http://broker;": "proxy_pass https://broker; " + _BROKER_TLS,
+            "    upstream app {": "    upstream broker-auth { server 127.0.0.1:$broker_port; }\n    upstream app {",
+            "proxy_pass http://broker/bff/auth;": "proxy_pass https://broker-auth/bff/auth; " + _BROKER_TLS,
+            # What stands in docs/howto/behind-nginx.md in place of the secret.
+            "include /etc/nginx/gateway-secret.conf;": "proxy_ssl_certificate $directory/nginx.pem; "
+            "proxy_ssl_certificate_key $directory/nginx.key;",
+            "127.0.0.1:3000": "$app",
+        },
+        shows_certificate=True,
     ),
     "nginx-in-front": Kind("nginx", ("in-front.conf",), _NGINX_COMMAND, _NGINX, forwards_itself=False),
     "haproxy": Kind(
@@ -114,6 +136,9 @@ class GatewayProcess:
         self._app = app.removeprefix("http://")
         authority = Authority(directory)
         self._leaf = authority.issue("gateway", host="localhost")
+        self._ca_file = authority.ca_file
+        if self.kind.shows_certificate:
+            authority.issue("nginx", host="gateway.internal")
         self.tls = ssl.create_default_context(cafile=authority.ca_file)
         self.broker = BrokerProcess(directory, **self._settings(provider, app, more_routes))
         self.log_path = directory / "gateway.log"
@@ -123,7 +148,15 @@ class GatewayProcess:
         example = yaml.safe_load((EXAMPLES / self.kind.directory / "broker.yaml").read_text())
         for key in ("listen", "store", "keys"):
             del example[key]  # BrokerProcess has its own
-        if self.kind.forwards_itself:
+        if self.kind.shows_certificate:
+            del example["forward_auth"]["secrets"]
+            example["forward_auth"]["certificate_names"] = ["gateway.internal"]
+            example["tls"] = {
+                "certificate_file": self._leaf.certificate_file,
+                "key_file": self._leaf.key_file,
+                "client_ca_file": self._ca_file,
+            }
+        elif self.kind.forwards_itself:
             example["forward_auth"]["secrets"] = [{"value": SECRET}]
         else:
             del example["forward_auth"]
@@ -180,6 +213,8 @@ class GatewayProcess:
             "port": self.port,
             "directory": self.directory,
             "app": self._app,
+            "broker_port": self.broker.port,
+            "ca": self._ca_file,
             "certificate": self._leaf.certificate_file,
             "key": self._leaf.key_file,
         }
