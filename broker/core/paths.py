@@ -17,10 +17,16 @@ Source: RFC 3986 sections 3.3 and 6.2, RFC 9112 section 3.2, RFC 9700 section 4.
 import re
 import unicodedata
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from broker.errors import AmbiguousPath, BadRequest
+
+MAX_REMEMBERED: Final = 4096
+"""So many targets are remembered: frontends ask for the same ones again and again."""
+MAX_REMEMBERED_BYTES: Final = 128
+"""Longer targets, which hardly come twice, aren't."""
 
 # What browsers send in a path without encoding it: pchar without ";" and "%" (RFC 3986), and "|[]" (WHATWG URL).
 _PLAIN = rb"A-Za-z0-9\-_~!$&'()*+,=:@|\[\]"
@@ -63,13 +69,25 @@ def read_target(target: bytes, host: bytes) -> Target:
         AmbiguousPath: If two readers could take the path for two different ones.
         BadRequest: If the target isn't an origin-form of RFC 9112 section 3.2.1, nor an absolute-form for this host.
     """
-    plain = _PLAIN_TARGET.fullmatch(target)
+    plain = (_remembered if len(target) <= MAX_REMEMBERED_BYTES else _read_plain)(target)
     if plain is not None:
-        path, query = plain.groups(b"")
-        return Target(path, query, path.lower())
+        return plain
     if not target.startswith(b"/"):
         target = _origin_form(target, host)
     return _read_origin_form(target)
+
+
+def _read_plain(target: bytes) -> Target | None:
+    """Read a target that every reader reads alike; None if it isn't one."""
+    plain = _PLAIN_TARGET.fullmatch(target)
+    if plain is None:
+        return None
+    path, query = plain.groups(b"")
+    return Target(path, query, path.lower())
+
+
+_remembered = lru_cache(maxsize=MAX_REMEMBERED)(_read_plain)
+"""The same, for targets that came before."""
 
 
 def _origin_form(target: bytes, host: bytes) -> bytes:

@@ -185,8 +185,14 @@ class FastConnection(CallerConnection):
         try:
             proxy.gate.limit(call)
             call.request_id = proxy.request_id(call, self._peer or "")
-            watched = proxy.watched(call)
-            relay = Relay(self, call.head, hold_401=call.token is not None, watched=watched, done=self._done)
+            relay = Relay(
+                self,
+                call.head,
+                hold_401=call.token is not None,
+                streams=proxy.streams,
+                session=call.session,
+                done=self._done,
+            )
             exchange = Exchange(call.head.method, call.compose(), relay, lane.answers, lane.route.timeout)
         except BrokerError:
             self.relay = None

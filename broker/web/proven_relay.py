@@ -5,8 +5,10 @@ from collections.abc import Callable
 from broker.core.challenge import refuses_proof
 from broker.core.request_head import RequestHead
 from broker.core.response_head import ResponseHead
+from broker.services.session_cache import LiveSession
 from broker.web.connection import CallerConnection
-from broker.web.relay import Relay, Watched, challenges_of
+from broker.web.relay import Relay, challenges_of
+from broker.web.streams import Streams
 
 
 class ProvenRelay(Relay):
@@ -19,7 +21,8 @@ class ProvenRelay(Relay):
         *,
         learn_nonce: Callable[[bytes], bool],
         hold_401: bool,
-        watched: Watched | None = None,
+        streams: Streams,
+        session: LiveSession | None,
     ) -> None:
         """
         Args:
@@ -27,9 +30,10 @@ class ProvenRelay(Relay):
             request: What it answers.
             learn_nonce: Takes the nonce of the answer; returns whether it is one.
             hold_401: Whether a 401 is held back, so that the request can be sent again.
-            watched: Ends it with the session, if it takes longer than one read.
+            streams: End it with the session, if it takes longer than one read.
+            session: Whose answer it is; None for nobody's.
         """
-        super().__init__(connection, request, hold_401=hold_401, watched=watched)
+        super().__init__(connection, request, hold_401=hold_401, streams=streams, session=session)
         self._learn_nonce = learn_nonce
 
     def on_head(self, head: ResponseHead, body: bytes, *, complete: bool) -> None:

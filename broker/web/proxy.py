@@ -36,7 +36,7 @@ from broker.web.connection import CallerConnection, Handover
 from broker.web.gate import Call, CallerSource, Gate, SessionSource, TokenSource
 from broker.web.middleware import request_names
 from broker.web.proven_relay import ProvenRelay
-from broker.web.relay import CLOSED, KEPT, Relay, Watched
+from broker.web.relay import CLOSED, KEPT, Relay
 from broker.web.scrub import Scrubber
 from broker.web.streams import Streams, Subscription
 
@@ -352,11 +352,13 @@ class Proxy:
 
     def _relay(self, transit: _Transit, *, hold_401: bool) -> Relay:
         call = transit.call
-        watched = self.watched(call)
+        connection, head, streams, session = transit.connection, call.head, self.streams, call.session
         if not call.is_bound:
-            return Relay(transit.connection, call.head, hold_401=hold_401, watched=watched)
-        learn_nonce = partial(call.lane.learn_nonce, call.head)
-        return ProvenRelay(transit.connection, call.head, learn_nonce=learn_nonce, hold_401=hold_401, watched=watched)
+            return Relay(connection, head, hold_401=hold_401, streams=streams, session=session)
+        learn_nonce = partial(call.lane.learn_nonce, head)
+        return ProvenRelay(
+            connection, head, learn_nonce=learn_nonce, hold_401=hold_401, streams=streams, session=session
+        )
 
     async def _send_body(
         self, connection: CallerConnection, body: RequestBody, exchange: Exchange, relay: Relay
@@ -371,11 +373,6 @@ class Proxy:
         finally:
             sending.cancel()
             connection.body = None
-
-    def watched(self, call: Call) -> Watched | None:
-        """Return who ends the call's answer with its session; None if it has none."""
-        session_id = call.head.block.session_id
-        return Watched(self.streams, call.session, session_id) if call.session is not None and session_id else None
 
     @staticmethod
     def _scrubber(call: Call, relay: Relay) -> Scrubber | None:

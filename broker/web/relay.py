@@ -8,7 +8,6 @@ way that the caller can't take for the end of the answer.
 import asyncio
 import re
 from collections.abc import Callable
-from typing import NamedTuple
 
 from aiohttp import web
 
@@ -27,14 +26,6 @@ LINGER_SECONDS = 5.0
 """How long a caller may go on sending into a tunnel whose upstream has gone."""
 
 _CHALLENGE = re.compile(rb"^www-authenticate:[ \t]*([^\r\n]*?)[ \t]*\r$", re.IGNORECASE | re.MULTILINE)
-
-
-class Watched(NamedTuple):
-    """Who ends a stream when its session ends."""
-
-    streams: Streams
-    session: LiveSession
-    session_id: bytes
 
 
 class Relay:
@@ -69,7 +60,7 @@ class Relay:
     _chunked = False
     _tunnel = False
     _lingering: asyncio.TimerHandle | None = None
-    _is_watched = False
+    _watched: LiveSession | None = None
     _waiter: asyncio.Future[None] | None = None
 
     def __init__(
@@ -78,7 +69,8 @@ class Relay:
         request: RequestHead,
         *,
         hold_401: bool,
-        watched: Watched | None = None,
+        streams: Streams,
+        session: LiveSession | None,
         done: Callable[[], None] | None = None,
     ) -> None:
         """
@@ -86,13 +78,15 @@ class Relay:
             connection: Where the answer goes.
             request: What it answers.
             hold_401: Whether a 401 is held back, so that the request can be sent again.
-            watched: Ends it with the session, if it takes longer than one read.
+            streams: End it with the session, if it takes longer than one read.
+            session: Whose answer it is; None for nobody's.
             done: Is called when nothing more comes, for whoever doesn't :meth:`wait`.
         """
         self._connection = connection
         self._request = request
         self._hold_401 = hold_401
-        self._watched = watched
+        self._streams = streams
+        self._session = session
         self._done = done
         self.keep_alive = request.keep_alive
         connection.relay = self
@@ -281,17 +275,18 @@ class Relay:
             transport.write(data)
 
     def _be_watched(self) -> None:
-        if self._watched is not None and not self.ended:
-            self._is_watched = True
-            self._watched.streams.add(self, self._watched.session, self._watched.session_id)
+        session_id = self._request.block.session_id
+        if self._session is not None and session_id and not self.ended:
+            self._watched = self._session
+            self._streams.add(self, self._session, session_id)
 
     def _finish(self) -> None:
         self.ended = True
         if self._lingering is not None:
             self._lingering.cancel()
         self.exchange = None
-        if self._is_watched and self._watched is not None:
-            self._watched.streams.remove(self, self._watched.session.key)
+        if self._watched is not None:
+            self._streams.remove(self, self._watched.key)
         if self._connection.relay is self:
             self._connection.relay = None
         if self._waiter is not None and not self._waiter.done():
