@@ -3,7 +3,7 @@
 import argparse
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,14 @@ def doctor(options: argparse.Namespace) -> int:
             chosen = {options.provider: chosen[options.provider]}
         spent = None if options.spend is None else _refresh_token(options.spend, chosen)
         seen = await _seen_by_the_broker(settings)
-        wrong = [name for name, provider in chosen.items() if await _is_wrong(name, provider, settings, seen, spent)]
+
+        async def findings(name: str, provider: ProviderOptions) -> AsyncIterator[Finding]:
+            async for finding in _examine(name, provider, settings, spent):
+                yield finding
+            for finding in seen.get(name, ()):
+                yield finding
+
+        wrong = [name for name, provider in chosen.items() if await _is_wrong(name, findings(name, provider))]
         return 1 if wrong else 0
 
     return with_settings(options.config, examine)
@@ -63,7 +70,7 @@ async def _seen_by_the_broker(settings: Settings) -> dict[str, list[Finding]]:
         async with AdminClient(settings.admin) as client:
             answer = await client.ask("GET", "/providers")
         return {each["name"]: [_finding(differs) for differs in each["differs"]] for each in answer["providers"]}
-    except (CommandRefused, KeyError):
+    except (CommandRefused, KeyError, ValueError):  # it doesn't run, or is of another version
         return {}
 
 
@@ -72,19 +79,30 @@ def _finding(said: Mapping[str, Any]) -> Finding:
     return Finding(verdict=Verdict(said["verdict"]), key=said["key"], text=text, fitting=said["fitting"])
 
 
-async def _is_wrong(
-    name: str,
-    provider: ProviderOptions,
-    settings: Settings,
-    seen: Mapping[str, Sequence[Finding]],
-    spent: RefreshToken | None,
-) -> bool:
+async def _is_wrong(name: str, findings: AsyncIterator[Finding]) -> bool:
+    """Print what is found, and what would fit."""
     print(f"{name}:")
+    wrong, fitting = False, dict[str, object]()
+    async for finding in findings:
+        wrong |= finding.verdict is Verdict.ERROR
+        fitting.update(finding.fitting)
+        where = yaml_path(name, finding.key)
+        print(f"  {finding.verdict.value:8}{'' if where is None else f'{where}: '}{printable(finding.text)}")
+    if fitting:
+        print(f"  what would fit, if this is the server that you mean:\n    providers:\n      {name}:")
+        for key, value in fitting.items():
+            print(f"        {key}: {json.dumps(value)}")  # JSON is YAML, and escapes what a terminal would obey
+    return wrong
+
+
+async def _examine(
+    name: str, provider: ProviderOptions, settings: Settings, spent: RefreshToken | None
+) -> AsyncIterator[Finding]:
     try:
         outbound = Outbound(provider.tls, insecure=provider.insecure)
     except ConfigError as fault:
-        _show(name, Finding(verdict=Verdict.ERROR, key="tls", text=str(fault)))
-        return True
+        yield Finding(verdict=Verdict.ERROR, key="tls", text=str(fault))
+        return
     examined = Doctor(
         name,
         provider,
@@ -93,27 +111,16 @@ async def _is_wrong(
         clock=SystemClock(),
         randomness=SystemRandomness(),
     )
-    wrong, fitting = False, dict[str, object]()
+    wrong = False
     try:
         async for finding in examined.examine():
             wrong |= finding.verdict is Verdict.ERROR
-            fitting.update(finding.fitting)
-            _show(name, finding)
+            yield finding
     finally:
         await outbound.close()
     if spent is not None and not wrong:
         async for finding in _spend(name, provider, settings, spent):
-            wrong |= finding.verdict is Verdict.ERROR
-            fitting.update(finding.fitting)
-            _show(name, finding)
-    for finding in seen.get(name, ()):
-        fitting.update(finding.fitting)
-        _show(name, finding)
-    if fitting:
-        print(f"  what would fit, if this is the server that you mean:\n    providers:\n      {name}:")
-        for key, value in fitting.items():
-            print(f"        {key}: {json.dumps(value)}")  # JSON is YAML, and escapes what a terminal would obey
-    return wrong
+            yield finding
 
 
 async def _spend(
@@ -135,8 +142,3 @@ async def _spend(
             yield finding
     finally:
         await server.close()
-
-
-def _show(name: str, finding: Finding) -> None:
-    where = yaml_path(name, finding.key)
-    print(f"  {finding.verdict.value:8}{'' if where is None else f'{where}: '}{printable(finding.text)}")
