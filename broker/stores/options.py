@@ -189,7 +189,7 @@ class StoreOptions:
     sentinel_password: Secret | None = option("The password at the Sentinels.", default=None)
     timeout_seconds: float = option(
         "How long one call to the store may take, reconnecting included. Waiting for one of max_connections to Redis "
-        "is not counted, up to three times as long.",
+        "is not counted, up to ten times as long.",
         default=2.0,
     )
     wait_replicas: int = option(

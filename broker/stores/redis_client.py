@@ -32,6 +32,8 @@ WAIT_SHARE = 0.35
 """Which part of the time that is left the replicas may take; less than a half (``Pool.exchange``)."""
 QUEUE_TIMEOUTS = 3
 """How many deadlines a call waits for a connection at most, as long as the server answers the others."""
+PATIENT_TIMEOUTS = 10
+"""The same, for a call that begins something new: that is less urgent than what has been begun."""
 CLOSE_SECONDS = 0.5
 """How long the end waits for what is done behind the callers' backs."""
 
@@ -68,6 +70,7 @@ class _Call:
         key: A key of the slot.
         commands: Makes the commands of an attempt, from this.
         deadline: The event loop's time at which to give up.
+        is_patient: Whether it lets all others go first.
         seconds: What is left of it at the begin of the attempt.
         is_script_known: Whether the server is thought to know the script.
         redirected: Where a migration has sent this attempt, and no other.
@@ -77,6 +80,7 @@ class _Call:
     key: str
     commands: Callable[["_Call"], list[Command]]
     deadline: float
+    is_patient: bool = False
     seconds: float = 0.0
     is_script_known: bool = True
     redirected: Address | None = None
@@ -158,7 +162,9 @@ class RedisClient:
             self._lanes[address] = lane
         return lane
 
-    async def run(self, script: Script, keys: Sequence[str], *arguments: Word, replicas: int = 0) -> Reply:
+    async def run(
+        self, script: Script, keys: Sequence[str], *arguments: Word, replicas: int = 0, is_patient: bool = False
+    ) -> Reply:
         """
         Return what *script* returns.
 
@@ -167,6 +173,7 @@ class RedisClient:
             keys: The keys that it uses, all of one slot.
             arguments: Its other arguments.
             replicas: How many replicas must have what it wrote.
+            is_patient: Whether it begins something new, and lets all others go first where calls have to wait.
 
         Raises:
             StoreError: If it fails, if there is no answer in time, or if too few replicas have it.
@@ -177,7 +184,7 @@ class RedisClient:
             return [script.command(keys, arguments, is_known=call.is_script_known), *wait]
 
         deadline = asyncio.get_running_loop().time() + self.timeout_seconds
-        reply, *waited = await self._complete(keys[0], commands, deadline)
+        reply, *waited = await self._complete(keys[0], commands, deadline, is_patient=is_patient)
         for count in waited:
             if not isinstance(count, int) or count < replicas:
                 raise StoreError(f"written, but not by {replicas} replicas in time: {count!r:.100}")
@@ -189,9 +196,11 @@ class RedisClient:
         self._afterwards.add(task)
         task.add_done_callback(self._afterwards.discard)
 
-    async def _complete(self, key: str, commands: Callable[[_Call], list[Command]], deadline: float) -> list[Reply]:
+    async def _complete(
+        self, key: str, commands: Callable[[_Call], list[Command]], deadline: float, *, is_patient: bool = False
+    ) -> list[Reply]:
         """Send the commands to where *key* is, until they are answered or the loop's *deadline*. Raises StoreError."""
-        call = _Call(key, commands, deadline)
+        call = _Call(key, commands, deadline, is_patient)
         for attempt in range(ATTEMPTS):
             if (replies := await self._attempt(call)) is not None:
                 return replies
@@ -209,7 +218,8 @@ class RedisClient:
         call.redirected, call.refusal, call.seconds = None, None, call.deadline - began_at
         try:
             pool = await self._pool(address)
-            async with pool.turn(QUEUE_TIMEOUTS * self.timeout_seconds) as waited:
+            timeouts = PATIENT_TIMEOUTS if call.is_patient else QUEUE_TIMEOUTS
+            async with pool.turn(timeouts * self.timeout_seconds, is_patient=call.is_patient) as waited:
                 # The server isn't to blame for how busy this process is.
                 call.deadline += waited
                 replies = await pool.exchange([*asking, *call.commands(call)], call.deadline)

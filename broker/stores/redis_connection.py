@@ -13,6 +13,7 @@ from redis.exceptions import RedisError, ResponseError
 from broker.core.secret import Secret
 from broker.errors import StoreError
 from broker.stores.options import Address
+from broker.stores.redis_queue import Queue
 from broker.stores.redis_tls import RedisTls
 
 REST_SECONDS = 0.5
@@ -105,7 +106,7 @@ class Pool:
     def __init__(self, dial: Callable[[Address], Awaitable[Connection]], address: Address, *, size: int) -> None:
         self._dial = dial
         self._address = address
-        self._slots = asyncio.Semaphore(size)
+        self._queue = Queue(size)
         self._idle: list[Connection] = []
         self._is_closed = False
         self._succeeded_at = -math.inf
@@ -114,9 +115,13 @@ class Pool:
         self._probe: object | None = None
 
     @contextlib.asynccontextmanager
-    async def turn(self, patience_seconds: float) -> AsyncIterator[float]:
+    async def turn(self, patience_seconds: float, *, is_patient: bool = False) -> AsyncIterator[float]:
         """
         Wait until fewer than *size* others hold a turn, and yield how many seconds that took.
+
+        Args:
+            patience_seconds: How long to wait.
+            is_patient: Whether to let all others go first.
 
         Raises:
             StoreError: If it takes longer than *patience_seconds*.
@@ -125,14 +130,14 @@ class Pool:
         began_at = loop.time()
         try:
             async with asyncio.timeout_at(began_at + patience_seconds):
-                await self._slots.acquire()
+                await self._queue.take(is_patient=is_patient)
         except TimeoutError:
             why = f"too many calls wait for redis at {self._address}"
             raise StoreError(why, retry_after_seconds=REST_SECONDS) from None
         try:
             yield loop.time() - began_at
         finally:
-            self._slots.release()
+            self._queue.give_back()
 
     async def exchange(self, commands: Sequence[Command], deadline: float) -> list[Reply]:
         """

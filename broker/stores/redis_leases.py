@@ -45,7 +45,7 @@ async def acquire(client: RedisClient, key: str, owner: str, ttl_seconds: float)
     """
     lease: Lease = RedisLease(client, key, owner)
     try:
-        is_held = await client.run(ACQUIRE, [key], owner, milliseconds(ttl_seconds)) == 1
+        is_held = await client.run(ACQUIRE, [key], owner, milliseconds(ttl_seconds), is_patient=True) == 1
     except StoreError as fault:
         return StoreDown(str(fault))
     except asyncio.CancelledError:
