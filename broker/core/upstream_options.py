@@ -117,10 +117,14 @@ class UpstreamOptions:
     preserve_host: bool = option(
         "Send the caller's Host header field on, instead of the host of the URL.", default=False
     )
-    max_connections: int = option("How many connections one process opens to each host.", default=256)
+    max_connections: int = option(
+        "How many connections one process opens to each host. A caller who is slow with its body, or with taking its "
+        "answer, holds one; so it should be more than there may be of these.",
+        default=1024,
+    )
     max_idle_connections: int = option("How many of them are kept open while idle.", default=64)
     max_waiting: int = option(
-        "How many requests wait for a connection, for each host; further ones are refused with 503.", default=256
+        "How many requests wait for a connection, for each host; further ones are refused with 503.", default=1024
     )
     keepalive_timeout_seconds: float = option(
         "An idle connection is closed after this long. It must be shorter than the hosts' own limit.", default=30.0

@@ -15,9 +15,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import httptools
+
 from broker.core.cookies import CookieNames, read_cookie, strip_cookies
 from broker.core.paths import read_target
 from broker.core.request_fields import FieldRules
+from broker.core.request_stream import RequestStream
 from broker.core.response_head import ResponseRules
 from broker.errors import BadRequest, CallerError, UpstreamUnavailable
 from tests.core.test_paths import HOST, PIECES, ROUTES, decide
@@ -92,6 +95,21 @@ FIELD_PIECES = Pieces(
 )
 
 
+MAX_LINE = 48 << 10
+_CHUNKED = b"POST /c HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+REQUESTS = (
+    b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"POST /b HTTP/1.0\r\nContent-Length: 7\r\nConnection: keep-alive\r\n\r\n\r\n\r\nabc",
+    _CHUNKED + b"0\r\n\r\n",
+    _CHUNKED + b"5;a=b\r\n\r\n\r\n0\r\n1A\r\nabcdefghijklmnopqrstuvwxyz\r\n0\r\nX-Trailer: 1\r\n\r\n",
+    b"\r\nPUT /d HTTP/1.1\r\nHost: x\r\ncontent-length:3\r\n\r\nabc",
+)
+STREAM_PIECES = (
+    b"", b" ", b"\r", b"\n", b"\r\n", b"\0", b":", b";", b"0", b"5", b"f", b"\r\n\r\n", b"0\r\n\r\n", b"GET ", b" HTTP/1.1",
+    b"\r\nContent-Length: 5", b"\r\nTransfer-Encoding: chunked", b"\r\nUpgrade: h2c\r\nConnection: Upgrade", b"\t", b"-", b",",
+)  # fmt: skip
+
+
 def paths(source: random.Random) -> None:
     """A target is refused, or names the same route for every reader."""
     target = b"/" + PATHS.make(source)
@@ -143,7 +161,50 @@ def answers(source: random.Random) -> None:
         raise Finding(f"answer {raw!r}")
 
 
-PURE: tuple[Target, ...] = (paths, cookies, fields, answers)
+class Messages:
+    """Counts what llhttp takes."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.complete = 0
+        self.names: list[bytes] = []
+
+    def on_message_begin(self) -> None:
+        self.begun += 1
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.names.append(name)
+
+    def on_message_complete(self) -> None:
+        self.complete += 1
+
+
+def streams(source: random.Random) -> None:
+    """However a connection is cut, it is one; and llhttp counts the same requests, and sees no trailer."""
+    data = b"".join(source.choice(REQUESTS) for _ in range(source.randrange(1, 5)))
+    if source.random() < 0.5:
+        at = source.randrange(len(data))
+        data = data[:at] + source.choice(STREAM_PIECES) + data[at + source.randrange(3) :]
+    whole, cut = RequestStream(MAX_LINE), RequestStream(MAX_LINE)
+    at_once = b"".join(whole.follow(data))
+    cuts = sorted(source.randrange(len(data) + 1) for _ in range(5))
+    pieces = [cut.follow(data[a:b]) for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+    state = (whole.heads, whole.is_between_requests, whole.is_broken)
+    if state != (cut.heads, cut.is_between_requests, cut.is_broken):
+        raise Finding(f"stream {data!r} cut at {cuts}")
+    if not whole.is_broken and at_once != b"".join(b"".join(each) for each in pieces):
+        raise Finding(f"stream {data!r} cut at {cuts}")
+    messages = Messages()
+    try:
+        httptools.HttpRequestParser(messages).feed_data(at_once)
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        return
+    agreed = messages.begun == messages.complete == whole.heads and b"X-Trailer" not in messages.names
+    if whole.is_broken or (whole.is_between_requests and not agreed):
+        raise Finding(f"stream {data!r}")
+
+
+PURE: tuple[Target, ...] = (paths, cookies, fields, answers, streams)
 
 
 def run_pure(target: Target, source: random.Random, seconds: float) -> int:

@@ -157,12 +157,16 @@ class Slow:
                     case _:
                         writer.write(f"GET /open/large HTTP/1.1\r\n{host}\r\n".encode())
                         await reader.readexactly(1000)
-                while not writer.is_closing() and not (self._kind < 2 and reader.at_eof()):
-                    if not self._kind:
-                        writer.write(b"x")
-                        await writer.drain()
-                    await asyncio.sleep(0.5)
-                writer.close()
+                ended = asyncio.ensure_future(reader.read() if self._kind < 2 else asyncio.sleep(3600))
+                try:
+                    while not ended.done():
+                        if not self._kind:
+                            writer.write(b"x")
+                        await asyncio.wait([ended], timeout=0.5)
+                    await ended
+                finally:
+                    ended.cancel()
+                    writer.close()
 
 
 async def slow(port: int, count: int) -> None:

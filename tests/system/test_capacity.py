@@ -24,8 +24,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 @asynccontextmanager
 async def broker_before(upstream: RawUpstream, directory: Path, **settings: Any) -> AsyncIterator[BrokerProcess]:
-    place = {"urls": [upstream.url], "max_connections": 4096, "max_waiting": 4096}
-    routes = [{"path": "/open", "upstream": place, "token": "none", "max_body": "2GiB"}]
+    routes = [{"path": "/open", "upstream": upstream.url, "token": "none", "max_body": "2GiB"}]
     nobody = provider_options("http://127.0.0.1:9")
     async with BrokerProcess(directory, providers={"corp": nobody}, routes=routes, **settings) as broker:
         yield broker
@@ -88,12 +87,12 @@ async def test_up_08_a_gibibyte_down_takes_no_memory(chunked: bool, pause_second
         reader, writer = await asyncio.open_connection("127.0.0.1", broker.port, limit=1 << 20)
         writer.write(request_head(broker.port, "HEAD"))
         await reader.readuntil(b"\r\n\r\n")
-        before = memory_of(broker.pid, "VmRSS")
-        forget_highest(broker.pid)
+        before = memory_of(broker.worker_pid, "VmRSS")
+        forget_highest(broker.worker_pid)
         writer.write(request_head(broker.port, "GET"))
         await reader.readuntil(b"\r\n\r\n")
         assert GIBIBYTE == await count(reader, pause_seconds=pause_seconds)
-        grown = memory_of(broker.pid, "VmHWM") - before
+        grown = memory_of(broker.worker_pid, "VmHWM") - before
         writer.close()
 
     print(f"\n1 GiB down: {grown / 2**20:.1f} MiB")
@@ -116,8 +115,8 @@ async def test_ds_02_a_gibibyte_up_takes_no_memory(chunked: bool, pause_seconds:
         reader, writer = await asyncio.open_connection("127.0.0.1", broker.port)
         writer.write(request_head(broker.port, "HEAD"))
         await reader.readuntil(b"\r\n\r\n")
-        before = memory_of(broker.pid, "VmRSS")
-        forget_highest(broker.pid)
+        before = memory_of(broker.worker_pid, "VmRSS")
+        forget_highest(broker.worker_pid)
         framing = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {GIBIBYTE}"
         writer.write(request_head(broker.port, "POST", framing))
         for _ in range(GIBIBYTE // len(BLOCK)):
@@ -126,7 +125,7 @@ async def test_ds_02_a_gibibyte_up_takes_no_memory(chunked: bool, pause_seconds:
         if chunked:
             writer.write(LAST_CHUNK)
         assert b"204" in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
-        grown = memory_of(broker.pid, "VmHWM") - before
+        grown = memory_of(broker.worker_pid, "VmHWM") - before
         writer.close()
 
     print(f"\n1 GiB up: {grown / 2**20:.1f} MiB")
@@ -141,10 +140,10 @@ async def test_ft_21_ten_thousand_idle_and_a_thousand_active_callers(tmp_path: P
     """All who ask are answered, those who don't stay, and an idle connection takes a few KiB."""
     idle, active, rounds = 10_000, 1_000, 10
     async with RawUpstream() as upstream, broker_before(upstream, tmp_path) as broker:
-        before = memory_of(broker.pid, "VmRSS")
+        before = memory_of(broker.worker_pid, "VmRSS")
         async with Crowd("keeping", broker.port, idle, active, rounds) as crowd:
             assert {"200": idle} == (await crowd.report())["outcomes"]
-            each = (memory_of(broker.pid, "VmRSS") - before) / idle
+            each = (memory_of(broker.worker_pid, "VmRSS") - before) / idle
             crowd.go_on()
             busy = await crowd.report()
             crowd.go_on()
@@ -153,7 +152,7 @@ async def test_ft_21_ten_thousand_idle_and_a_thousand_active_callers(tmp_path: P
     print(f"\n{each / 1024:.1f} KiB for an idle connection; p99 of {active} active ones {busy['p99_seconds']:.2f} s")
     assert {"200": active * rounds} == busy["outcomes"]
     assert {"200": idle} == again["outcomes"]
-    assert 24 << 10 > each
+    assert 1 << 10 < each < 24 << 10
 
 
 async def test_ds_05_more_connections_than_may_be_are_told_at_once(tmp_path: Path) -> None:
