@@ -130,16 +130,12 @@ class BrokerProcess:
         """Let it read the configuration again, and wait until it has logged what came of that."""
         self.write_settings()
         before = self.log_path.read_text().count(f'"event":"{event}"')
-        self._signal(signal.SIGHUP)
+        self.send_signal(signal.SIGHUP)
         await until(
             lambda: self.log_path.read_text().count(f'"event":"{event}"') > before,
             seconds=20,
             what=lambda: f"{event} in {self.log_path.read_text()[-2000:]}",
         )
-
-    def _signal(self, number: int) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
 
     async def start(self, *, wait_ready: bool = True) -> None:
         """Start it, and wait until every worker takes requests."""
@@ -186,7 +182,7 @@ class BrokerProcess:
     async def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and return the exit code."""
         assert self._process is not None
-        self._signal(number)
+        self.send_signal(number)
         return await asyncio.wait_for(self._process.wait(), 20)
 
     def send_signal(self, number: int) -> None:
@@ -211,10 +207,17 @@ class LoopbackCookies(aiohttp.CookieJar):
 
 
 class Browser:
-    """A client with cookies that sends what a frontend sends."""
+    """
+    A client with cookies that sends what a frontend sends.
+
+    Attributes:
+        origin: Where its requests go.
+        headers: What each call of the frontend's script bears beside.
+    """
 
     def __init__(self, origin: str) -> None:
         self.origin = origin
+        self.headers: dict[str, str] = {}
         self.http = aiohttp.ClientSession(cookie_jar=LoopbackCookies(), connector=aiohttp.TCPConnector(limit=0))
 
     async def __aenter__(self) -> Self:
@@ -238,6 +241,7 @@ class Browser:
             "X-CSRF": "1",
             "Sec-Fetch-Site": "same-origin",
             "Sec-Fetch-Mode": "cors",
+            **self.headers,
             **options.pop("headers", {}),
         }
         async with self.http.request(

@@ -124,7 +124,7 @@ async def test_ad_02_ft_18_a_reload_that_is_refused_keeps_the_old_configuration(
             call = await browser.get("/api/x")
             assert (200, ["good"]) == (call.status, mark_of(upstream))
         (tmp_path / f"config-{broker.port}.yaml").write_text(good[: len(good) // 2])
-        broker._signal(signal.SIGHUP)
+        broker.send_signal(signal.SIGHUP)
         await until(lambda: broker.log_path.read_text().count("reload_refused") == 6, what="the half-written file")
         same = broker.worker_pids()
         broker.settings = json.loads(good)
