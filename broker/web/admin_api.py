@@ -6,32 +6,26 @@ shown once, in the answer that issues it.
 """
 
 import hmac
-import json
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from ipaddress import ip_network
-from typing import Any
 
 from aiohttp import web
 
 from broker.core.audience import DEFAULT_AUDIENCE
 from broker.core.behaviour import Seen, judge_behaviour
-from broker.core.compact_jws import unverified_claim
 from broker.core.grant import EndReason, Grant, Origin
 from broker.core.handle import Handle
-from broker.core.lifetimes import date_time, instant, number, numeric_date
-from broker.core.oauth import TokenSet
 from broker.core.refresh import assess
-from broker.core.secret import AccessToken, IdToken, RefreshToken, Secret
+from broker.core.secret import Secret
 from broker.core.upkeep import login_needed_at
 from broker.errors import BadRequest, BrokerError, NoRoute, NoSession
 from broker.services import metrics
 from broker.services.clock import Clock
-from broker.services.dpop import read_dpop_key
 from broker.services.handles import FOREVER_SECONDS, Handles
 from broker.services.provider import AuthorizationServer
 from broker.services.tokens import TokenBroker
+from broker.web.admin_content import dpop_key_of, handle_attributes, read_content, tokens_of
 
 MAX_CONTENT_BYTES = 256 << 10
 
@@ -119,15 +113,15 @@ class AdminApi:
 
     async def import_grant(self, request: web.Request) -> web.Response:
         """Take over a grant whose tokens somebody else got, and issue a first handle for it."""
-        content = Content(await _object(request))
+        content = await read_content(request)
         provider, subject = content.text("provider"), content.text("subject")
         if provider not in self._servers:
             raise BadRequest("provider: no such provider is configured")
-        tokens = self._tokens_of(content)
-        dpop_key = _dpop_key_of(content)
+        tokens = tokens_of(content, now=self._clock.now())
+        dpop_key = dpop_key_of(content)
         if dpop_key is not None:
             tokens = replace(tokens, token_type="DPoP")
-        handle = _handle_attributes(content)
+        handle = handle_attributes(content)
         content.refuse_others()
         grant = await self._tokens.adopt(
             provider,
@@ -139,27 +133,6 @@ class AdminApi:
             dpop_key=dpop_key,
         )
         return await self._issue(grant.id, handle)
-
-    def _tokens_of(self, content: "Content") -> TokenSet:
-        """The tokens of an import. Without an access token, or a word of its end, the first use refreshes."""
-        now = self._clock.now()
-        access_token = content.optional_text("access_token")
-        lifetimes = [content.optional_lifetime(name) for name in ("expires_at", "expires_in")]
-        refresh_lifetime = content.optional_lifetime("refresh_expires_in")
-        refresh_token, id_token = content.optional_text("refresh_token"), content.optional_text("id_token")
-        session_id = content.optional_text("session_id")
-        if refresh_token is None and session_id is None:
-            raise BadRequest("refresh_token: expected one, or a session_id")
-        return TokenSet(
-            access_token=AccessToken(access_token or ""),
-            expires_at=_earliest(lifetimes, access_token, now) if access_token else now,
-            requested_at=now,
-            refresh_token=None if refresh_token is None else RefreshToken(refresh_token),
-            refresh_expires_at=instant(refresh_lifetime, now),
-            id_token=None if id_token is None else IdToken(id_token),
-            scope=content.optional_text("scope"),
-            session_id=session_id,
-        )
 
     async def revoke_grant(self, request: web.Request) -> web.Response:
         """End a grant here and at its server, with its handles."""
@@ -224,8 +197,8 @@ class AdminApi:
     async def issue_handle(self, request: web.Request) -> web.Response:
         """Issue a handle for a grant."""
         grant = await self._grant(request)
-        content = Content(await _object(request))
-        attributes = _handle_attributes(content)
+        content = await read_content(request)
+        attributes = handle_attributes(content)
         content.refuse_others()
         return await self._issue(grant.id, attributes)
 
@@ -236,7 +209,7 @@ class AdminApi:
 
     async def rotate_handle(self, request: web.Request) -> web.Response:
         """Issue a successor; the handle itself is taken for ``overlap`` seconds more."""
-        content = Content(await _object(request))
+        content = await read_content(request)
         overlap = content.optional_number("overlap") or 0.0
         content.refuse_others()
         rotated = await self._handles.rotate(request.match_info["handle"], overlap_seconds=overlap)
@@ -252,87 +225,6 @@ class AdminApi:
         return web.json_response({"revoked": request.match_info["handle"]})
 
 
-class Content:
-    """The members of a JSON object, each taken once; a refusal names the member and never its value."""
-
-    def __init__(self, members: dict[str, Any]) -> None:
-        self._members = dict(members)
-
-    def text(self, name: str) -> str:
-        value = self.optional_text(name)
-        if value is None:
-            raise BadRequest(f"{name}: expected a text")
-        return value
-
-    def optional_text(self, name: str) -> str | None:
-        value = self._members.pop(name, None)
-        if value is not None and not (isinstance(value, str) and 0 < len(value) <= 64 << 10):
-            raise BadRequest(f"{name}: expected a text")
-        return value
-
-    def optional_number(self, name: str) -> float | None:
-        value = self._members.pop(name, None)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e10:
-            raise BadRequest(f"{name}: expected a number of seconds")
-        return float(value)
-
-    def optional_lifetime(self, name: str) -> object:
-        """Return what :func:`~broker.core.lifetimes.instant` reads."""
-        value = self._members.pop(name, None)
-        if value is not None and number(value) is None and date_time(value) is None:
-            raise BadRequest(f"{name}: expected seconds, an instant, or a date with its time and zone")
-        return value
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        value = self._members.pop(name, [])
-        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-            raise BadRequest(f"{name}: expected a list of texts")
-        return tuple(value)
-
-    def refuse_others(self) -> None:
-        """Refuse members that nobody took: a typo must not pass for a bound that holds."""
-        if self._members:
-            raise BadRequest(f"{min(self._members)[:64]}: no such member")
-
-
-def _earliest(lifetimes: Iterable[object], access_token: str, now: float) -> float:
-    """
-    Return when an imported access token ends: the earliest that is said, for nobody knows when ``expires_in`` began.
-
-    Where nothing is said, or only nonsense, that is now.
-    """
-    ends = [instant(value, now) or now for value in lifetimes if value is not None]
-    claimed = unverified_claim(access_token, "exp")
-    return min([*ends, *([] if claimed is None else [numeric_date(claimed, now) or now])], default=now)
-
-
-def _dpop_key_of(content: Content) -> RefreshToken | None:
-    text = content.optional_text("dpop_key")
-    try:
-        return None if text is None else read_dpop_key(text)
-    except ValueError as refusal:
-        raise BadRequest(f"dpop_key: {refusal}") from None
-
-
-def _handle_attributes(content: Content) -> dict[str, object]:
-    routes, networks = content.texts("routes"), content.texts("networks")
-    if any(not route.startswith("/") for route in routes):
-        raise BadRequest("routes: expected paths")
-    try:
-        for network in networks:
-            ip_network(network)
-    except ValueError:
-        raise BadRequest("networks: expected networks such as 192.0.2.0/24") from None
-    return {
-        "label": content.optional_text("label") or "",
-        "routes": routes,
-        "networks": networks,
-        "ends_at": content.optional_number("ends_at"),
-    }
-
-
 def _describe_handle(handle: Handle) -> dict[str, object]:
     return {
         "id": handle.id,
@@ -343,13 +235,3 @@ def _describe_handle(handle: Handle) -> dict[str, object]:
         "created_at": handle.created_at,
         "ends_at": handle.ends_at,
     }
-
-
-async def _object(request: web.Request) -> dict[str, Any]:
-    try:
-        document = json.loads(await request.read() or b"{}")
-    except ValueError:
-        raise BadRequest("the content isn't JSON") from None
-    if not isinstance(document, dict):
-        raise BadRequest("the content isn't a JSON object")
-    return document
