@@ -39,6 +39,8 @@ LONGEST_BACKOFF_SECONDS = 4.0
 """The provider's return should be noticed within five seconds; its breaker bounds the load meanwhile."""
 OPERATOR_BACKOFF_SECONDS = 10.0
 LONGEST_OPERATOR_BACKOFF_SECONDS = 30.0
+SETTLE_SECONDS = 5.0
+"""An open intent is looked at again after this: its owner's lease has ended by then, if nobody renews it."""
 ANSWER_SHARE = 1.5
 """An answer comes within this many deadlines of a token request, or never: its owner gives up by then."""
 
@@ -112,6 +114,7 @@ TABLE = (
     Row(State.IN_DOUBT, "the server takes it again, alive", "as DUE"),
     Row(State.IN_DOUBT, "the server takes it again, dead", "as EXPIRED"),
     Row(State.IN_DOUBT, "strict or past the grace, alive", "use"),
+    Row(State.IN_DOUBT, "strict or past the grace, dead, nobody needs it", "unavailable: the answer may be found"),
     Row(State.IN_DOUBT, "strict or past the grace, dead, the answer may come", "unavailable until it can't"),
     Row(State.IN_DOUBT, "strict or past the grace, dead, else", "as EXPIRED: nothing is left to lose"),
 )
@@ -192,6 +195,7 @@ def decide(
     breaker: Breaker,
     under_lease: bool,
     rejected_generation: int | None = None,
+    urgent: bool = True,
 ) -> Decision:
     """
     Return what to do for a caller that wants a token of *audience*.
@@ -204,6 +208,8 @@ def decide(
         breaker: Its provider's health.
         under_lease: Whether the grant's lease is held, and *grant* was read under it.
         rejected_generation: The generation of a token that an upstream has just answered with 401.
+        urgent: Whether somebody needs the token. Else a strict server isn't presented with what may be spent: a host
+            that is down may come back with the answer on its disk.
     """
     token = held_token(grant, audience, now=now, rejected_generation=rejected_generation)
     match assess(grant, audience, options, now=now, rejected_generation=rejected_generation):
@@ -220,6 +226,8 @@ def decide(
                 return Use(token) if token is not None else Refresh()
             if takes_again(grant, options, now=now):
                 return _present(grant, audience, options, token, now=now, breaker=breaker)
+            if not urgent and token is None:
+                return Wait(now + SETTLE_SECONDS)
             return _last_resort(grant, audience, options, token, now=now, breaker=breaker)
 
 

@@ -6,9 +6,8 @@ Due times are kept in the store; services.keepalive looks at what is due.
 
 from broker.core.grant import Grant
 from broker.core.provider import ProviderOptions
+from broker.core.refresh import SETTLE_SECONDS
 
-SETTLE_SECONDS = 5.0
-"""An open intent is looked at again after this: its owner's lease has ended by then, if nobody renews it."""
 KEEP_ALIVE_SHARE = 0.5
 """An unused refresh token is presented after this share of its life."""
 REVOKE_FOR_SECONDS = 86400.0

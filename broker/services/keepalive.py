@@ -14,7 +14,7 @@ from typing import assert_never
 from broker.core.audience import DEFAULT_AUDIENCE
 from broker.core.grant import Grant
 from broker.core.outcome import LoginNeeded, Token, TokenResult, Unavailable
-from broker.core.upkeep import revocation_at
+from broker.core.upkeep import keep_alive_at, revocation_at
 from broker.errors import StoreError
 from broker.services import metrics
 from broker.services.clock import Clock, Randomness
@@ -114,7 +114,9 @@ class KeepAlive:
             await asyncio.sleep(1 / provider.server.options.keep_alive_per_second)
 
     async def _refresh(self, provider: Provider, grant: Grant) -> None:
-        want = Want(grant_id=grant.id, rejected_generation=_to_be_replaced(grant))
+        ends_soon = keep_alive_at(grant, provider.server.options, jitter=1.0)
+        urgent = ends_soon is not None and self._clock.now() >= ends_soon
+        want = Want(grant_id=grant.id, rejected_generation=_to_be_replaced(grant), urgent=urgent)
         # Shielded: the end of this process must not cut off a rotation. It is drained as all others are.
         result = await asyncio.shield(self._refresher.start(want))
         outcome = _word(result)

@@ -83,11 +83,13 @@ class Want:
         grant_id: Whose token.
         audience: For whom.
         rejected_generation: The generation of a token that an upstream has just refused; it must be newer.
+        urgent: Whether somebody needs it.
     """
 
     grant_id: str
     audience: Audience = DEFAULT_AUDIENCE
     rejected_generation: int | None = None
+    urgent: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +227,7 @@ class Refresher:
             breaker=provider.health.breaker,
             under_lease=under_lease,
             rejected_generation=want.rejected_generation,
+            urgent=want.urgent,
         )
         match decision:
             case Use():

@@ -67,6 +67,7 @@ class Case:
     breaker: Breaker = CLOSED
     under_lease: bool = True
     rejected_generation: int | None = None
+    urgent: bool = True
 
 
 def use(grant: Grant) -> Decision:
@@ -157,6 +158,11 @@ CASES: dict[tuple[State, str], list[Case]] = {
         Case(expected=use, grant=IN_DOUBT),
         Case(expected=use, grant=IN_DOUBT, now=DUE),
         Case(expected=use, grant=IN_DOUBT, options=SHORT_GRACE, now=NOW + 30),
+        Case(expected=use, grant=IN_DOUBT, urgent=False),
+    ],
+    (State.IN_DOUBT, "strict or past the grace, dead, nobody needs it"): [
+        Case(expected=Wait(DEAD + 5), grant=IN_DOUBT, now=DEAD, urgent=False),
+        Case(expected=Wait(LATER + 5), grant=IN_DOUBT, options=SHORT_GRACE, now=LATER, urgent=False),
     ],
     (State.IN_DOUBT, "strict or past the grace, dead, the answer may come"): [
         Case(expected=Wait(DEAD + 15), grant=LATE_DOUBT, now=DEAD),
@@ -205,6 +211,7 @@ def test_the_table_and_decide_agree(row: Row, case: Case) -> None:
         breaker=case.breaker,
         under_lease=case.under_lease,
         rejected_generation=case.rejected_generation,
+        urgent=case.urgent,
     )
 
     assert row.state is state

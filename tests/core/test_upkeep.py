@@ -5,10 +5,9 @@ from typing import Any
 import pytest
 
 from broker.core.grant import EndReason
-from broker.core.refresh import end
+from broker.core.refresh import SETTLE_SECONDS, end
 from broker.core.upkeep import (
     REVOKE_FOR_SECONDS,
-    SETTLE_SECONDS,
     awaits_revocation,
     due_at,
     keep_alive_at,

@@ -15,7 +15,7 @@ from broker.services.keepalive import BATCH, CLAIM_SECONDS, PROVIDER_SECONDS, UN
 from broker.services.refresher import Want
 from broker.services.tasks import Tasks
 from tests.services.conftest import StartStage
-from tests.support.engine import PROVIDER, Replica
+from tests.support.engine import PROVIDER, Replica, access_token
 from tests.support.grants import LIFE
 from tests.support.scripted_server import ScriptedServer
 from tests.support.stage import Stage
@@ -178,20 +178,44 @@ async def test_tk_02_what_a_crash_left_in_doubt_is_settled_soon(start_stage: Sta
     assert [] == stage.server.ledger.families_revoked()
 
 
-async def test_a_strict_doubt_is_not_presented_while_the_access_token_lives(start_stage: StartStage) -> None:
-    """The keep-alive asks the same rules as everybody."""
+async def test_a_strict_doubt_is_not_presented_before_it_must_be(start_stage: StartStage) -> None:
+    """The access token is dead, but nobody has come: only the server's idle limit makes it urgent."""
     stage = await idle_stage(start_stage)
     stored = await stage.one.vault.read(stage.grant_id)
     assert stored is not None
     doubtful = begin(stored.grant, attempt="a", owner="dead", now=stage.clock.now())
     await stage.one.vault.replace(stored, doubtful, due_at=stage.clock.now())
 
-    await keep(stage, LIFE - 30)
+    await keep(stage, IDLE / 2 - 30)
+    assert stage.clock.now() > stored.grant.tokens[""].expires_at
     assert [] == stage.presented()
     await keep(stage, 3 * CLAIM_SECONDS)
 
     assert 1 == len(stage.presented())
     assert 2 == (await stage.grant()).generation
+
+
+async def test_tk_02_a_host_that_comes_back_late_brings_the_answer_that_it_had(start_stage: StartStage) -> None:
+    """Strict, and the access token died meanwhile: the other hosts' keep-alive left the spent refresh token alone."""
+    stage = await idle_stage(start_stage)
+    elsewhere = stage.engine.directory / "elsewhere"
+    lost = await stage.engine.open(directory=elsewhere)
+    lost.store.trouble("replace", "fails", skip=1)
+    running = lost.broker.refresher.start(Want(grant_id=stage.grant_id, rejected_generation=1))
+    await until(lambda: len(lost.spool) == 1, what="the answer")
+    await lost.crash()
+    stage.engine.replicas.remove(lost)
+    assert running.done()
+
+    await keep(stage, 2 * LIFE)
+    returned = await stage.engine.open(directory=elsewhere)
+    await returned.broker.recover()
+
+    grant = await stage.grant()
+    assert (2, None) == (grant.generation, grant.intent)
+    assert "at-3" == access_token(await stage.refresh())
+    assert {} == stage.server.ledger.presented_twice()
+    assert [] == stage.server.ledger.families_revoked()
 
 
 async def test_an_ended_grant_is_not_due_any_more(start_stage: StartStage) -> None:
