@@ -251,7 +251,8 @@ class CallerConnection(RequestHandler):
             self.relay.resume()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp never leaves it open
-        return self.relay is not None and self.relay.caller_finished()
+        has_halves = self.transport is not None and self.transport.can_write_eof()  # TLS has none
+        return has_halves and self.relay is not None and self.relay.caller_finished()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._watch.discard(self)

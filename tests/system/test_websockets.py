@@ -4,6 +4,7 @@ import asyncio
 import codecs
 import itertools
 import logging
+import ssl
 import struct
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
@@ -18,7 +20,9 @@ from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFact
 from tests.support import autobahn
 from tests.support.autobahn import EchoCase
 from tests.support.broker_process import BrokerProcess, provider_options
+from tests.support.certificates import Authority
 from tests.support.raw_upstream import RawRequest, RawUpstream, Wire
+from tests.support.waiting import until
 from tests.support.websocket_wire import (
     BINARY,
     CLOSE,
@@ -258,6 +262,33 @@ async def test_a_server_that_never_closes_is_left(tmp_path: Path) -> None:
         wire = await WebSocketWire.open(broker.port)
         wire.writer.write_eof()
         assert ([], b"", True) == outcome(await asyncio.wait_for(wire.end(), 10))
+
+
+async def test_a_tunnel_ends_cleanly_over_tls(tmp_path: Path) -> None:
+    """TLS has no half of a connection to close: whoever leaves has left, and nothing is said about it in the log."""
+    authority = Authority(tmp_path)
+    leaf = authority.issue("broker", host="localhost")
+    async with server() as running:
+        settings: dict[str, Any] = {
+            "public_url": "https://localhost",
+            "tls": {"certificate_file": leaf.certificate_file, "key_file": leaf.key_file},
+            "routes": [{"path": "/", "upstream": f"http://127.0.0.1:{port_of(running)}", "token": "none"}],
+        }
+        tls = ssl.create_default_context(cafile=authority.ca_file)
+        async with BrokerProcess(tmp_path, **settings) as broker, aiohttp.ClientSession() as http:
+            for politely in (True, False):
+                url, headers = f"wss://localhost:{broker.port}/", {"Host": "localhost", "Origin": "https://localhost"}
+                socket = await http.ws_connect(url, headers=headers, ssl=tls, max_msg_size=0)
+                await socket.send_bytes(bytes(1 << 20))
+                assert bytes(1 << 20) == await socket.receive_bytes(timeout=20)
+                if politely:
+                    await socket.close()
+                else:
+                    assert socket._response.connection is not None
+                    socket._response.connection.close()
+            await until(lambda: not running.connections, what="the end of both tunnels")
+
+    assert [] == [record for record in broker.log() if record.get("logger") == "asyncio"]
 
 
 async def test_a_server_that_breaks_is_not_a_server_that_closes(tmp_path: Path) -> None:
