@@ -11,12 +11,13 @@ import pytest
 from aiohttp import web
 
 from broker.core.audience import DEFAULT_AUDIENCE, Audience
-from broker.core.client_auth import ClientAuthMethod, ClientTokenOptions
+from broker.core.client_auth import AssertionOptions, ClientAuthMethod, ClientTokenOptions
 from broker.core.oauth import FailureKind, TokenFailure, TokenSet
 from broker.core.provider import Dialect
 from broker.core.secret import AccessToken, Secret
 from tests.support.clock import ManualClock
 from tests.support.document_server import DocumentServer, Request
+from tests.support.forge import ec_key, pem
 from tests.support.providers import authorization_server, grant
 
 TOKENS = (200, {"access_token": "at", "token_type": "Bearer", "expires_in": 60, "refresh_token": "rt-2"})
@@ -322,3 +323,31 @@ async def test_a_grant_without_refresh_token_is_a_fault(server: DocumentServer) 
     async with authorization_server(token_endpoint=f"{server.url}/token") as provider:
         with pytest.raises(ValueError, match="no refresh token"):
             await provider.refresh(grant(refresh_token=None), DEFAULT_AUDIENCE)
+
+
+@pytest.mark.parametrize(
+    ("date", "key"),
+    [
+        ("Fri, 15 Jan 2027 08:00:00 GMT", "client_assertion"),
+        ("Fri, 15 Jan 2027 07:50:00 GMT", "clock_skew"),
+        ("Fri, 15 Jan 2027 08:10:00 GMT", "clock_skew"),
+    ],
+)
+async def test_an_assertion_that_a_wrong_clock_spoilt_points_to_the_clock(
+    server: DocumentServer, date: str, key: str
+) -> None:
+    """The answer's date tells the server's time."""
+
+    async def refuse(_request: Request) -> web.Response:
+        return web.json_response({"error": "invalid_client"}, status=401, headers={"Date": date})
+
+    server.answers["/token"] = refuse
+    async with authorization_server(
+        token_endpoint=f"{server.url}/token",
+        clock=ManualClock(1_800_000_000),
+        client_assertion=AssertionOptions(private_key=Secret(pem(ec_key()))),
+    ) as provider:
+        outcome = await provider.refresh(grant(), DEFAULT_AUDIENCE)
+
+    assert isinstance(outcome, TokenFailure)
+    assert f"providers.corp.{key}" == outcome.look_at
