@@ -84,7 +84,13 @@ def measure(subjects: list[Subject], plan: Plan) -> None:
 def small(subject: Subject, seconds: int, connections: int) -> None:
     before = spent(subject)
     load = wrk(
-        subject.port, subject.path, subject.fields, seconds=seconds, connections=connections, script=subject.script
+        subject.port,
+        subject.path,
+        subject.fields,
+        seconds=seconds,
+        connections=connections,
+        script=subject.script,
+        cookies=subject.cookies,
     )
     add(subject, "cpu_us", (spent(subject) - before) / load.requests * 1e6)
     add(subject, "rate", load.rate)
@@ -152,7 +158,7 @@ def session_memory(lab: Lab, count: int) -> dict[str, float]:
 
 def is_usual(subject: Subject) -> bool:
     """Whether it is more than another way to send small requests."""
-    return (subject.script, subject.path) == ("", "/small.json")
+    return (subject.script, subject.path, subject.cookies) == ("", "/small.json", ())
 
 
 def spent(subject: Subject) -> float:

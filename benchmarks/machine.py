@@ -67,10 +67,45 @@ def _listens(port: int) -> bool:
         return probe.connect_ex((HOST, port)) == 0
 
 
-def wrk(port: int, path: str, fields: Sequence[str], *, seconds: int, connections: int, script: str = "") -> Load:
-    """Load one path from the other core; *script* is Lua. Any answer but 2xx, and any broken connection, fails."""
+_USERS = """
+local cookies = {%s}
+local number = 0
+function setup(thread)
+  number = number %% #cookies + 1
+  thread:set("cookie", cookies[number])
+end
+function init(args) wrk.headers["Cookie"] = cookie end
+"""
+"""Each thread of wrk is a user. In one thread wrk can't tell its connections apart."""
+
+
+def wrk(
+    port: int,
+    path: str,
+    fields: Sequence[str],
+    *,
+    seconds: int,
+    connections: int,
+    script: str = "",
+    cookies: Sequence[str] = (),
+) -> Load:
+    """
+    Load one path from the other core. Any answer but 2xx, and any broken connection, fails.
+
+    Args:
+        port: Where.
+        path: Which path.
+        fields: What each request carries.
+        seconds: For how long.
+        connections: On how many connections at once.
+        script: What makes the requests more than a GET, in Lua.
+        cookies: Of several users, each with connections of its own, in place of the one among *fields*.
+    """
     headers = [argument for line in fields for argument in ("-H", line)]
-    command = ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
+    threads = max(1, min(len(cookies), connections))
+    command = ["taskset", "-c", LOAD_CORE, "wrk", f"-t{threads}", f"-c{connections}", f"-d{seconds}s", "--latency"]
+    if cookies:
+        script += _USERS % ", ".join(f'"{each}"' for each in cookies)
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
         file.write(script)
         file.flush()

@@ -39,6 +39,7 @@ class Subject:
         workers: How many of its processes serve.
         script: What makes the small requests more than a GET, in Lua.
         path: Of the small requests.
+        cookies: Of the users that send the small requests, where there are several.
         samples: What was measured, by the name of the figure.
     """
 
@@ -49,6 +50,7 @@ class Subject:
     workers: int = 1
     script: str = ""
     path: str = "/small.json"
+    cookies: tuple[str, ...] = ()
     samples: dict[str, list[float]] = field(default_factory=dict)
 
 
@@ -333,7 +335,9 @@ function request() return whole end
 """It takes no chunks either."""
 
 
-def _broker(store: str, *, workers: int = 1, script: str = "", path: str = "/small.json", **settings: Any) -> Any:
+def _broker(
+    store: str, *, workers: int = 1, script: str = "", path: str = "/small.json", users: int = 1, **settings: Any
+) -> Any:
     @contextmanager
     def start(lab: Lab, name: str, port: int) -> Iterator[Subject]:
         directory = lab.directory / f"broker-{port}"
@@ -361,8 +365,11 @@ def _broker(store: str, *, workers: int = 1, script: str = "", path: str = "/sma
         command = [sys.executable, "-m", "broker", "run", str(config)]
         core = PROXY_CORE if workers == 1 else f"{PROXY_CORE},{LOAD_CORE}"
         with started(command, core=core, port=port, log=lab.directory / f"{port}.log") as pid:
-            session = asyncio.run(_broker_session(f"http://{HOST}:{port}"))
-            yield Subject(name, port, pid, _fields(f"{OTHER_COOKIES}; {session}"), workers, script, path)
+            cookies = [
+                f"{OTHER_COOKIES}; {asyncio.run(_broker_session(f'http://{HOST}:{port}'))}" for _ in range(users)
+            ]
+            several = tuple(cookies) if users > 1 else ()
+            yield Subject(name, port, pid, _fields(cookies[0]), workers, script, path, several)
 
     return start
 
@@ -399,6 +406,7 @@ STARTERS: dict[str, Any] = {
     "broker, SQLite, 2 workers": _broker("sqlite", workers=2),
     "broker, Redis": _broker("redis"),
     "broker, Redis, 2 workers": _broker("redis", workers=2),
-    "broker, Redis, no cache": _broker("redis", session={"cache_ttl": "0s"}),
+    "broker, Redis, no cache": _broker("redis", users=32, session={"cache_ttl": "0s"}),
+    "broker, Redis, nothing kept": _broker("redis", users=32, session={"cache_ttl": "0s", "max_cached": 1}),
 }  # fmt: skip
 NAMES = tuple(STARTERS)

@@ -27,7 +27,8 @@ COLUMNS = (
 NGINX, SHM, REDIS, CADDY = "nginx", "mod_auth_openidc, shm", "mod_auth_openidc, Redis", "Caddy"
 FAST, SLOW, TWO = "broker, SQLite", "broker, SQLite, by the handler", "broker, SQLite, 2 workers"
 POST, CHUNKED = "broker, SQLite, POST", "broker, SQLite, chunked POST"
-OPEN, BROKER_REDIS, UNCACHED = "broker, SQLite, no session", "broker, Redis", "broker, Redis, no cache"
+OPEN, BROKER_REDIS, UNCACHED = "broker, SQLite, no session", "broker, Redis", "broker, Redis, nothing kept"
+CONFIRMED = "broker, Redis, no cache"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,9 @@ TARGETS = (
     Target("T2: a POST with a small body", "cpu_us", POST, NGINX, 2.8),
     Target("T2: a POST in chunks", "cpu_us", CHUNKED, NGINX, 2.8),
     Target("T3: every request read from Redis and opened", "cpu_us", UNCACHED, REDIS, 0.25),
+    Target("T3", "cpu_us", UNCACHED, None, 75),
+    Target("T3: every request confirmed by Redis", "cpu_us", CONFIRMED, REDIS, 0.25),
+    Target("T3", "cpu_us", CONFIRMED, None, 75),
     Target("T4: session and token over plain proxying", "cpu_us", FAST, OPEN, 1.15),
     Target("T5: 1 MiB bodies down", "mib_us", FAST, None, 700),
     Target("T5", "mb_s", FAST, None, 1400, least=True),
