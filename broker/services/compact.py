@@ -37,7 +37,7 @@ class CompactDict(Generic[K, V]):
         self._limit = limit
         self._pack = pack
         self._unpack = unpack
-        self._packed: dict[K, bytes] = {}
+        self._packed: dict[K, bytes | None] = {}  # None: it is ready, and hasn't been packed yet
         self._ready: dict[K, V] = {}
         self.ready = self._ready.get
 
@@ -48,31 +48,39 @@ class CompactDict(Generic[K, V]):
         """Return the value of *key*."""
         value = self._ready.get(key)
         if value is None and (packed := self._packed.get(key)) is not None:
-            value = self._open(packed)
+            value = self._unpacked(packed)
             self._keep_ready(key, value)
         return value
 
     def put(self, key: K, value: V) -> tuple[K, V] | None:
         """Keep *value*, in place of another under *key*. Returns what had to go for it."""
         self._packed.pop(key, None)
-        self._packed[key] = marshal.dumps(self._pack(value))
+        self._packed[key] = None
         self._keep_ready(key, value)
         if len(self._packed) <= self._limit:
             return None
         oldest = next(iter(self._packed))
-        self._ready.pop(oldest, None)
-        return oldest, self._open(self._packed.pop(oldest))
+        return oldest, self._take(oldest)
 
     def pop(self, key: K) -> V | None:
         """Forget the value of *key*, and return it."""
-        self._ready.pop(key, None)
-        packed = self._packed.pop(key, None)
-        return None if packed is None else self._open(packed)
+        return self._take(key) if key in self._packed else None
+
+    def _take(self, key: K) -> V:
+        packed, value = self._packed.pop(key), self._ready.pop(key, None)
+        if value is None:
+            assert packed is not None
+            value = self._unpacked(packed)
+        return value
 
     def _keep_ready(self, key: K, value: V) -> None:
-        if len(self._ready) >= MAX_READY:
-            self._ready.clear()
         self._ready[key] = value
+        if len(self._ready) > MAX_READY:
+            # The one that became ready longest ago: it gets ready again when it is used.
+            oldest = next(iter(self._ready))
+            value = self._ready.pop(oldest)
+            if self._packed[oldest] is None:
+                self._packed[oldest] = marshal.dumps(self._pack(value))
 
-    def _open(self, packed: bytes) -> V:
+    def _unpacked(self, packed: bytes) -> V:
         return self._unpack(marshal.loads(packed))  # noqa: S302 - our own bytes, which never leave the process

@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 from broker.core.grant import Grant, Origin, UnknownFormat, decode, encode
 from broker.errors import KeyringError, StoreError
@@ -12,6 +13,7 @@ from broker.stores.base import Event, LeaseOutcome, Store, Topic
 KIND = "grant"
 SUBJECT_TAG = "grant-subject"
 UNATTENDED_TAG = "grant-unattended"
+MAX_REMEMBERED_KEYS = 1024
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,8 @@ class Vault:
     def __init__(self, store: Store, keyring: Keyring) -> None:
         self._store = store
         self._keyring = keyring
+        # A grant's id is no secret, so its keys may be remembered.
+        self._keys_of = lru_cache(MAX_REMEMBERED_KEYS)(partial(keyring.lookup_keys, KIND))
 
     async def read(self, grant_id: str) -> StoredGrant | None:
         """
@@ -70,7 +74,7 @@ class Vault:
 
         No version is ever used twice under one key, so what has the same one needn't be opened again.
         """
-        for key in self._keyring.lookup_keys(KIND, grant_id):
+        for key in self._keys_of(grant_id):
             record = await self._store.get(key)
             if record is not None:
                 if record.version == version:
@@ -106,7 +110,7 @@ class Vault:
         Raises:
             StoreError: If the store doesn't take it.
         """
-        key = self._keyring.lookup_keys(KIND, grant.id)[0]
+        key = self._keys_of(grant.id)[0]
         sealed = self._keyring.seal(KIND, key, encode(grant))
         tags = list(self._keyring.lookup_keys(SUBJECT_TAG, subject_name(grant.provider, grant.subject))[:1])
         if grant.origin is not Origin.BROWSER:
@@ -140,12 +144,12 @@ class Vault:
 
     async def delete(self, grant_id: str) -> bool:
         """Delete the grant's record. Returns whether there was one. Raises ``StoreError``."""
-        deleted = [await self._store.delete(key) for key in self._keyring.lookup_keys(KIND, grant_id)]
+        deleted = [await self._store.delete(key) for key in self._keys_of(grant_id)]
         return any(deleted)
 
     async def touch(self, grant_id: str, ttl_seconds: float) -> None:
         """Let the grant's record live *ttl_seconds* from now. It isn't rewritten. Raises ``StoreError``."""
-        for key in self._keyring.lookup_keys(KIND, grant_id):
+        for key in self._keys_of(grant_id):
             if await self._store.touch(key, ttl_seconds):
                 return
 
@@ -174,7 +178,7 @@ class Vault:
 
     async def lease(self, grant_id: str, ttl_seconds: float) -> LeaseOutcome:
         """Try once to hold the grant's lease."""
-        return await self._store.lease(self._keyring.lookup_keys(KIND, grant_id)[-1], ttl_seconds)
+        return await self._store.lease(self._keys_of(grant_id)[-1], ttl_seconds)
 
     async def announce(self, grant: Grant) -> None:
         """Tell every process where the grant stands. A store that can't is not an error: they read again in time."""

@@ -64,7 +64,19 @@ def test_what_is_forgotten_is_gone(facts: CompactDict[str, Fact]) -> None:
     assert (None, None, None, 0) == (facts.ready("a"), facts.get("a"), facts.pop("a"), len(facts))
 
 
-def test_a_value_that_is_no_plain_data_is_refused(facts: CompactDict[str, Fact]) -> None:
-    """A pack function that forgets to make plain data of something fails when it is written, not when it is read."""
-    with pytest.raises(ValueError, match="unmarshallable"):
-        facts.put("a", Fact("a", 1, parts=object()))  # type: ignore[arg-type]
+def test_a_value_that_was_put_again_is_the_one_that_is_found(facts: CompactDict[str, Fact]) -> None:
+    """Whether the old one was packed, ready or both; and dropping one that is packed returns it."""
+    facts.put("a", Fact("a", 1))
+    for number in range(MAX_READY):
+        facts.put(str(number), Fact("", number))
+    assert Fact("a", 1) == facts.get("a")
+    facts.put("a", Fact("a", 2))
+    for number in range(MAX_READY):
+        facts.put(str(number), Fact("", number))
+
+    assert facts.ready("a") is None
+    assert Fact("a", 2) == facts.get("a")
+    for number in range(MAX_READY):
+        facts.put(str(number), Fact("", number))
+    assert Fact("a", 2) == facts.pop("a")
+    assert facts.get("a") is None
