@@ -26,7 +26,11 @@ T = TypeVar("T")
 
 BUSY_RETRY_SECONDS = 0.005
 POLL_SECONDS = 0.025
-"""How often other processes' events are looked for, while somebody listens."""
+"""How often other processes' events are looked for, while somebody listens and the store is used."""
+QUIET_POLL_SECONDS = 0.1
+"""And how often when it isn't."""
+QUIET_POLLS = 40
+"""After so many looks in which nothing was found or done the store isn't used."""
 PRUNE_SECONDS = 10.0
 BATCH = 1000
 """How many calls are taken up in one go at most, so that the first one needn't wait for all."""
@@ -113,6 +117,7 @@ class SqliteWorker:
         self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._waiting: list[_Job] = []
         self._prune_at = -math.inf
+        self._polls_in_vain = 0
         self._ended: asyncio.Future[None] | None = None
         self._is_closed = False
 
@@ -165,7 +170,9 @@ class SqliteWorker:
     def _run(self, loop: asyncio.AbstractEventLoop, ended: "asyncio.Future[None]") -> None:
         while self._take():
             done, events = self._step()
+            self._polls_in_vain += 1
             if done or events:
+                self._polls_in_vain = 0
                 _call(loop, self._settle, done, events)
         self._fail(self._waiting, StoreError("the store is closed"))
         self._file.close()
@@ -174,7 +181,9 @@ class SqliteWorker:
 
     def _take(self) -> bool:
         """Wait until there is something to do, and collect it. False at the end."""
-        patience = POLL_SECONDS if self._feed.is_wanted else None
+        patience = None
+        if self._feed.is_wanted:
+            patience = POLL_SECONDS if self._polls_in_vain < QUIET_POLLS else QUIET_POLL_SECONDS
         if self._waiting:
             patience = BUSY_RETRY_SECONDS
         try:

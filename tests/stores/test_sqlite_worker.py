@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,12 @@ from broker.errors import StoreError
 from broker.services.clock import SystemClock
 from broker.stores.base import Busy, Event, Topic
 from broker.stores.sqlite import SqliteStore
-from broker.stores.sqlite_worker import Effect, Transaction
+from broker.stores.sqlite_worker import QUIET_POLL_SECONDS, QUIET_POLLS, Effect, Transaction
 from tests.stores.conftest import recovers
 from tests.stores.sqlite_process import LONG
 from tests.stores.store_contract import KEY, held
 from tests.support.clock import ManualClock, SeededRandomness
+from tests.support.waiting import until
 
 
 async def test_what_must_be_durable_is_synced(store: SqliteStore) -> None:
@@ -119,3 +121,19 @@ async def test_a_closed_store_fails_what_waits_and_what_comes(path: Path) -> Non
     with pytest.raises(StoreError, match="closed"):
         await store.get(KEY)
     await store.close()
+
+
+async def test_a_store_that_is_not_used_looks_rarely_and_hears_soon(store: SqliteStore, path: Path) -> None:
+    """At rest it takes little of the processor; what another process tells is heard well within a second all the same."""
+    heard: list[Event] = []
+    store.subscribe(heard.append)
+    await store.ping()
+    await until(lambda: store._worker._polls_in_vain > QUIET_POLLS, what="the quiet")
+    looks, began_at = store._worker._polls_in_vain, time.monotonic()
+    await asyncio.sleep(0.5)
+    assert store._worker._polls_in_vain - looks <= (time.monotonic() - began_at) / QUIET_POLL_SECONDS + 1
+
+    other = SqliteStore(path, SystemClock(), SeededRandomness())
+    await other.publish(Event(Topic.SESSION_ENDED, "session:1"))
+    await until(lambda: Event(Topic.SESSION_ENDED, "session:1") in heard, seconds=1.0, what="the event")
+    await other.close()
