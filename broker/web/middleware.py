@@ -1,6 +1,5 @@
 """The outermost layer: names each request, and turns whatever goes wrong into an answer that says no more than due."""
 
-import json
 import logging
 import re
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from broker.errors import (
 )
 from broker.services import logs, metrics
 from broker.services.clock import Clock, Randomness
+from broker.web.access_log import MAX_LOGGED_PATH, access_line
 from broker.web.pages import silent_login_page
 from broker.web.problems import Asked, OwnResponse, framed_response, problem_response
 from broker.web.relay import RelayedResponse
@@ -37,8 +37,6 @@ SET_COOKIES = web.RequestKey("set_cookies", list[str])
 
 SILENT = web.RequestKey("silent", bool)
 """Set on a step of a silent login: whatever goes wrong, the page that frames it is told that nobody is logged in."""
-
-MAX_LOGGED_PATH = 256
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HSTS = "max-age=31536000"
@@ -122,14 +120,14 @@ class Outermost:
             response.headers.add("Set-Cookie", line)
 
     def _access_line(self, request: web.Request, status: int, began_at: float) -> str:
-        now = self._clock.now()
-        milliseconds = (self._clock.monotonic() - began_at) * 1000
-        path = json.dumps(request.raw_path.partition("?")[0][:MAX_LOGGED_PATH])
-        client = client_address(request, self._trusted_proxies)
-        return (
-            f'{{"time":{now:.3f},"level":"info","event":"request","request_id":"{request[REQUEST_ID]}",'
-            f'"client":"{client}","method":"{request.method[:16]}","path":{path},"status":{status},'
-            f'"duration_ms":{milliseconds:.1f}}}'
+        return access_line(
+            now=self._clock.now(),
+            request_id=request[REQUEST_ID],
+            client=client_address(request, self._trusted_proxies),
+            method=request.method,
+            path=request.raw_path.partition("?")[0],
+            status=status,
+            seconds=self._clock.monotonic() - began_at,
         )
 
     def _described(self, request: web.Request, error: BrokerError) -> dict[str, object]:
