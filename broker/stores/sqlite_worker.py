@@ -29,7 +29,7 @@ POLL_SECONDS = 0.025
 """How often other processes' events are looked for, while somebody listens and the store is used."""
 QUIET_POLL_SECONDS = 0.1
 """And how often when it isn't."""
-QUIET_POLLS = 40
+QUIET_POLLS = 4
 """After so many looks in which nothing was found or done the store isn't used."""
 PRUNE_SECONDS = 10.0
 BATCH = 1000
