@@ -114,7 +114,16 @@ class KnownGrants:
         """The store was found to have *version* still. Returns what is known of the grant now."""
         seen = self._grants.get(grant_id)
         if seen is not None and seen.version == version:
-            seen = replace(seen, era=self._era, stale_at=self._clock.monotonic() + self._ttl_seconds)
+            # Not replace(): where nothing is cached this is done for each request.
+            seen = Known(
+                provider=seen.provider,
+                generation=seen.generation,
+                tokens=seen.tokens,
+                ended=seen.ended,
+                version=version,
+                era=self._era,
+                stale_at=self._clock.monotonic() + self._ttl_seconds,
+            )
             self._put(grant_id, seen)
         return seen
 

@@ -154,10 +154,10 @@ class RedisClient:
     def _lane(self, key: str) -> LaneKeeper | None:
         """Return the lane to where *key* is, if a call has found its way there before."""
         address = self.topology.known(key)
-        if address is None or address not in self._pools:
+        if address is None:
             return None
         lane = self._lanes.get(address)
-        if lane is None:
+        if lane is None and address in self._pools:
             lane = LaneKeeper(self.dial, address, timeout_seconds=self.timeout_seconds)
             self._lanes[address] = lane
         return lane
