@@ -53,19 +53,18 @@ async def test_a_good_proof_is_taken_once(upstream: DpopUpstream) -> None:
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [
-        ({"htm": "POST"}, "invalid_dpop_proof"),
-        ({"htu": "http://127.0.0.1:1/x"}, "invalid_dpop_proof"),
-        ({"iat": NOW - 61}, "invalid_dpop_proof"),
-        ({"iat": NOW + 61}, "invalid_dpop_proof"),
-        ({"ath": "another"}, "invalid_dpop_proof"),
-        ({"ath": None}, "invalid_dpop_proof"),
-        ({"jti": None}, "invalid_dpop_proof"),
-        ({"key": OTHER}, "invalid_token"),
-        ({"header": {"typ": "JWT"}}, "invalid_dpop_proof"),
-        ({"header": {"jwk": OTHER.as_dict(private=False)}}, "invalid_dpop_proof"),
-        ({"header": {"jwk": KEY.as_dict(private=True)}}, "invalid_dpop_proof"),
+        pytest.param({"htm": "POST"}, "invalid_dpop_proof", id="method"),
+        pytest.param({"htu": "http://127.0.0.1:1/x"}, "invalid_dpop_proof", id="URL"),
+        pytest.param({"iat": NOW - 61}, "invalid_dpop_proof", id="too old"),
+        pytest.param({"iat": NOW + 61}, "invalid_dpop_proof", id="of the future"),
+        pytest.param({"ath": "another"}, "invalid_dpop_proof", id="another token's"),
+        pytest.param({"ath": None}, "invalid_dpop_proof", id="no token's"),
+        pytest.param({"jti": None}, "invalid_dpop_proof", id="without id"),
+        pytest.param({"key": OTHER}, "invalid_token", id="another key"),
+        pytest.param({"header": {"typ": "JWT"}}, "invalid_dpop_proof", id="type"),
+        pytest.param({"header": {"jwk": OTHER.as_dict(private=False)}}, "invalid_dpop_proof", id="signature"),
+        pytest.param({"header": {"jwk": KEY.as_dict(private=True)}}, "invalid_dpop_proof", id="private key"),
     ],
-    ids=str,
 )
 async def test_what_is_wrong_in_one_thing_is_refused(upstream: DpopUpstream, wrong: Any, error: str) -> None:
     """Method, URL, time, token, id, key, type, signature, a private key in the header."""
