@@ -15,6 +15,8 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,15 +72,27 @@ def measure(subjects: list[Subject], plan: Plan) -> None:
         subject.samples.clear()
     for number in range(plan.rounds):
         for subject in subjects:
-            small(subject, plan.seconds, 32)
+            with named(subject):
+                small(subject, plan.seconds, 32)
         # These vary less than the machine does, so every second round is enough.
         if number % 2 == 0:
             for figure in (lone, large, upload, messages):
                 for subject in subjects:
-                    figure(subject, plan.seconds)
+                    with named(subject):
+                        figure(subject, plan.seconds)
         print(f"round {number + 1} of {plan.rounds}", file=sys.stderr)
     for subject in subjects:
         weigh(subject, plan.connections)
+
+
+@contextmanager
+def named(subject: Subject) -> Iterator[None]:
+    """Say whose an answer was that isn't as it should be."""
+    try:
+        yield
+    except AssertionError as failure:
+        failure.add_note(f"of {subject.name}")
+        raise
 
 
 def small(subject: Subject, seconds: int, connections: int) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import math
 import os
 import signal
 import socket
@@ -24,6 +25,11 @@ from broker.web.workers import GENTLY
 
 SUPERVISOR_CHECK_SECONDS = 1.0
 """How soon a worker notices that its supervisor was killed."""
+IMPATIENT_SECONDS = 0.5
+"""
+A signal counts as the second one this long after the first. systemd sends one to each process, and the supervisor
+forwards its own.
+"""
 LINGER_SECONDS = 5.0
 """How long a process that was replaced waits for callers that keep a connection, so that their next answer ends it."""
 
@@ -151,7 +157,8 @@ class _Stopping:
         self._first = asyncio.Event()
         self._second = asyncio.Event()
         self._supervisor = supervisor
-        loop = asyncio.get_running_loop()
+        self._impatient_at = math.inf
+        self._loop = loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._stop)
         loop.add_signal_handler(GENTLY, self._stop_gently)
         if supervisor is None:
@@ -159,7 +166,11 @@ class _Stopping:
             loop.add_signal_handler(signal.SIGHUP, partial(log.info, "sighup_ignored"))
 
     def _stop(self) -> None:
-        (self._second if self._first.is_set() else self._first).set()
+        now = self._loop.time()
+        if now >= self._impatient_at:
+            self._second.set()
+        self._impatient_at = min(self._impatient_at, now + IMPATIENT_SECONDS)
+        self._first.set()
 
     def _stop_gently(self) -> None:
         self.gently = True

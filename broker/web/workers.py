@@ -35,6 +35,7 @@ MAX_RETIRING = 4
 GENTLY = signal.SIGQUIT
 """Tells a process that another one serves in its place: it ends all that has begun, connections included."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, GENTLY)
+HANDLED = (*STOP_SIGNALS, signal.SIGHUP, signal.SIGCHLD)
 
 log = logging.getLogger(__name__)
 
@@ -268,14 +269,18 @@ class Supervisor:
 
     def _start(self, generation: _Generation, index: int, mailbox: int) -> None:
         heard, told = os.pipe()
+        # A signal that met the child before it has left would be taken by the parent's handler, and do nothing.
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
         pid = os.fork()
         if pid:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
             os.close(told)
             self._children[pid] = _Child(index, generation, time.monotonic(), heard)
             return
         code = 1
         try:
             _leave_parent([mailbox, heard, *(child.pipe for child in self._children.values())])
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
             code = generation.plan.processes[index](lambda: _tell(told))
         except Exception:  # noqa: BLE001 - it ends with the process, which has no caller
             sys.excepthook(*sys.exc_info())
@@ -283,11 +288,9 @@ class Supervisor:
             os._exit(code)
 
     def _stop(self, number: int) -> None:
-        again, self._stopping = self._stopping, True
+        self._stopping = True
         for pid, child in self._children.items():
-            # To those that are ending already, it would be the second signal, which ends them at once.
-            if again or child.overdue_at is None:
-                _send(pid, number if child.serves else signal.SIGTERM)
+            _send(pid, number if child.serves else signal.SIGTERM)
 
 
 @contextmanager
@@ -295,8 +298,7 @@ def _signals() -> Iterator[int]:
     """Yield a descriptor from which the numbers of signals can be read."""
     read, write = os.pipe()
     os.set_blocking(write, False)
-    numbers = (*STOP_SIGNALS, signal.SIGHUP, signal.SIGCHLD)
-    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    before = {number: signal.signal(number, lambda *_: None) for number in HANDLED}
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     try:
         yield read

@@ -181,8 +181,12 @@ class BrokerProcess:
 
     async def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and return the exit code."""
-        assert self._process is not None
         self.send_signal(number)
+        return await self.ended()
+
+    async def ended(self) -> int:
+        """Wait for its end, and return the exit code."""
+        assert self._process is not None
         return await asyncio.wait_for(self._process.wait(), 20)
 
     def send_signal(self, number: int) -> None:

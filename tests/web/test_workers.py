@@ -110,6 +110,18 @@ def test_a_stop_signal_ends_every_process_cleanly() -> None:
     assert all(is_gone(pid) for pid in pids)
 
 
+def test_a_stop_signal_at_any_moment_of_the_start_ends_it() -> None:
+    """A signal that meets a process between its fork and its own handlers isn't lost."""
+    for milliseconds in range(60):
+        with subprocess.Popen([sys.executable, "-c", SCRIPT, "0", "a b c d"], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.read(1)  # the first of them is up
+            time.sleep(milliseconds / 10_000)
+            process.send_signal(signal.SIGTERM)
+
+            assert process.wait(5) in {0, -signal.SIGTERM}
+
+
 def test_a_worker_that_ends_badly_at_the_stop_is_told() -> None:
     """The exit code is 1 if a worker's wasn't 0."""
     with started(exit_code=3) as (process, _):
