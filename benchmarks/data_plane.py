@@ -34,8 +34,9 @@ NGINX_UPSTREAM = """
 worker_processes 1; daemon off; pid {dir}/upstream.pid; error_log stderr crit;
 events {{ worker_connections 4096; }}
 http {{
-  access_log off; keepalive_requests 1000000000; client_body_temp_path {dir}; proxy_temp_path {dir};
-  fastcgi_temp_path {dir}; uwsgi_temp_path {dir}; scgi_temp_path {dir}; large_client_header_buffers 8 32k;
+  access_log off; keepalive_requests 1000000000; keepalive_timeout 1h; client_body_temp_path {dir};
+  proxy_temp_path {dir}; fastcgi_temp_path {dir}; uwsgi_temp_path {dir}; scgi_temp_path {dir};
+  large_client_header_buffers 8 32k;
   server {{ listen 127.0.0.1:{upstream}; root {dir}/files; default_type application/json; }}
 }}
 """
