@@ -219,10 +219,10 @@ class Browser:
         headers: What each call of the frontend's script bears beside.
     """
 
-    def __init__(self, origin: str) -> None:
+    def __init__(self, origin: str, http: aiohttp.ClientSession | None = None) -> None:
         self.origin = origin
         self.headers: dict[str, str] = {}
-        self.http = aiohttp.ClientSession(cookie_jar=LoopbackCookies(), connector=aiohttp.TCPConnector(limit=0))
+        self.http = http or aiohttp.ClientSession(cookie_jar=LoopbackCookies(), connector=aiohttp.TCPConnector(limit=0))
 
     async def __aenter__(self) -> Self:
         return self

@@ -260,10 +260,8 @@ class GatewayBrowser(Browser):
     """A browser that goes to a gateway over TLS."""
 
     def __init__(self, origin: str, tls: ssl.SSLContext) -> None:
-        self.origin = origin
-        self.http = aiohttp.ClientSession(
-            cookie_jar=aiohttp.CookieJar(unsafe=True), connector=aiohttp.TCPConnector(limit=0, ssl=tls)
-        )
+        connector = aiohttp.TCPConnector(limit=0, ssl=tls)
+        super().__init__(origin, aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True), connector=connector))
 
     def cookies(self) -> dict[str, str]:
         """Return the cookies of the site, and not of the authorization server."""
