@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -48,10 +48,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a short run, which writes nothing")
     parser.add_argument("--write", action="store_true", help="write document and plot after a short run, too")
+    parser.add_argument("--rounds", type=int, default=None, help="fewer rounds than twelve")
     parser.add_argument("--only", default="", help="beginnings of names, with commas between")
     parser.add_argument("--directory", type=Path, default=Path(__file__).parents[1] / "docs")
     arguments = parser.parse_args()
     plan = QUICK if arguments.quick else FULL
+    plan = replace(plan, rounds=arguments.rounds or plan.rounds)
     only = tuple(filter(None, arguments.only.split(",")))
     with tempfile.TemporaryDirectory() as directory:
         lab = Lab(Path(directory))
