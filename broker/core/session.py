@@ -80,19 +80,19 @@ class Session:
     provider_session: str | None = None
 
 
-def is_live(session: Session, *, now: float, idle_timeout_seconds: float) -> bool:
-    """Return whether *session* may still be used at *now* (Unix seconds)."""
-    return now < session.ends_at and now < session.last_seen_at + idle_timeout_seconds
+def lives_until(session: Session, *, idle_timeout_seconds: float) -> float:
+    """Return the Unix seconds from which *session* is over if it isn't used again."""
+    return min(session.ends_at, session.last_seen_at + idle_timeout_seconds)
 
 
-def should_touch(session: Session, *, now: float, idle_timeout_seconds: float) -> bool:
-    """Return whether the use at *now* is worth writing down: at most sixteen writes per idle timeout."""
-    return now - session.last_seen_at >= idle_timeout_seconds / TOUCHES_PER_IDLE_TIMEOUT
+def touch_at(session: Session, *, idle_timeout_seconds: float) -> float:
+    """Return the Unix seconds from which a use is worth writing down: at most sixteen writes per idle timeout."""
+    return session.last_seen_at + idle_timeout_seconds / TOUCHES_PER_IDLE_TIMEOUT
 
 
 def lifetime_seconds(session: Session, *, now: float, idle_timeout_seconds: float) -> float:
     """Return how long *session* lives from *now* (Unix seconds) if it isn't used again; 0 or less if it is over."""
-    return min(session.ends_at, session.last_seen_at + idle_timeout_seconds) - now
+    return lives_until(session, idle_timeout_seconds=idle_timeout_seconds) - now
 
 
 class Index(StrEnum):

@@ -37,8 +37,8 @@ def entry_of(stored: StoredSession, *, idle_timeout_seconds: float, read_at: flo
         stored.document,
         session.grant_id,
         session.provider,
-        min(session.ends_at, session.last_seen_at + idle_timeout_seconds),
-        session.last_seen_at + idle_timeout_seconds / core.TOUCHES_PER_IDLE_TIMEOUT,
+        core.lives_until(session, idle_timeout_seconds=idle_timeout_seconds),
+        core.touch_at(session, idle_timeout_seconds=idle_timeout_seconds),
         read_at,
     )
 

@@ -12,9 +12,9 @@ from broker.core.session import (
     encode,
     index_word,
     index_words,
-    is_live,
     lifetime_seconds,
-    should_touch,
+    lives_until,
+    touch_at,
 )
 
 NOW = 1_800_000_000.0
@@ -48,15 +48,14 @@ def test_a_session_of_a_later_release_is_refused() -> None:
 )
 def test_se_05_a_session_ends_at_its_idle_or_its_absolute_end(at: float, *, live: bool) -> None:
     """Whichever comes first; ``lifetime_seconds`` says the same in seconds."""
-    assert live == is_live(SESSION, now=at, idle_timeout_seconds=IDLE)
+    assert live == (at < lives_until(SESSION, idle_timeout_seconds=IDLE))
     assert live == (lifetime_seconds(SESSION, now=at, idle_timeout_seconds=IDLE) > 0)
-    assert not is_live(SESSION, now=NOW + 5000, idle_timeout_seconds=math.inf)
+    assert SESSION.ends_at == lives_until(SESSION, idle_timeout_seconds=math.inf)
 
 
 def test_a_use_is_written_down_sixteen_times_per_idle_timeout() -> None:
     """Not more often."""
-    assert not should_touch(SESSION, now=NOW + 99, idle_timeout_seconds=IDLE)
-    assert should_touch(SESSION, now=NOW + 100, idle_timeout_seconds=IDLE)
+    assert NOW + 100 == touch_at(SESSION, idle_timeout_seconds=IDLE)
 
 
 def test_se_08_no_two_users_share_an_index_word() -> None:

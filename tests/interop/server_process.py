@@ -58,7 +58,7 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log: Path, s
         with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):  # urllib's errors are OSErrors
             return
         assert time.monotonic() < deadline, f"{url} did not answer in {seconds} s:\n{log.read_text()[-4000:]}"
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS)  # nothing but an answer says that somebody else's server is ready
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
