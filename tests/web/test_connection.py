@@ -32,7 +32,8 @@ async def test_ds_01_a_head_that_drips_is_cut() -> None:
         try:
             for byte in request("/slow", "X-Long: " + "x" * 500):
                 await caller.send(bytes([byte]))
-                await asyncio.sleep(0.02)
+                for pause in (0.02, 0, 0):  # an answer of this moment is read first: a byte more, and a reset takes it
+                    await asyncio.sleep(pause)
                 if caller.reader._buffer:  # type: ignore[attr-defined]
                     break
         except ConnectionError:
