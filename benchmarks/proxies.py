@@ -72,7 +72,7 @@ class Lab:
 
     def prepare_files(self) -> None:
         files = self.directory / "files"
-        for place in (files, files / "open"):
+        for place in (files, files / "open", files / "scrubbed"):
             place.mkdir()
             (place / "small.json").write_bytes(b'{"x":"' + b"y" * 191 + b'"}\n')
         (files / "1m").write_bytes(b"\xa5" * (1 << 20))
@@ -320,8 +320,8 @@ wrk.method = "POST"
 wrk.body = '{"note":"' .. string.rep("z", 100) .. '"}'
 wrk.headers["Content-Type"] = "application/json"
 """
-BY_THE_HANDLER = 'wrk.method = "PROPFIND"'
-"""A request as plain as the GET, but with a method that the fast path doesn't take."""
+BY_THE_HANDLER = 'wrk.headers["X-Spaced"] = "a\\tb"'
+"""The same GET, but with a tab in a field, which the fast path leaves to aiohttp's parser and handler."""
 CHUNKED_POST = """
 function init()
   wrk.method = "POST"
@@ -332,7 +332,7 @@ function init()
 end
 function request() return whole end
 """
-"""It takes no chunks either."""
+"""A body in chunks, in one read with its head."""
 
 
 def _broker(
@@ -357,6 +357,7 @@ def _broker(
             "routes": [
                 {"path": "/", "upstream": upstream, "token": "user"},
                 {"path": "/open", "upstream": upstream, "token": "none"},
+                {"path": "/scrubbed", "upstream": upstream, "token": "user", "scrub": True},
                 {"path": "/socket", "upstream": f"http://{HOST}:{lab.websocket}", "token": "user"},
             ],
             **settings,
@@ -402,6 +403,7 @@ STARTERS: dict[str, Any] = {
     "broker, SQLite, POST": _broker("sqlite", script=POST),
     "broker, SQLite, by the handler": _broker("sqlite", script=BY_THE_HANDLER),
     "broker, SQLite, chunked POST": _broker("sqlite", script=CHUNKED_POST),
+    "broker, SQLite, by a task": _broker("sqlite", path="/scrubbed/small.json"),
     "broker, SQLite, no session": _broker("sqlite", path="/open/small.json"),
     "broker, SQLite, 2 workers": _broker("sqlite", workers=2),
     "broker, Redis": _broker("redis"),

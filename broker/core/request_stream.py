@@ -15,14 +15,13 @@ import re
 from collections.abc import Sequence
 from enum import Enum
 
+from broker.core.chunks import CHUNK_LINE, NO_TRAILERS
 from broker.core.headers import FIELD_LINE
 
 _REQUEST_LINE = re.compile(rb"[A-Z-]+ [^\x00-\x20\x7f]+ HTTP/1\.[01]")
-_READ = re.compile(rb"\r\n(content-length|transfer-encoding|upgrade):[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)")
-_MARKS = (b"\r\ncontent-length:", b"\r\ntransfer-encoding:", b"\r\nupgrade:")
+_READ = re.compile(rb"\r\n(content-length|transfer-encoding):[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)")
+_MARKS = (b"\r\ncontent-length:", b"\r\ntransfer-encoding:")
 _LENGTH = re.compile(rb"[0-9]{1,19}")
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[^\r\n\x00]*)?")
-_NO_TRAILERS = frozenset({b"content-length", b"transfer-encoding"})
 _END_OF_HEAD = b"\r\n\r\n"
 _NO_PARSER_TAKES = b"\0"
 
@@ -51,7 +50,7 @@ class RequestStream:
         heads: How many heads have come whole.
     """
 
-    __slots__ = ("_after", "_fields", "_held", "_left", "_max_line_bytes", "_part", "_upgrades", "heads")
+    __slots__ = ("_after", "_fields", "_held", "_left", "_max_line_bytes", "_part", "heads")
 
     def __init__(self, max_line_bytes: int) -> None:
         """
@@ -65,7 +64,6 @@ class RequestStream:
         self._fields: list[tuple[bytes, bytes]] = []
         self._left = 0
         self._after = _LINE
-        self._upgrades = False
 
     @property
     def is_between_requests(self) -> bool:
@@ -82,8 +80,8 @@ class RequestStream:
         Return what llhttp may see of *data*, the next bytes of the connection.
 
         That is all of it but trailers, until something is malformed. There it ends, with a NUL, which llhttp refuses at
-        that place. It comes in pieces where a request with ``Upgrade`` ends: aiohttp forgets what follows one in the
-        same piece.
+        that place. Each request is a piece of its own: aiohttp forgets what follows one with ``Upgrade`` in the same
+        piece, and what comes before one that is malformed.
         """
         if not data:
             return (data,)  # aiohttp asks itself for what llhttp has left over
@@ -117,8 +115,7 @@ class RequestStream:
             if part is _TRAILERS and self._part is _TRAILERS:
                 piece += read[cut:began]
                 cut = at
-            elif self._upgrades and self._part is _LINE:
-                self._upgrades = False
+            elif self._part is _LINE and part is not _LINE:
                 pieces.append(piece + read[cut:at])
                 piece, cut = b"", at
         piece += read[cut:]
@@ -183,11 +180,7 @@ class RequestStream:
         return end
 
     def _judge(self) -> None:
-        framing = [(name, value) for name, value in self._fields if name != b"upgrade"]
-        self._upgrades = len(framing) < len(self._fields)
-        self._fields.clear()
-        if not framing:
-            return
+        framing, self._fields = self._fields, []
         name, value = framing[0]
         if len(framing) > 1:
             self._part = _LOST
@@ -199,7 +192,7 @@ class RequestStream:
             self._part, self._left, self._after = _BODY, length, _LINE
 
     def _size(self, read: bytes, at: int, end: int) -> int:
-        line = _CHUNK_LINE.fullmatch(read, at, end)
+        line = CHUNK_LINE.fullmatch(read, at, end)
         if line is None:
             self._part = _BROKEN
             return end
@@ -215,6 +208,6 @@ class RequestStream:
             self._part = _LINE
             return end + 2
         field = FIELD_LINE.fullmatch(read, at, end)
-        if field is None or field[1].lower() in _NO_TRAILERS:
+        if field is None or field[1].lower() in NO_TRAILERS:
             self._part = _BROKEN
         return end + 2

@@ -3,11 +3,12 @@
 import asyncio
 import math
 
-from aiohttp import StreamReader, web
+from aiohttp import web
 
 from broker.core.limit_options import GRACE_SECONDS, MIN_BODY_BYTES_PER_SECOND
 from broker.errors import BadRequest, BrokerError, PayloadTooLarge, RequestTimeout
 from broker.services.upstream import Exchange
+from broker.web.incoming import Content
 
 
 class _GivenUpError(Exception):
@@ -37,7 +38,7 @@ class RequestBody:
 
     def __init__(
         self,
-        content: StreamReader,
+        content: Content,
         loop: asyncio.AbstractEventLoop,
         *,
         max_bytes: int,
@@ -127,7 +128,7 @@ class RequestBody:
                 await self._drain(exchange)
         except _GivenUpError:
             return RequestTimeout("the body came too slowly")
-        except (web.RequestPayloadError, ConnectionError) as error:
+        except (BadRequest, web.RequestPayloadError, ConnectionError) as error:
             return BadRequest(f"the body broke off or is malformed ({type(error).__name__})")
         exchange.finish()
         return None

@@ -13,7 +13,7 @@ import socket
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -22,11 +22,7 @@ from aiohttp.web_protocol import RequestHandler
 from broker.core.limit_options import LimitOptions
 from broker.core.request_fields import FieldBlock, FieldRules
 from broker.core.request_stream import RequestStream
-from broker.errors import BrokerError
-
-if TYPE_CHECKING:
-    from broker.web.gate import Call
-    from broker.web.relay import Relay
+from broker.services.upstream import Exchange
 
 WATCH_SECONDS = 1.0
 
@@ -59,21 +55,19 @@ class Relaying(Protocol):
 
 
 @dataclass(slots=True)
-class Handover:
+class Failure:
     """
-    A call that was begun on the fast path, and needs the slow one to go on.
+    What came of a call that was served past aiohttp, and is for aiohttp's handler to tell.
 
     Attributes:
-        call: The call.
-        began_at: When it came, on the loop's clock.
-        relay: What came of sending it; None if it wasn't sent.
-        refusal: Why it is refused; None if it was admitted.
+        error: What went wrong. Nothing of an answer is written.
+        request_id: The call's id; empty if it has none yet.
+        closes: Whether the connection ends with it.
     """
 
-    call: "Call"
-    began_at: float
-    relay: "Relay | None" = None
-    refusal: BrokerError | None = None
+    error: Exception
+    request_id: str
+    closes: bool
 
 
 class Awaited(Protocol):
@@ -137,7 +131,7 @@ class CallerConnection(RequestHandler):
 
     Attributes:
         relay: What is being written to it past aiohttp; None while aiohttp writes itself.
-        handover: What the fast path leaves to the slow one, for the request that comes next.
+        failure: What the next request that aiohttp hands on is answered with.
         body: The body that is being received; None if there is none.
     """
 
@@ -150,7 +144,7 @@ class CallerConnection(RequestHandler):
         "_watch",
         "_write_since",
         "body",
-        "handover",
+        "failure",
         "relay",
     )
 
@@ -165,7 +159,7 @@ class CallerConnection(RequestHandler):
         self._stream = RequestStream(3 * limits.max_header_field_bytes)  # a name, a value, and more
         self.body: Awaited | None = None
         self.relay: Relaying | None = None
-        self.handover: Handover | None = None
+        self.failure: Failure | None = None
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -261,6 +255,10 @@ class CallerConnection(RequestHandler):
             relay.caller_lost()
         super().connection_lost(exc)
 
+    def begin_tunnel(self, exchange: Exchange) -> None:
+        """Pass whatever comes from now on to *exchange*, as it is."""
+        self.set_parser(_TunnelReader(exchange))  # type: ignore[arg-type]  # it has all that is called
+
     # --- patience
 
     def receive(self, body: "Awaited") -> None:
@@ -313,7 +311,7 @@ class CallerConnection(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what aiohttp refused, with one line in the log and no byte of it (SECURITY M7, LK-03)."""
-        self.handover = None
+        self.failure = None
         if not isinstance(exc, HttpProcessingError | ValueError):
             return super().handle_error(request, status, exc, message)
         log.info("malformed_request", extra={"status": status, "error": type(exc).__name__, "peer": self.peer})
@@ -327,3 +325,20 @@ class CallerConnection(RequestHandler):
         )
         response.force_close()
         return response
+
+
+class _TunnelReader:
+    """Passes what a caller sends after a 101 on, as it is. aiohttp feeds it in place of a WebSocket parser."""
+
+    __slots__ = ("_exchange",)
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        """Take bytes. Returns whether the connection is over, and what was not taken."""
+        self._exchange.write(data)
+        return self._exchange.ended, b""
+
+    def feed_eof(self) -> None:
+        """The caller is gone; the connection's own end tells the exchange."""

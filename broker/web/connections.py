@@ -1,7 +1,8 @@
 """
 The server of callers' connections: aiohttp's, which gives proxied requests a way past the application's router.
 
-    fast path ▸ (aiohttp's parser) ▸ /bff: the application ▸ everything else: the proxy
+    what is proxied and plainly written: the fast path
+    else: aiohttp's parser ▸ /bff: the application ▸ everything else: the proxy
 """
 
 import asyncio

@@ -1,20 +1,24 @@
 """
-The fast path: a plain call with a live session and a live token, without a task, a future or a request object.
+The fast path: proxied requests past aiohttp's parser, its handler and its request objects.
 
     data_received ▸ gate ▸ idle upstream connection ▸ relay ▸ the caller's transport
 
-It takes what is simple: a whole request in one read on an idle connection, its body sized if it has one, when the pool
-has an idle connection. Everything else falls through to aiohttp, with no byte changed and nothing done. Where this
-process doesn't know session or token, a task asks the gate for them. The gate, the lane and the relay are the slow
-path's own, so that both forward and refuse the same; a call that is refused, or fails after it was sent, is handed to
-the slow path as it stands.
+What is simple goes *directly*, without a task or a future: a whole request, with or without a body, of a session and a
+token that this process knows, when the pool has an idle connection. For everything else that is proxied a task waits:
+for a look-up, a body that is still to come, a connection, a newer token, a WebSocket's end. Requests for the broker's
+own endpoints, and such as aren't plainly written (below), fall through to aiohttp, with no byte changed and nothing
+done. The gate, the relay and what becomes of a call are the slow path's own, so that both forward and refuse the same;
+what is to be said of a call that failed, aiohttp's handler says.
 
 It reads aiohttp's private attributes, to know that the connection is idle and its parser between two messages. They are
 listed in :data:`INSIDES`; where aiohttp lacks one, the fast path is off.
 """
 
 import asyncio
+import math
+import re
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
@@ -22,13 +26,15 @@ from aiohttp.web_protocol import RequestHandler
 
 from broker.core.request_fields import FieldBlock
 from broker.errors import BadRequest, BrokerError
+from broker.services.logs import REQUEST_ID
 from broker.services.upstream import Exchange
-from broker.web.connection import CallerConnection, Handover
+from broker.web.connection import CallerConnection, Failure
+from broker.web.incoming import IncomingBody
+from broker.web.proxy import Proxy, is_fault_of_body
 from broker.web.relay import Relay
 
 if TYPE_CHECKING:
     from broker.web.gate import Call
-    from broker.web.proxy import Proxy
 
 AIOHTTP: Final = "3.14."
 """The minor version whose insides are known."""
@@ -49,13 +55,45 @@ MAX_FIELDS: Final = 100
 MAX_AHEAD_BYTES: Final = 64 << 10
 """How much a caller may send while its last call is under way."""
 BUSY_CHECK_SECONDS: Final = 5.0
+LINGER_SECONDS: Final = 5.0
+"""How long a caller may go on sending a body that was answered already."""
 
-_METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
+_METHODS = {
+    name.encode(): name
+    for name in [
+        *("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"),
+        *("PROPFIND", "PROPPATCH", "MKCOL", "MKCALENDAR", "COPY", "MOVE", "LOCK", "UNLOCK", "REPORT", "SEARCH"),
+        *("PURGE", "LINK", "UNLINK", "BIND", "REBIND", "UNBIND", "ACL", "MKACTIVITY", "CHECKOUT", "MERGE"),
+    ]
+}
+"""Those that llhttp takes, too; TRACE and CONNECT aren't proxied."""
+_VERSIONS = {b"HTTP/1.1": (1, 1), b"HTTP/1.0": (1, 0)}
+_FRAMING = re.compile(rb"(?i)\r\n(?:content-length|transfer-encoding|expect|upgrade)[ \t]*:[^\r\n]*")
 
 
 def fits() -> bool:
     """Return whether this aiohttp is one whose insides are known."""
     return aiohttp.__version__.startswith(AIOHTTP) and all(hasattr(RequestHandler, name) for name in INSIDES)
+
+
+@dataclass(slots=True)
+class _Request:
+    """
+    A request that is served past aiohttp.
+
+    Attributes:
+        call: What was judged of it.
+        head: What begins with its head, as it came.
+        began_at: When it came, on the loop's clock.
+        content: Its body; None if it has none.
+        relay: What is written to its caller while it goes directly.
+    """
+
+    call: "Call"
+    head: bytes
+    began_at: float
+    content: IncomingBody | None = None
+    relay: Relay | None = None
 
 
 class FastConnection(CallerConnection):
@@ -64,57 +102,100 @@ class FastConnection(CallerConnection):
     __slots__ = (
         "_ahead",
         "_busy",
+        "_incoming",
         "_is_early",
+        "_is_ours",
+        "_keeps",
         "_last_raw",
         "_last_raw_block",
-        "_looking",
+        "_lingering",
         "_peer",
         "_proxy",
-        "_sent",
+        "_serving",
+        "_tunnel",
     )
 
     def __init__(self, server: Any, *, proxy: "Proxy", **kwargs: Any) -> None:
         super().__init__(server, **kwargs)
         self._proxy = proxy
-        self._busy: Handover | None = None
-        self._looking: asyncio.Task[None] | None = None
+        self._busy: _Request | None = None  # what goes directly
+        self._serving: asyncio.Task[None] | None = None  # what a task serves
+        self._incoming: IncomingBody | None = None  # a body of which not all has come
+        self._tunnel: Exchange | None = None
+        self._lingering: asyncio.TimerHandle | None = None
         self._is_early = False
-        self._sent = b""
+        self._keeps = True  # what becomes of the connection when it has lingered
+        self._is_ours = False  # since aiohttp was seen to be idle, it has been given nothing
         self._ahead = b""
         self._peer: str | None = None
         self._last_raw = b""
         self._last_raw_block: FieldBlock | None = None
 
+    # --- what comes
+
     def data_received(self, data: bytes) -> None:
-        if self._busy is not None or self._looking is not None or self._is_early:
+        if self._tunnel is not None:
+            self._tunnel.write(data)
+            return
+        if self._incoming is not None:
+            data = self._feed(self._incoming, data)
+            if not data:
+                return
+        if self._busy is not None or self._serving is not None or self._incoming is not None or self._is_early:
             self._hold(data)
-        elif self._waiter is None and self._is_between_requests():
+        elif self._waiter is None and not self._is_ours and self._is_between_requests():
             # aiohttp waits for a request once its task has had its turn; a quick caller mustn't be slow for ever.
             self._is_early = True
             self._hold(data)
             self._loop.call_soon(self._after_a_turn)
         else:
-            self._take(data)
+            self._take(self._ahead + data if self._ahead else data)
 
     def _after_a_turn(self) -> None:
         self._is_early = False
-        ahead, self._ahead = self._ahead, b""
         if self.transport is not None:
-            if len(ahead) > MAX_AHEAD_BYTES:
-                self.transport.resume_reading()
-            self._take(ahead)
+            self._go_on()
 
     def _take(self, data: bytes) -> None:
+        """Take what begins with a request, or goes on with one of aiohttp's."""
+        self._ahead = b""
         if not (self._is_idle() and self._begin(data)):
-            super().data_received(data)
+            self._leave_to_aiohttp(data)
+
+    def _leave_to_aiohttp(self, data: bytes) -> None:
+        self._is_ours = False
+        super().data_received(data)
+
+    def _hold(self, data: bytes) -> None:
+        """Keep what a caller sends before it has its answer."""
+        self._ahead += data
+        if len(self._ahead) > MAX_AHEAD_BYTES and self.transport is not None:
+            self.transport.pause_reading()
+
+    def _go_on(self) -> None:
+        """Take what the caller sent before it had its answer."""
+        ahead, self._ahead = self._ahead, b""
+        if ahead:
+            if len(ahead) > MAX_AHEAD_BYTES and self.transport is not None:
+                self.transport.resume_reading()
+            self.data_received(ahead)
 
     @property
     def is_busy(self) -> bool:
-        return self._busy is not None or self._looking is not None or self._is_early or super().is_busy
+        return (
+            self._busy is not None
+            or self._serving is not None
+            or self._incoming is not None
+            or self._is_early
+            or super().is_busy
+        )
 
     def _is_idle(self) -> bool:
+        if self._is_ours:
+            return not self.is_closing
         waiter = self._waiter
-        return waiter is not None and not waiter.done() and self._is_between_requests()
+        self._is_ours = waiter is not None and not waiter.done() and self._is_between_requests()
+        return self._is_ours
 
     def _is_between_requests(self) -> bool:
         return (
@@ -126,153 +207,263 @@ class FastConnection(CallerConnection):
             and self._payload_parser is None
         )
 
+    # --- a request
+
     def _begin(self, data: bytes) -> bool:
-        """Send a call up. Returns False, with nothing done, if it isn't one for the fast path."""
-        end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES)
-        if end < 0:
-            return False
+        """Serve the request that *data* begins with. Returns False, with nothing done, if aiohttp has to."""
         line_end = data.find(b"\r\n")
         request_line = data[:line_end].split(b" ")
-        if len(request_line) != 3:
+        if line_end < 0 or len(request_line) != 3:
             return False
-        name, target, version = request_line
-        method = _METHODS.get(name)
-        if method is None or version != b"HTTP/1.1" or not target.startswith(b"/"):
+        name, target, said_version = request_line
+        method, version = _METHODS.get(name), _VERSIONS.get(said_version)
+        if method is None or version is None or not target.startswith(b"/"):
             return False
+        end = data.find(b"\r\n\r\n", line_end, MAX_HEAD_BYTES)
+        if end < 0:
+            return self._wait_for_head(data)
         if self._peer is None:
             self._peer = self.peer
         gate = self._proxy.gate
-        body = data[end + 4 :]
         try:
             block = self._block(data[line_end:end])
-            if block.chunked or len(body) != (block.content_length or 0):
-                return False
-            call = gate.judge(method=method, target=target, version=(1, 1), block=block, peer=self._peer)
-            if call.head.upgrade or call.lane.route.scrub:
-                return False
+            call = gate.judge(method=method, target=target, version=version, block=block, peer=self._peer)
             is_admitted = gate.admit_at_once(call)
+            request = self._with_body(_Request(call, data, self._loop.time()), data[end + 4 :])
         except BrokerError:
             return False
-        began_at = self._loop.time()
-        if is_admitted:
-            return self._send(call, data, body, began_at)
-        self._looking = self._proxy.tasks.spawn(self._look_up(call, data, body, began_at), name="fast_path:look_up")
+        self._head_since = math.inf
+        if not (is_admitted and self._send(request)):
+            self._serve(request, is_admitted=is_admitted)
         return True
 
-    async def _look_up(self, call: "Call", data: bytes, body: bytes, began_at: float) -> None:
-        """Find what this process doesn't know, and go on; what the caller sends meanwhile is held."""
-        refusal = None
-        try:
-            await self._proxy.gate.find_out(call)
-        except BrokerError as error:
-            refusal = error
-        self._looking = None
-        if refusal is None and self._send(call, data, body, began_at):
-            return
-        if self.is_closing:  # aiohttp takes nothing more
-            self.force_close()
-            return
-        self.handover = Handover(call, began_at, refusal=refusal)
-        super().data_received(data)
-        if self._ahead:
-            self._go_on()
+    def _with_body(self, request: _Request, rest: bytes) -> _Request:
+        """
+        Take of *rest*, which came behind the head, what belongs to the request, and keep what doesn't.
 
-    def _send(self, call: "Call", data: bytes, body: bytes, began_at: float) -> bool:
-        """Send an admitted call up. Returns False, with nothing done, if the slow path has to."""
-        if call.is_bound:
+        Raises:
+            BadRequest: If aiohttp has to say what is wrong with it. Nothing is done then.
+        """
+        block = request.call.head.block
+        if block.content_length or block.chunked:
+            request.content = content = IncomingBody(self, content_length=block.content_length)
+            rest = content.feed(rest)
+            if content.exception() is not None:
+                raise BadRequest("the body is malformed")
+            if not content.is_whole:
+                self._incoming = content
+        if rest and b"upgrade" in block.read:
+            raise BadRequest("who asks for an upgrade has to wait for the answer (RFC 6455 section 4.1)")
+        self._ahead = rest
+        return request
+
+    def _wait_for_head(self, data: bytes) -> bool:
+        """Keep the first part of a head. Returns False if it is longer than heads are here."""
+        if len(data) >= MAX_HEAD_BYTES:
             return False
-        proxy, lane = self._proxy, call.lane
-        try:
-            proxy.gate.limit(call)
-            call.request_id = proxy.request_id(call, self._peer or "")
-            relay = Relay(
-                self,
-                call.head,
-                hold_401=call.token is not None,
-                streams=proxy.streams,
-                session=call.session,
-                done=self._done,
-            )
-            exchange = Exchange(call.head.method, call.compose(), relay, lane.answers, lane.route.timeout)
-        except BrokerError:
-            self.relay = None
-            return False
-        exchange.body = body
-        relay.exchange = exchange
-        self._busy = Handover(call, began_at, relay)
-        self._sent = data
-        if lane.upstream.try_start(exchange):
-            return True
-        proxy.gate.unlimit(call)
-        self._busy = self.relay = None
-        return False
+        self._ahead = data
+        if self._head_since == math.inf:
+            self._head_since = self._loop.time()
+            self._watch.add(self)
+        return True
 
     def _block(self, raw: bytes) -> FieldBlock:
         """Read the field lines. Those of the last request are often those of this one."""
         if raw != self._last_raw or self._last_raw_block is None:
             lines = raw.split(b"\r\n")[1:]
-            if len(lines) > MAX_FIELDS:
-                raise BadRequest("too many fields for the fast path")
+            if len(lines) > MAX_FIELDS or b"\t" in raw:
+                raise BadRequest("too many fields for the fast path, or white space about which parsers disagree")
             self._last_raw_block = self._proxy.gate.fields.read(lines)
             self._last_raw = raw
         return self._last_raw_block
 
+    # --- its body (incoming.Source)
+
+    def _feed(self, body: IncomingBody, data: bytes) -> bytes:
+        rest = body.feed(data)
+        if body.is_whole:
+            self._incoming = None
+            if self._lingering is not None:
+                self._lingering.cancel()
+                self._lingering = None
+                self._keep_or_close(keeps=self._keeps)
+        return rest
+
+    def pause_body(self) -> None:
+        if self.transport is not None:
+            self.transport.pause_reading()
+
+    def resume_body(self) -> None:
+        if self.transport is not None:
+            self.transport.resume_reading()
+
+    # --- the direct way
+
+    def _send(self, request: _Request) -> bool:
+        """Send an admitted call up directly. Returns False, with nothing done, if that can't be."""
+        call, content = request.call, request.content
+        proxy, lane = self._proxy, call.lane
+        body = b""
+        if content is not None:
+            if not content.is_whole:
+                return False
+            body = content.peek()
+            if len(body) > lane.max_body_bytes:
+                return False
+        if call.head.upgrade or lane.route.scrub or call.is_bound:
+            return False
+        if not call.request_id:
+            call.request_id = proxy.request_id(call, self._peer or "")
+        try:
+            proxy.gate.limit(call)
+        except BrokerError as refusal:
+            self._fail(request, refusal)
+            return True
+        request.relay = relay = Relay(
+            self,
+            call.head,
+            hold_401=call.token is not None,
+            streams=proxy.streams,
+            session=call.session,
+            done=self._done,
+        )
+        try:
+            exchange = Exchange(call.head.method, call.compose(), relay, lane.answers, lane.route.timeout)
+            if content is not None:
+                exchange.carry(body, chunked=call.head.block.chunked)
+            relay.exchange = exchange
+            self._busy = request
+            if lane.upstream.try_start(exchange):
+                return True
+        except BrokerError as fault:
+            self._fail(request, fault)
+            return True
+        proxy.gate.unlimit(call)
+        self._busy = self.relay = request.relay = None
+        return False
+
     def _done(self) -> None:
-        """Nothing more comes of the call's exchange."""
-        busy, self._busy = self._busy, None
-        if busy is None:
+        """Nothing more comes of the exchange of a request that went directly."""
+        request, self._busy = self._busy, None
+        if request is None:
             return
-        relay = busy.relay
+        relay = request.relay
         assert relay is not None
-        if not relay.started and self.transport is not None and not self.is_closing:
-            # A fault, or a 401 that a newer token may cure: the slow path goes on from here.
-            self.handover = busy
-            super().data_received(self._sent)
+        if self.transport is None or self.is_closing:
+            self._end(request, relay)
+        elif relay.rejected or (relay.status == 401 and request.call.token is not None):
+            self._serve(request, is_admitted=True)
         else:
-            self._end(busy, relay)
-        self._sent = b""
-        if self._ahead:
+            self._settle(request, relay)
+
+    # --- the way with a task
+
+    def _serve(self, request: _Request, *, is_admitted: bool) -> None:
+        serving = self._go_on_serving(request, is_admitted=is_admitted)
+        self._serving = self._proxy.tasks.spawn(serving, name="fast_path:serve")
+
+    async def _go_on_serving(self, request: _Request, *, is_admitted: bool) -> None:
+        """Serve a request to its end, or until it can go directly; what the caller sends meanwhile is held."""
+        proxy, call = self._proxy, request.call
+        if not call.request_id:
+            call.request_id = proxy.request_id(call, self._peer or "")
+        REQUEST_ID.set(call.request_id)
+        try:
+            if not is_admitted:
+                await proxy.gate.find_out(call)
+                serving, self._serving = self._serving, None
+                if self._send(request):
+                    return
+                self._serving = serving
+            if request.relay is None:
+                proxy.gate.limit(call)
+                relay = await proxy.carry(call, self, request.content)
+            else:
+                relay = await proxy.go_on(call, self, request.content, request.relay)
+        except Exception as fault:  # noqa: BLE001 - aiohttp's handler tells it to the caller and, if it is ours, to the log
+            self._serving = None
+            self._fail(request, fault)
+        else:
+            self._serving = None
+            self._settle(request, relay)
+
+    def begin_tunnel(self, exchange: Exchange) -> None:
+        if self._serving is None:
+            super().begin_tunnel(exchange)
+        else:
+            self._tunnel = exchange
             self._go_on()
 
-    def _end(self, ended: Handover, relay: Relay) -> None:
+    # --- its end
+
+    def _settle(self, request: _Request, relay: Relay) -> None:
+        if relay.error is None or relay.started:
+            self._end(request, relay)
+            return
+        request.call.lane.stats.count(relay.status, self._loop.time() - request.began_at)
+        self._fail(request, relay.error, closes=is_fault_of_body(relay.error))
+
+    def _end(self, request: _Request, relay: Relay) -> None:
+        """An answer was written, or the caller is gone."""
         if relay.rejected:
             relay.release()
-        now = self._loop.time()
-        self._proxy.finished(ended.call, relay, now - ended.began_at)
-        if relay.keep_alive and relay.started and not self.closes:
-            self._next_keepalive_close_time = now + self._keepalive_timeout
+        self._proxy.finished(request.call, relay, self._loop.time() - request.began_at)
+        keeps = relay.keep_alive and relay.started and not self.closes
+        if self._incoming is not None and relay.started:
+            self._linger(self._incoming, keeps=keeps)
+        else:
+            self._keep_or_close(keeps=keeps)
+
+    def _fail(self, request: _Request, error: Exception, *, closes: bool = False) -> None:
+        """Have aiohttp's handler say what went wrong. Nothing of an answer is written."""
+        self.relay = None
+        if self.transport is None or self.is_closing:  # aiohttp takes nothing more
+            self.force_close()
+            return
+        self.failure = Failure(error, request.call.request_id, closes)
+        end = request.head.find(b"\r\n\r\n") + 4
+        # aiohttp needs no more of the request than who asked for what: its body is ours to read.
+        self._leave_to_aiohttp(_FRAMING.sub(b"", request.head[:end]))
+        if self._incoming is not None:
+            self._linger(self._incoming, keeps=True)
+        else:
+            self._go_on()
+
+    def _linger(self, body: IncomingBody, *, keeps: bool) -> None:
+        """
+        Let the caller send the rest of a body that was answered already.
+
+        A connection that is closed with something unread is reset, and the answer with it (RFC 9112 section 9.6).
+        """
+        body.discard()
+        self._keeps = keeps
+        self._lingering = self._loop.call_later(LINGER_SECONDS, self.force_close)
+
+    def _keep_or_close(self, *, keeps: bool) -> None:
+        if keeps:
+            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+            self._go_on()
         else:
             self.force_close()
 
-    def _go_on(self) -> None:
-        """Take what the caller sent before it had its answer."""
-        ahead, self._ahead = self._ahead, b""
-        if len(ahead) > MAX_AHEAD_BYTES and self.transport is not None:
-            self.transport.resume_reading()
-        self.data_received(ahead)
-
-    def _hold(self, data: bytes) -> None:
-        """Keep what a caller sends before it has its answer."""
-        self._ahead += data
-        if len(self._ahead) > MAX_AHEAD_BYTES and self.transport is not None:
-            self.transport.pause_reading()
-
     def connection_lost(self, exc: BaseException | None) -> None:
-        if self._looking is not None:
-            self._looking.cancel()
+        if self._serving is not None:
+            self._serving.cancel()
+        if self._lingering is not None:
+            self._lingering.cancel()
         super().connection_lost(exc)
 
     # --- while a call is under way aiohttp believes that the connection is idle
 
     def _process_keepalive(self) -> None:
-        if self._busy is None and self._looking is None:
+        if self._busy is None and self._serving is None and self._incoming is None:
             super()._process_keepalive()
         else:
             self._keepalive_handle = self._loop.call_later(BUSY_CHECK_SECONDS, self._process_keepalive)
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp's signature
-        if self._looking is not None:
-            await asyncio.wait([self._looking], timeout=timeout)
+        if self._serving is not None:
+            await asyncio.wait([self._serving], timeout=timeout)
         if self._busy is not None and self._busy.relay is not None:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._busy.relay.wait(), timeout)

@@ -22,6 +22,7 @@ from broker.errors import (
 from broker.services import logs, metrics
 from broker.services.clock import Clock, Randomness
 from broker.web.access_log import MAX_LOGGED_PATH, access_line
+from broker.web.connection import CallerConnection
 from broker.web.pages import silent_login_page
 from broker.web.problems import Asked, OwnResponse, framed_response, problem_response
 from broker.web.relay import RelayedResponse
@@ -77,7 +78,7 @@ class Outermost:
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         began_at = self._clock.monotonic()
-        request_id = _given_name(request, self._trusted_proxies) or self._new_name()
+        request_id = _known_name(request) or _given_name(request, self._trusted_proxies) or self._new_name()
         request[REQUEST_ID] = request_id
         logs.REQUEST_ID.set(request_id)
         try:
@@ -164,6 +165,13 @@ def client_address(request: web.BaseRequest, trusted_proxies: TrustedProxies) ->
         return trusted_proxies.caller(peer, claimed).address
     except BadRequest:
         return peer
+
+
+def _known_name(request: web.Request) -> str | None:
+    """Return the id under which a call went up that is only told of here."""
+    connection = request.protocol
+    failure = connection.failure if isinstance(connection, CallerConnection) else None
+    return None if failure is None else failure.request_id or None
 
 
 def _given_name(request: web.Request, trusted_proxies: TrustedProxies) -> str | None:

@@ -21,7 +21,7 @@ from broker.core.forwarded import TrustedProxies
 from broker.core.limit_options import LimitOptions
 from broker.core.outcome import LoginNeeded, Token, TokenResult, Unavailable
 from broker.core.routing import Route
-from broker.errors import BadRequest, BrokerError, CallerError, PayloadTooLarge, StepUpRequired
+from broker.errors import BadRequest, BrokerError, CallerError, PayloadTooLarge, RequestTimeout, StepUpRequired
 from broker.services import metrics
 from broker.services.clock import Clock, Randomness, SystemClock, SystemRandomness
 from broker.services.dpop import Proofs
@@ -32,8 +32,9 @@ from broker.services.tasks import Tasks
 from broker.services.upstream import Exchange
 from broker.web.access_log import access_line
 from broker.web.body import RequestBody
-from broker.web.connection import CallerConnection, Handover
+from broker.web.connection import CallerConnection
 from broker.web.gate import Call, CallerSource, Gate, SessionSource, TokenSource
+from broker.web.incoming import Content
 from broker.web.middleware import request_names
 from broker.web.proven_relay import ProvenRelay
 from broker.web.relay import CLOSED, KEPT, Relay
@@ -177,47 +178,54 @@ class Proxy:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """
-        Forward *request*.
+        Forward *request*, or say what came of one that was forwarded past aiohttp.
 
         Raises:
             BrokerError: If it isn't forwarded, or no answer came. Nothing of an answer is written then.
         """
         connection = request.protocol
         assert isinstance(connection, CallerConnection)
-        handover, connection.handover = connection.handover, None
-        began_at = self._loop.time() if handover is None else handover.began_at
-        if handover is not None and handover.relay is not None:
-            call, relay = handover.call, handover.relay
-            transit = _Transit(call, connection, self._body(call, request))
-            if transit.body is not None:
-                transit.body.take()  # it was sent
-        else:
-            call = await self._admit(connection, request, handover)
-            transit = _Transit(call, connection, self._body(call, request))
-            relay = await self._attempt(transit, hold_401=call.token is not None)
-        if relay.status == 401 or relay.rejected:
-            relay = await self._conclude(transit, relay)
+        failure, connection.failure = connection.failure, None
+        if failure is not None:
+            if failure.closes:
+                connection.close_soon()
+            raise failure.error
+        began_at = self._loop.time()
+        call = self._judge(connection, request)
+        await self.gate.admit(call)
+        self.gate.limit(call)
+        relay = await self.carry(call, connection, request.content)
         seconds = self._loop.time() - began_at
         if relay.error is not None and not relay.started:
             call.lane.stats.count(relay.status, seconds)
-            if isinstance(relay.error, CallerError) and not isinstance(relay.error, StepUpRequired):
+            if is_fault_of_body(relay.error):
                 connection.close_soon()
             raise relay.error
         self.finished(call, relay, seconds)
         return KEPT if relay.keep_alive else CLOSED
 
-    async def _admit(self, connection: CallerConnection, request: web.Request, handover: Handover | None) -> Call:
-        """Return the request as an admitted call. Raises ``BrokerError`` if it is refused."""
-        if handover is None:
-            call = self._judge(connection, request)
-            await self.gate.admit(call)
-        else:
-            call = handover.call
-            call.request_id = REQUEST_ID.get("")
-            if handover.refusal is not None:
-                raise handover.refusal
-        self.gate.limit(call)
-        return call
+    async def carry(self, call: Call, connection: CallerConnection, content: Content | None) -> Relay:
+        """
+        Send an admitted call up, as often as it takes.
+
+        Args:
+            call: The call.
+            connection: Where it came from.
+            content: Its body, if its head says that there is one.
+
+        Returns:
+            What became of it. If no answer came, its ``error`` says why, and nothing is written.
+        """
+        transit = _Transit(call, connection, self._body(call, connection, content))
+        relay = await self._attempt(transit, hold_401=call.token is not None)
+        return await self._conclude(transit, relay)
+
+    async def go_on(self, call: Call, connection: CallerConnection, content: Content | None, relay: Relay) -> Relay:
+        """As :meth:`carry`, for a call whose first attempt has ended in *relay*, with all of its body."""
+        transit = _Transit(call, connection, self._body(call, connection, content))
+        if transit.body is not None:
+            transit.body.take()
+        return await self._conclude(transit, relay)
 
     def _judge(self, connection: CallerConnection, request: web.Request) -> Call:
         message = request._message  # noqa: SLF001 - its target is the one that came; request.path is decoded
@@ -237,25 +245,27 @@ class Proxy:
         call.request_id = REQUEST_ID.get("")
         return call
 
-    def _body(self, call: Call, request: web.Request) -> RequestBody | None:
-        if not call.head.has_body:
+    def _body(self, call: Call, connection: CallerConnection, content: Content | None) -> RequestBody | None:
+        if content is None or not call.head.has_body:
             return None
         route = call.lane.route
         body = RequestBody(
-            request.content,
+            content,
             self._loop,
             max_bytes=route.max_body_bytes,
             max_kept_bytes=route.max_replay_body_bytes if call.may_retry else 0,
             pause_seconds=self._limits.body_timeout_seconds,
         )
-        if call.head.expects_continue and request.transport is not None and not body.is_here:
+        if call.head.expects_continue and connection.transport is not None and not body.is_here:
             # Only now: whoever may not call is told so before it sends its body (RFC 9110 section 10.1.1).
-            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return body
 
     async def _conclude(self, transit: _Transit, relay: Relay) -> Relay:
-        """Make the best of a first attempt that ended with 401."""
+        """Make the best of a first attempt, if it ended with 401."""
         call = transit.call
+        if relay.status != 401 and not relay.rejected:
+            return relay
         if relay.proof_refused:
             self._note_refused_proof(call)
         elif relay.status == 401 and call.token is not None:
@@ -379,6 +389,11 @@ class Proxy:
         if not call.lane.route.scrub or call.token is None:
             return None
         return Scrubber(relay, call.token.access_token.reveal().encode())
+
+
+def is_fault_of_body(error: BrokerError) -> bool:
+    """Whether a call failed by its body: where that ends isn't known then, or isn't waited for."""
+    return isinstance(error, BadRequest | PayloadTooLarge | RequestTimeout)
 
 
 def _announce(body: RequestBody, exchange: Exchange, *, chunked: bool) -> BrokerError | None:

@@ -181,7 +181,7 @@ class Relay:
         self._write(b"%bConnection: Upgrade\r\nUpgrade: %b\r\n\r\n%b" % (head.passed, head.upgrade, body))
         self._be_watched()
         assert self.exchange is not None
-        self._connection.set_parser(TunnelReader(self.exchange))  # type: ignore[arg-type]  # it has all that is called
+        self._connection.begin_tunnel(self.exchange)
 
     def on_body(self, body: bytes) -> None:
         if self._held is not None and not self.started:
@@ -299,23 +299,6 @@ class Relay:
 def challenges_of(head: ResponseHead) -> list[str]:
     """Return the values of ``WWW-Authenticate`` that pass to the caller."""
     return [value.decode("latin-1") for value in _CHALLENGE.findall(head.passed)]
-
-
-class TunnelReader:
-    """Passes what a caller sends after a 101 on, as it is. aiohttp feeds it in place of a WebSocket parser."""
-
-    __slots__ = ("_exchange",)
-
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-
-    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
-        """Take bytes. Returns whether the connection is over, and what was not taken."""
-        self._exchange.write(data)
-        return self._exchange.ended, b""
-
-    def feed_eof(self) -> None:
-        """The caller is gone; the connection's own end tells the exchange."""
 
 
 class RelayedResponse(web.StreamResponse):

@@ -125,6 +125,12 @@ async def _errors_by_code(
         return web.json_response(document, status=error.status)
 
 
+class Way:
+    """Whether proxies under test have the fast path, where a test doesn't say."""
+
+    fast = True
+
+
 @dataclass(slots=True)
 class ProxyUnderTest:
     """
@@ -143,7 +149,7 @@ class ProxyUnderTest:
     sessions: FakeSessions = field(default_factory=FakeSessions)
     tokens: FakeTokens = field(default_factory=FakeTokens)
     standing_grants: dict[str, str] = field(default_factory=dict)
-    fast: bool = True
+    fast: bool = field(default_factory=lambda: Way.fast)
     access_log: Callable[[str], None] | None = None
     limits: LimitOptions = field(default_factory=LimitOptions)
     events: Subscription | None = None

@@ -2,7 +2,7 @@
 
 import socket
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,9 +30,18 @@ from tests.support.authorization_server import CLIENT_ID, CLIENT_SECRET, LedgerS
 from tests.support.browser import Browser
 from tests.support.clock import ManualClock
 from tests.support.faulty_store import FaultyStore
+from tests.support.proxying import Way
 
 SITE = "https://app.example.com"
 KEY = new_key(SystemRandomness())
+
+
+@pytest.fixture(params=["fast", "slow"])
+def either_way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The test runs twice: with the fast path, and with aiohttp's parser and handler alone."""
+    Way.fast = request.param == "fast"
+    yield
+    Way.fast = True
 
 
 @dataclass

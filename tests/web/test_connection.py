@@ -13,6 +13,8 @@ from tests.support.proxying import ANONYMOUS, ProxyUnderTest, RawCaller, request
 from tests.support.raw_upstream import OK, RawRequest, RawUpstream, Wire
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 
 def proxied(
     upstream: RawUpstream, *, fast: bool = True, max_body_bytes: int = 100 << 20, **limits: float

@@ -1,4 +1,4 @@
-"""The fast path does nothing but what the slow one does, only faster."""
+"""The fast path does nothing but what the slow one does, only faster, and serves nearly all that is proxied."""
 
 import asyncio
 import json
@@ -78,20 +78,20 @@ async def test_it_forwards_and_refuses_what_the_slow_path_does(first_seed: int) 
                     upstream.requests.clear()
                     outcomes.append((answer, sent))
                 assert outcomes[1] == outcomes[0], f"seed {seed}: {data!r}"
-            assert 10 < slow.handled - quick.handled, "the fast path was hardly used"
+            assert 50 < slow.handled - quick.handled, "the fast path was hardly used"
 
 
-@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND"])
 @pytest.mark.parametrize("body", [b"", b"{}"])
 async def test_a_plain_call_takes_it(method: str, body: bytes) -> None:
-    """A second request on a connection, with a live session, doesn't touch aiohttp's parser."""
+    """A request with a live session doesn't touch aiohttp's parser."""
     async with RawUpstream() as upstream:
         fast = Fast(upstream)
         async with fast.proxy as proxy, await proxy.connect() as caller:
             await fast.warm(caller)
             await caller.send(request("/api/x", "X-CSRF: 1", cookie=ALICE, method=method, body=body))
             got = await caller.answer()
-            assert 1 == proxy.handled
+            assert 0 == proxy.handled
 
     assert (200, body) == (got.status, upstream.requests[1].body)
     assert [b"Bearer alices-token"] == upstream.requests[1].fields(b"authorization")
@@ -100,65 +100,142 @@ async def test_a_plain_call_takes_it(method: str, body: bytes) -> None:
     assert ("/api/x", 200, "/api", "session:alice") == (line["path"], line["status"], line["route"], line["session"])
 
 
+CHUNKS = b"2\r\nab\r\n1;x=y\r\nc\r\n0\r\nX-Trailer: 1\r\n\r\n"
+UPLOADS = {
+    "sized": request("/x", "Content-Length: 3", method="POST") + b"abc",
+    "chunked": request("/x", "Transfer-Encoding: chunked", method="POST") + CHUNKS,
+    "none": request("/x", "X-CSRF: 1", cookie=ALICE),
+    "1.0": request("/x", "Connection: keep-alive", "Content-Length: 3", method="POST").replace(b"1.1", b"1.0", 1)
+    + b"abc",
+}
+
+
+@pytest.mark.parametrize("name", UPLOADS)
+async def test_it_may_come_in_any_pieces(name: str) -> None:
+    """Wherever the network cuts a request, the upstream gets the same, and the connection goes on."""
+    data, whole = UPLOADS[name], b"" if name == "none" else b"abc"
+    async with RawUpstream() as upstream:
+        fast = Fast(upstream)
+        async with fast.proxy as proxy, await proxy.connect() as caller:
+            # Before the end of its request line nobody can say whose a request is.
+            for cut in range(data.find(b"\r\n") + 2, len(data)):
+                await caller.send(data[:cut])
+                await asyncio.sleep(0.001)
+                await caller.send(data[cut:])
+                assert 200 == (await caller.answer()).status
+            assert 0 == proxy.handled
+
+    assert {whole} == {each.body for each in upstream.requests}
+    assert not any(each.fields(b"x-trailer") for each in upstream.requests)
+
+
 @pytest.mark.parametrize(
     "data",
     [
-        request("/api", "X-CSRF: 1", "Transfer-Encoding: chunked", cookie=ALICE, method="POST") + b"0\r\n\r\n",
-        request("/api", "X-CSRF: 1", cookie=ALICE, method="PROPFIND"),
-        request("/api", "X-CSRF: 1", cookie=ALICE) + request("/warm"),
-        request("/api", "X-CSRF: 1", cookie=ALICE, method="POST", body=b"x") + request("/warm"),
         request("/api", "X-CSRF: 1", "X-Long: " + "x" * 16384, cookie=ALICE)[:-4] + b"\r\n\r\n",
         request("/nothing", *["X-A: 1"] * 101),
+        request("http://app.example.com/absolute"),
+        request("/a", "X-Tab:\tx"),
+        request("/a", "Upgrade: h2c", "Connection: Upgrade") + request("/b"),
+        request("/a\u00e9"),
     ],
-    ids=["chunks", "a rare method", "two requests", "a body and a request", "long", "many fields"],
+    ids=["long", "many fields", "absolute form", "tabs", "not waiting for an upgrade", "8-bit"],
 )
-async def test_what_is_not_plain_falls_through(data: bytes) -> None:
-    """It goes the slow way, with no byte changed; nothing is lost."""
+async def test_what_is_not_plainly_written_falls_through(data: bytes) -> None:
+    """What aiohttp reads comes no byte changed; nothing is lost."""
     async with RawUpstream() as upstream:
         fast = Fast(upstream)
         async with fast.proxy as proxy, await proxy.connect() as caller:
             await fast.warm(caller)
             await caller.send(data)
             assert (await caller.answer()).status in {200, 400}
-            assert 1 < proxy.handled
+            assert 0 < proxy.handled
 
 
 async def test_after_a_slow_request_it_is_taken_again() -> None:
-    """A body in between, in one read or in several, doesn't end it."""
+    """What aiohttp has to read in between doesn't end it."""
     async with RawUpstream() as upstream:
         fast = Fast(upstream)
         async with fast.proxy as proxy, await proxy.connect() as caller:
-            await fast.warm(caller)
-            await caller.send(request("/x", method="MKCOL", body=b"body"))
-            assert 200 == (await caller.answer()).status
-            await caller.send(request("/x", "Content-Length: 4", method="POST"))
-            await caller.send(b"bo")
-            await asyncio.sleep(0.01)
-            await caller.send(b"dy")
-            assert 200 == (await caller.answer()).status
-            assert 3 == proxy.handled
-            await caller.send(request("/quick"))
-            assert 200 == (await caller.answer()).status
-            assert 3 == proxy.handled
-
-    assert [b"body", b"body"] == [each.body for each in upstream.requests if each.target == b"/x"]
-
-
-async def test_after_chunks_it_is_taken_again() -> None:
-    """The broker counts along, and knows where the body ended."""
-    async with RawUpstream() as upstream:
-        fast = Fast(upstream)
-        async with fast.proxy as proxy, await proxy.connect() as caller:
-            await fast.warm(caller)
-            await caller.send(request("/x", "Transfer-Encoding: chunked", method="POST") + b"2\r\nab\r\n0\r\n\r\n")
-            assert 200 == (await caller.answer()).status
-            await caller.send(request("/quick"))
-            assert 200 == (await caller.answer()).status
+            for target in ("http://app.example.com/x", "/quick", "http://app.example.com/x", "/quick"):
+                await caller.send(request(target, method="PUT", body=b"body"))
+                assert 200 == (await caller.answer()).status
             assert 2 == proxy.handled
+
+    assert [b"body"] * 4 == [each.body for each in upstream.requests]
+
+
+@pytest.mark.parametrize("length", [10, 300_000])
+async def test_sm_04_a_body_that_was_answered_early_is_read_to_its_end(length: int) -> None:
+    """The answer comes at once, the rest of the body goes nowhere, and the connection is good for the next request."""
+
+    async def early(got: RawRequest, wire: Wire) -> None:
+        await wire.send(b"HTTP/1.1 413 No\r\nContent-Length: 2\r\n\r\nno" if got.head.startswith(b"POST") else OK)
+
+    async with RawUpstream(early, read_body=False) as upstream:
+        fast = Fast(upstream)
+        async with fast.proxy as proxy, await proxy.connect() as caller:
+            await caller.send(request("/x", f"Content-Length: {length}", method="POST") + b"half")
+            assert 413 == (await caller.answer()).status
+            await caller.send(b"x" * (length - 4) + request("/next"))
+            assert 200 == (await caller.answer()).status
+            assert 0 == proxy.handled
+
+
+async def test_a_body_that_never_ends_after_an_early_answer_ends_its_connection() -> None:
+    """Nobody waits for it for ever."""
+
+    async def early(got: RawRequest, wire: Wire) -> None:
+        await wire.send(b"HTTP/1.1 413 No\r\nContent-Length: 2\r\n\r\nno")
+
+    async with RawUpstream(early, read_body=False) as upstream:
+        fast = Fast(upstream)
+        async with fast.proxy as proxy, await proxy.connect() as caller:
+            await caller.send(request("/x", "Content-Length: 100", method="POST") + b"half")
+            assert 413 == (await caller.answer()).status
+            assert await caller.is_closed(fast_path.LINGER_SECONDS + 3)
+
+
+async def test_an_upstream_that_fails_in_the_middle_of_a_body_is_502() -> None:
+    """The handler says so, under the id that the upstream was told, and the connection lives on."""
+
+    async def broken(got: RawRequest, wire: Wire) -> None:
+        if got.head.startswith(b"POST"):
+            await wire.reader.read(1000)
+            wire.reset()
+        else:
+            await wire.send(OK)
+
+    async with RawUpstream(broken, read_body=False) as upstream:
+        fast = Fast(upstream)
+        async with fast.proxy as proxy, await proxy.connect() as caller:
+            await caller.send(request("/x", "Content-Length: 20000", method="POST") + b"a" * 10_000)
+            got = await caller.answer()
+            await caller.send(b"b" * 10_000 + request("/next"))
+            assert 200 == (await caller.answer()).status
+            assert 1 == proxy.handled
+
+    assert (502, "upstream_unavailable") == (got.status, got.code)
+
+
+@pytest.mark.parametrize("rest", [b"x\r\n", b"2\r\nabc\r\n", b"0\r\nContent-Length: 3\r\n\r\n"])
+async def test_sm_01_chunks_that_are_none_end_the_connection(rest: bytes) -> None:
+    """Nobody knows where such a body ends; what follows it is read by nobody."""
+    async with RawUpstream() as upstream:
+        fast = Fast(upstream)
+        async with fast.proxy as proxy, await proxy.connect() as caller:
+            await caller.send(request("/x", "Transfer-Encoding: chunked", method="POST") + b"2\r\nab\r\n")
+            await asyncio.sleep(0.01)
+            await caller.send(rest + request("/smuggled"))
+            got = await caller.answer()
+            assert await caller.is_closed()
+
+    assert 400 == got.status
+    assert b"/smuggled" not in [each.target for each in upstream.requests]
 
 
 @pytest.mark.parametrize("body", [b"", b"{}"])
-async def test_a_401_is_handed_to_the_slow_path(body: bytes) -> None:
+async def test_a_401_is_cured(body: bytes) -> None:
     """The upstream sees the old token once and the new one once; the caller sees only the second answer."""
 
     async def script(got: RawRequest, wire: Wire) -> None:
@@ -173,7 +250,7 @@ async def test_a_401_is_handed_to_the_slow_path(body: bytes) -> None:
             for _ in range(2):
                 await caller.send(request("/api", "X-CSRF: 1", cookie=ALICE, method="POST", body=body))
                 assert (200, b"ok") == ((got := await caller.answer()).status, got.body)
-            assert 2 == proxy.handled
+            assert 0 == proxy.handled
 
     assert [body] * 3 == [each.body for each in upstream.requests[1:]]
     sent = [each.fields(b"authorization") for each in upstream.requests[1:]]
@@ -214,7 +291,7 @@ async def test_a_401_without_a_newer_token_passes() -> None:
 
 
 async def test_a_broken_answer_is_502_and_the_connection_lives_on() -> None:
-    """The slow path renders what went wrong."""
+    """The handler says what went wrong."""
     async with RawUpstream() as upstream:
         fast = Fast(upstream)
         async with fast.proxy as proxy, await proxy.connect() as caller:
@@ -259,7 +336,7 @@ async def test_a_session_that_has_to_be_looked_up_takes_it_too() -> None:
             for _ in range(3):
                 await caller.send(request("/api", "X-CSRF: 1", cookie=ALICE, method="POST", body=b"{}"))
                 assert 200 == (await caller.answer()).status
-            assert (1, ["done"] * 3) == (proxy.handled, proxy.sessions.loads)
+            assert (0, ["done"] * 3) == (proxy.handled, proxy.sessions.loads)
 
     assert [b"Bearer alices-token"] * 3 == [each.fields(b"authorization")[0] for each in upstream.requests[1:]]
     assert [b"{}"] * 3 == [each.body for each in upstream.requests[1:]]
@@ -270,7 +347,7 @@ async def test_a_session_that_has_to_be_looked_up_takes_it_too() -> None:
     [(b"b" * 43, False, 401, "no_session"), (ALICE, True, 503, "store_unavailable")],
     ids=["no session", "no store"],
 )
-async def test_what_is_refused_after_a_look_is_answered_by_the_slow_path(
+async def test_what_is_refused_after_a_look_is_answered_by_aiohttps_handler(
     cookie: bytes, down: bool, status: int, code: str
 ) -> None:
     """It doesn't look again, and the connection lives on."""
@@ -289,8 +366,8 @@ async def test_what_is_refused_after_a_look_is_answered_by_the_slow_path(
     assert [b"/warm", b"/again"] == [each.target for each in upstream.requests]
 
 
-async def test_a_call_that_was_looked_up_goes_the_slow_way_where_no_connection_is_idle() -> None:
-    """It isn't judged or looked up again there."""
+async def test_a_call_that_was_looked_up_waits_for_a_connection_where_none_is_idle() -> None:
+    """It isn't judged or looked up again."""
     async with RawUpstream() as upstream:
         fast = Fast(upstream)
         async with fast.proxy as proxy, await proxy.connect() as caller:
@@ -362,7 +439,7 @@ async def test_a_quick_caller_is_not_slow_for_ever() -> None:
     async with RawUpstream() as upstream:
         fast = Fast(upstream)
         async with fast.proxy as proxy, await proxy.connect() as caller:
-            await caller.send(request("/slow", method="MKCOL"))
+            await caller.send(request("http://app.example.com/slow"))
             assert 200 == (await caller.answer()).status
             for _ in range(100):
                 await caller.send(request("/quick"))
@@ -465,10 +542,10 @@ async def test_the_access_log_says_the_same_on_both_paths() -> None:
         fast = Fast(upstream)
         async with fast.proxy as proxy, await proxy.connect() as caller:
             await fast.warm(caller)
-            for method in ("POST", "MKCOL"):
-                await caller.send(request("/api/x", "X-CSRF: 1", cookie=ALICE, method=method, body=b"{}"))
+            for target in ("/api/x", "http://app.example.com/api/x"):
+                await caller.send(request(target, "X-CSRF: 1", cookie=ALICE, method="POST", body=b"{}"))
                 assert 200 == (await caller.answer()).status
-            assert 2 == proxy.handled
+            assert 1 == proxy.handled
 
     quick, slow = (json.loads(line) for line in fast.lines[1:])
     for line in (quick, slow):
@@ -479,7 +556,7 @@ async def test_the_access_log_says_the_same_on_both_paths() -> None:
 
 
 async def test_an_ended_grant_is_noticed() -> None:
-    """Without a live token in the process, the slow path asks the token broker."""
+    """Without a live token in the process, the token broker is asked."""
     async with RawUpstream() as upstream:
         fast = Fast(upstream)
         async with fast.proxy as proxy, await proxy.connect() as caller:

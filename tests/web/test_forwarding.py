@@ -22,6 +22,8 @@ from tests.support.proxying import (
 from tests.support.raw_upstream import OK, RawRequest, RawUpstream, Script, Wire, answering
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 HANDSHAKE = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: x")
 SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
 UNAUTHORIZED = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 4\r\n\r\nnope"

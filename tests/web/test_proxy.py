@@ -10,6 +10,8 @@ from broker.core.routing import RetryOn401, Route, TokenChoice, TokenKind
 from tests.support.proxying import ALICE, ANONYMOUS, USER, ProxyUnderTest, request, token
 from tests.support.raw_upstream import OK, RawRequest, RawUpstream, Wire, answering
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 UNAUTHORIZED = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 4\r\n\r\nnope"
 
 

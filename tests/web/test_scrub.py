@@ -8,6 +8,8 @@ from broker.core.routing import Route
 from tests.support.proxying import ALICE, USER, ProxyUnderTest, request
 from tests.support.raw_upstream import OK, RawRequest, RawUpstream, Script, Wire
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 TOKEN = b"alices-token"
 
 

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
+import pytest
+
 from broker.core.routing import Route
 from broker.stores.base import Event, Topic
 from broker.web.streams import Streams
@@ -11,6 +13,8 @@ from tests.support.clock import ManualClock
 from tests.support.proxying import ALICE, USER, FakeSessions, ProxyUnderTest, RawCaller, request
 from tests.support.raw_upstream import RawRequest, RawUpstream, Wire
 from tests.support.waiting import until
+
+pytestmark = pytest.mark.usefixtures("either_way")
 
 BOB = b"b" * 43
 

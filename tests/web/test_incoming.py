@@ -1,0 +1,103 @@
+"""Bodies between a connection and whoever sends them on."""
+
+import asyncio
+
+import pytest
+
+from broker.errors import BadRequest
+from broker.web.incoming import MAX_WAITING_BYTES, IncomingBody
+
+
+class Source:
+    """Counts what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def pause_body(self) -> None:
+        self.told.append("pause")
+
+    def resume_body(self) -> None:
+        self.told.append("resume")
+
+
+def test_a_sized_body_ends_after_its_length() -> None:
+    """What follows isn't part of it."""
+    body = IncomingBody(Source(), content_length=5)
+
+    assert b"" == body.feed(b"he")
+    assert not body.is_whole
+    assert b"GET" == body.feed(b"lloGET")
+    assert body.is_whole
+    assert body.is_eof()
+    assert b"hello" == body.peek() == body.read_nowait()
+    assert b"" == body.peek()
+
+
+def test_a_chunked_body_is_taken_out_of_its_framing() -> None:
+    """It ends with its last chunk."""
+    body = IncomingBody(Source(), content_length=None)
+
+    assert b"x" == body.feed(b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\nx")
+    assert (True, b"abc") == (body.is_whole, body.read_nowait())
+
+
+async def test_whoever_reads_waits_for_more() -> None:
+    """The end is nothing, and stays it."""
+    body = IncomingBody(Source(), content_length=4)
+    reading = asyncio.ensure_future(body.readany())
+    await asyncio.sleep(0)
+    body.feed(b"ab")
+    assert b"ab" == await reading
+
+    reading = asyncio.ensure_future(body.readany())
+    await asyncio.sleep(0)
+    body.feed(b"cd")
+
+    assert [b"cd", b"", b""] == [await reading, await body.readany(), await body.readany()]
+
+
+async def test_a_fault_in_the_framing_is_heard() -> None:
+    """Also by whoever waits already; what follows is read by nobody."""
+    body = IncomingBody(Source(), content_length=None)
+    reading = asyncio.ensure_future(body.readany())
+    await asyncio.sleep(0)
+
+    assert b"" == body.feed(b"x\r\nGET /smuggled")
+    assert isinstance(body.exception(), BadRequest)
+    assert b"" == body.feed(b"GET /smuggled")
+    with pytest.raises(BadRequest):
+        await reading
+    with pytest.raises(BadRequest):
+        await body.readany()
+
+
+def test_ds_02_too_much_pauses_the_caller_until_it_is_taken() -> None:
+    """Once each."""
+    source = Source()
+    body = IncomingBody(source, content_length=1 << 30)
+    for _ in range(4):
+        body.feed(b"x" * MAX_WAITING_BYTES)
+    assert ["pause"] == source.told
+
+    assert 4 * MAX_WAITING_BYTES == len(body.read_nowait())
+    assert ["pause", "resume"] == source.told
+
+
+def test_what_is_discarded_goes_nowhere_and_still_ends() -> None:
+    """A connection can be used again after it, unless its end is lost."""
+    source = Source()
+    body = IncomingBody(source, content_length=3 * MAX_WAITING_BYTES)
+    body.feed(b"x" * 2 * MAX_WAITING_BYTES)
+
+    body.discard()
+
+    assert ["pause", "resume"] == source.told
+    assert b"next" == body.feed(b"x" * MAX_WAITING_BYTES + b"next")
+    assert (True, b"") == (body.is_whole, body.peek())
+
+    broken = IncomingBody(source, content_length=None)
+    broken.discard()
+    assert b"" == broken.feed(b"no chunk\r\n")
+    assert b"" == broken.feed(b"0\r\n\r\n")
+    assert not broken.is_whole
