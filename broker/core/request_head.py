@@ -16,6 +16,7 @@ from broker.core.request_fields import FieldBlock
 from broker.errors import BadRequest
 
 _METHOD = re.compile(r"[A-Z][A-Z-]{0,31}")
+_USUAL_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _NONE: tuple[bytes, ...] = ()
 
 
@@ -77,7 +78,7 @@ def read_head(*, method: str, target: bytes, version: tuple[int, int], block: Fi
     is_http11 = version == (1, 1)
     if not is_http11 and version != (1, 0):
         raise BadRequest("the HTTP version is neither 1.0 nor 1.1")
-    if not _METHOD.fullmatch(method):
+    if method not in _USUAL_METHODS and not _METHOD.fullmatch(method):
         raise BadRequest("the method is not in capitals")
     if is_http11:
         if not block.authority:

@@ -204,11 +204,12 @@ class UpstreamPool:
         addresses = options.addresses
         tls = client_context(options.tls) if addresses[0].tls else None
         self.hosts = tuple(UpstreamHost(address, options, tls, self) for address in addresses)
+        self._only_host = self.hosts[0] if len(self.hosts) == 1 else None
         self.authority = addresses[0].authority.encode()
 
     def try_start(self, exchange: Exchange) -> bool:
         """Send *exchange* at once on an idle connection. Returns False, with nothing done, if there is none."""
-        host = self._in_order()[0]
+        host = self._only_host or self._in_order()[0]
         connection = host.take()
         if connection is None:
             return False

@@ -54,8 +54,8 @@ def _quoted(route: str) -> str:
 
 def _instant(now: float) -> str:
     """Return Unix seconds as every other log record writes them (RFC 3339)."""
-    second, milliseconds = divmod(round(now * 1000), 1000)
-    return f"{_second(second)}.{milliseconds:03d}+00:00"
+    second = int(now)
+    return f"{_second(second)}.{int((now - second) * 1000):03d}+00:00"
 
 
 @lru_cache(maxsize=2)

@@ -180,7 +180,7 @@ class CallerConnection(RequestHandler):
     @property
     def closes(self) -> bool:
         """Whether the connection is closed after the request that is being answered."""
-        return self.is_closing or self._watch.is_draining
+        return self._close or self._force_close or self._watch.is_draining
 
     @property
     def is_closing(self) -> bool:

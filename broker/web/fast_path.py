@@ -192,7 +192,7 @@ class FastConnection(CallerConnection):
 
     def _is_idle(self) -> bool:
         if self._is_ours:
-            return not self.is_closing
+            return not (self._close or self._force_close)
         waiter = self._waiter
         self._is_ours = waiter is not None and not waiter.done() and self._is_between_requests()
         return self._is_ours
@@ -229,7 +229,9 @@ class FastConnection(CallerConnection):
             block = self._block(data[line_end:end])
             call = gate.judge(method=method, target=target, version=version, block=block, peer=self._peer)
             is_admitted = gate.admit_at_once(call)
-            request = self._with_body(_Request(call, data, self._loop.time()), data[end + 4 :])
+            request = _Request(call, data, self._loop.time())
+            if len(data) > end + 4 or block.content_length or block.chunked:
+                self._take_body(request, data[end + 4 :])
         except BrokerError:
             return False
         self._head_since = math.inf
@@ -237,7 +239,7 @@ class FastConnection(CallerConnection):
             self._serve(request, is_admitted=is_admitted)
         return True
 
-    def _with_body(self, request: _Request, rest: bytes) -> _Request:
+    def _take_body(self, request: _Request, rest: bytes) -> None:
         """
         Take of *rest*, which came behind the head, what belongs to the request, and keep what doesn't.
 
@@ -255,7 +257,6 @@ class FastConnection(CallerConnection):
         if rest and b"upgrade" in block.read:
             raise BadRequest("who asks for an upgrade has to wait for the answer (RFC 6455 section 4.1)")
         self._ahead = rest
-        return request
 
     def _wait_for_head(self, data: bytes) -> bool:
         """Keep the first part of a head. Returns False if it is longer than heads are here."""
@@ -440,11 +441,12 @@ class FastConnection(CallerConnection):
         self._lingering = self._loop.call_later(LINGER_SECONDS, self.force_close)
 
     def _keep_or_close(self, *, keeps: bool) -> None:
-        if keeps:
-            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-            self._go_on()
-        else:
+        if not keeps:
             self.force_close()
+            return
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        if self._ahead:
+            self._go_on()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._serving is not None:

@@ -29,6 +29,7 @@ class Lane:
 
     Attributes:
         route: Its options.
+        name: Its name, in logs and metrics.
         upstream: Where its requests go.
         kind: Whose token goes along.
         max_body_bytes: The largest body that is taken.
@@ -59,11 +60,12 @@ class Lane:
             proofs: Makes proofs for tokens that are bound to a key, and remembers the upstream's nonces.
         """
         self.route = route
+        self.name = route.name
         self.upstream = upstream
         self.kind = route.token.kind
         self.max_body_bytes = route.max_body_bytes
-        self.stats = RouteStats(route.name)
-        name = f"{route.name} {','.join(sorted(route.methods))}"
+        self.stats = RouteStats(self.name)
+        name = f"{self.name} {','.join(sorted(route.methods))}"
         self.buckets = None if route.rate_limit is None else rates(f"route {name}", route.rate_limit)
         self.total = None if route.total_rate_limit is None else rates(f"total {name}", route.total_rate_limit)
         self.audience: Audience = route.audience

@@ -156,7 +156,8 @@ class Proxy:
 
     def request_id(self, call: Call, peer: str) -> str:
         """Return the id of a request that the outermost middleware doesn't see."""
-        return self.gate.given_request_id(call, peer) or self._new_request_id()
+        given = self.gate.given_request_id(call, peer) if b"x-request-id" in call.head.block.read else None
+        return given or self._new_request_id()
 
     def finished(self, call: Call, relay: Relay, seconds: float) -> None:
         """Count and log a request that an upstream answered."""
@@ -171,7 +172,7 @@ class Proxy:
                     path=call.head.target.path.decode(),
                     status=relay.status,
                     seconds=seconds,
-                    route=call.lane.route.name,
+                    route=call.lane.name,
                     session=call.session.key if call.session is not None else "",
                 )
             )
