@@ -15,6 +15,10 @@ class _GivenUpError(Exception):
     """The caller is too slow."""
 
 
+_FAULTS = (_GivenUpError, BadRequest, web.RequestPayloadError, ConnectionError)
+"""What may come in place of more of it."""
+
+
 class RequestBody:
     """
     The body of one request.
@@ -27,6 +31,7 @@ class RequestBody:
         "_began_at",
         "_content",
         "_ended",
+        "_gathered",
         "_kept",
         "_loop",
         "_max_bytes",
@@ -59,6 +64,7 @@ class RequestBody:
         self._pause_seconds = pause_seconds
         self._kept: bytearray | None = bytearray()
         self._ended = False
+        self._gathered = b""
         self._loop = loop
         self._began_at = self._loop.time()
         self._waiting_since = math.inf
@@ -98,10 +104,33 @@ class RequestBody:
         rest = self._content.read_nowait()
         self._ended = True
         self.received_bytes += len(rest)
+        rest, self._gathered = self._gathered + rest, b""
         if self.received_bytes > self._max_bytes:
             return PayloadTooLarge("the body is larger than the route allows")
         self._keep(rest)
         return kept + rest
+
+    async def gather(self) -> BrokerError | None:
+        """
+        Wait until all of it has come, for :meth:`take`.
+
+        Returns:
+            Why it can't be sent whole; None if it can.
+        """
+        try:
+            while not self.is_here:
+                data = await self._receive()
+                self.received_bytes += len(data)
+                self._gathered += data
+        except _FAULTS as fault:
+            return _error_of(fault)
+        return None
+
+    async def _receive(self) -> bytes:
+        self._waiting_since = self._loop.time()
+        data = await self._content.readany()
+        self._waiting_since = math.inf
+        return data
 
     async def send(self, exchange: Exchange) -> BrokerError | None:
         """
@@ -114,9 +143,7 @@ class RequestBody:
             exchange.write(bytes(self._kept))
         try:
             while not self._ended:
-                self._waiting_since = self._loop.time()
-                data = await self._content.readany()
-                self._waiting_since = math.inf
+                data = await self._receive()
                 if not data:
                     self._ended = True
                     break
@@ -126,10 +153,8 @@ class RequestBody:
                 self._keep(data)
                 exchange.write(data)
                 await self._drain(exchange)
-        except _GivenUpError:
-            return RequestTimeout("the body came too slowly")
-        except (BadRequest, web.RequestPayloadError, ConnectionError) as error:
-            return BadRequest(f"the body broke off or is malformed ({type(error).__name__})")
+        except _FAULTS as fault:
+            return _error_of(fault)
         exchange.finish()
         return None
 
@@ -145,3 +170,9 @@ class RequestBody:
                 self._kept = None
             else:
                 self._kept += data
+
+
+def _error_of(fault: Exception) -> BrokerError:
+    if isinstance(fault, _GivenUpError):
+        return RequestTimeout("the body came too slowly")
+    return BadRequest(f"the body broke off or is malformed ({type(fault).__name__})")

@@ -42,6 +42,8 @@ from broker.web.scrub import Scrubber
 from broker.web.streams import Streams, Subscription
 
 FLUSH_SECONDS = 1.0
+MAX_AWAITED_BYTES = 16 << 10
+"""A body of at most this length is waited for: callers that drip one hold no connection to an upstream."""
 
 log = logging.getLogger(__name__)
 
@@ -339,6 +341,9 @@ class Proxy:
     async def _send(self, transit: _Transit, *, hold_401: bool) -> Relay:
         call, body = transit.call, transit.body
         relay = self._relay(transit, hold_401=hold_401)
+        if body is not None and (error := await self._await_small(transit, body)) is not None:
+            relay.refuse(error)
+            return relay
         scrubber = self._scrubber(call, relay)
         exchange = Exchange(
             call.head.method, call.compose(), scrubber or relay, call.lane.answers, call.lane.route.timeout
@@ -360,6 +365,18 @@ class Proxy:
         finally:
             relay.leave()
         return relay
+
+    @staticmethod
+    async def _await_small(transit: _Transit, body: RequestBody) -> BrokerError | None:
+        """Wait for a small body before an upstream's connection is taken for it. Returns why it can't be sent whole."""
+        length = transit.call.head.block.content_length
+        if body.is_here or length is None or length > MAX_AWAITED_BYTES:
+            return None
+        transit.connection.receive(body)
+        try:
+            return await body.gather()
+        finally:
+            transit.connection.body = None
 
     def _relay(self, transit: _Transit, *, hold_401: bool) -> Relay:
         call = transit.call

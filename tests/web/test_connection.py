@@ -63,6 +63,18 @@ async def test_ds_01_a_body_that_stops_is_cut() -> None:
     assert not upstream.requests or b"" == upstream.requests[0].body
 
 
+async def test_ds_05_a_small_body_that_drips_holds_no_upstream_connection() -> None:
+    """Nothing goes up before all of it has come; then it goes up with its head."""
+    async with RawUpstream() as upstream, proxied(upstream) as proxy, await proxy.connect() as caller:
+        await caller.send(request("/x", "Content-Length: 4", method="POST") + b"dr")
+        await asyncio.sleep(0.05)
+        assert 0 == upstream.connections
+        await caller.send(b"ip")
+        assert 200 == (await caller.answer()).status
+
+    assert [b"drip"] == [each.body for each in upstream.requests]
+
+
 async def test_ds_01_a_caller_that_takes_nothing_is_cut() -> None:
     """Its connection is reset, and so is the upstream's."""
 

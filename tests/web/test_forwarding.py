@@ -506,7 +506,7 @@ async def test_a_caller_that_leaves_in_the_middle_of_its_body_ends_it_upstream()
 
     async with RawUpstream(script, read_body=False) as upstream, proxied(upstream) as proxy:
         async with await proxy.connect() as caller:
-            await caller.send(request("/", "Content-Length: 1000", method="POST") + b"half")
+            await caller.send(request("/", "Content-Length: 100000", method="POST") + b"half")
             await until(lambda: bool(upstream.requests))
             await asyncio.sleep(0.05)
         await asyncio.wait_for(cut.wait(), 5)

@@ -25,11 +25,8 @@ def test_a_sized_body_ends_after_its_length() -> None:
     """What follows isn't part of it."""
     body = IncomingBody(Source(), content_length=5)
 
-    assert b"" == body.feed(b"he")
-    assert not body.is_whole
-    assert b"GET" == body.feed(b"lloGET")
-    assert body.is_whole
-    assert body.is_eof()
+    assert (b"", False) == (body.feed(b"he"), body.is_eof())
+    assert (b"GET", True) == (body.feed(b"lloGET"), body.is_eof())
     assert b"hello" == body.peek() == body.read_nowait()
     assert b"" == body.peek()
 
