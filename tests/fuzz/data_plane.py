@@ -232,7 +232,7 @@ async def compare_paths(seed: int, seconds: float) -> int:
                 data = random_request(seed + count, cookie=COOKIE)
                 outcomes = []
                 for proxy in (quick, slow):
-                    answer = await asyncio.wait_for(exchange(proxy, data, warm=True), 10)
+                    answer = await asyncio.wait_for(exchange(proxy, data, seed=seed + count), 10)
                     outcomes.append((answer, [as_sent(each) for each in upstream.requests if each.target != b"/warm"]))
                     upstream.requests.clear()
                 if outcomes[0] != outcomes[1]:
