@@ -20,6 +20,7 @@ Every error that the broker raises, sorted by whose fault it is.
     ├── OperatorError           the installation is wrong
     │   ├── ConfigError             the start is refused
     │   └── KeyringError            no key opens or seals this
+    ├── Overloaded              503 overloaded: memory is nearly out
     ├── ProviderError           the authorization server's fault: 503 provider_unavailable
     │   └── ProviderProtocolError   it answered something that its specification forbids
     ├── StoreError              503 store_unavailable
@@ -216,6 +217,14 @@ class KeyringError(OperatorError):
 
     code = "sealed_record_refused"
     title = "A sealed record can't be opened"
+
+
+class Overloaded(BrokerError):
+    """Memory is nearly out, so that nothing new is begun."""
+
+    status = 503
+    code = "overloaded"
+    title = "The broker has too much to do"
 
 
 class ProviderError(BrokerError):

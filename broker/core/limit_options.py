@@ -7,6 +7,8 @@ from broker.core.options import OptionError, option
 MIN_BODY_BYTES_PER_SECOND = 256
 """A body that comes more slowly than this, once its first half minute is over, is cut off."""
 GRACE_SECONDS = 30.0
+MIN_MEMORY_BYTES = 128 << 20
+"""With less, a process that has nothing to do would be near its limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +27,13 @@ class LimitOptions:
     keepalive_timeout_seconds: float = option("How long a connection is kept open between two requests.", default=75.0)
     max_header_field_bytes: int = option("The longest header field, or request target.", default=16 << 10)
     max_connections: int = option("How many connections one process takes.", default=20_000)
+    max_memory_bytes: int | None = option(
+        "How much memory one process may have in use. Near it new requests are refused with 503 `overloaded`, and then "
+        "new connections, until enough is free again. Whether it is set or not, the limit of the container is heeded "
+        "in the same way; set it where there is no container, or where one of several `workers` must not take all.",
+        default=None,
+        example="512MiB",
+    )
 
     def __post_init__(self) -> None:
         for key in ("header_timeout", "body_timeout", "reader_timeout", "keepalive_timeout"):
@@ -34,3 +43,5 @@ class LimitOptions:
             raise OptionError("max_header_field", "a size from 1KiB to 1MiB")
         if self.max_connections < 1:
             raise OptionError("max_connections", "a number above 0")
+        if self.max_memory_bytes is not None and self.max_memory_bytes < MIN_MEMORY_BYTES:
+            raise OptionError("max_memory", f"a size of at least {MIN_MEMORY_BYTES >> 20}MiB")

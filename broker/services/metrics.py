@@ -7,7 +7,8 @@ On the hot path nothing looks a label up: what is counted there is counted in pl
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -16,6 +17,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     generate_latest,
 )
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -41,6 +43,31 @@ def totals(counter: Counter, label: str, value: str, *, by: str) -> dict[str, fl
         for sample in metric.samples
         if sample.name == f"{own.name}_total" and sample.labels.get(label) == value
     }
+
+
+def highest(gauge: Gauge) -> float:
+    """
+    Return the highest value of *gauge*, which has no labels and is ``livemax``, of all processes that live.
+
+    A directory that the operator has named may still have files of processes that were killed together.
+    """
+    (own,) = gauge.collect()
+    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    files = () if directory is None else Path(directory).glob("gauge_livemax_*.db")
+    shared = _merged(str(path) for path in files if _is_alive(int(path.stem.rpartition("_")[2])))
+    return max(sample.value for metric in (own, *shared) for sample in metric.samples if sample.name == own.name)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:  # it is gone, or its number is another user's now
+        return False
+    return True
+
+
+def _merged(files: Iterable[str]) -> Iterable[Metric]:
+    return MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def _of_all_processes() -> CollectorRegistry:
@@ -88,6 +115,18 @@ KEEP_ALIVE = Counter("keep_alive_total", "Refreshes of grants that nobody used."
 
 EVENT_LOOP_STALLED_SECONDS = Counter(
     "event_loop_stalled_seconds_total", "Seconds during which the event loop of a process stood still."
+)
+
+MEMORY_USED_RATIO = Gauge(
+    "memory_used_ratio", "The memory in use as a share of its limit, the nearest one; 0 without a limit.",
+    multiprocess_mode="livemax",
+)  # fmt: skip
+LOAD_SHEDDING = Gauge(
+    "load_shedding", "What is refused since memory is nearly out: 1 requests, 2 connections, too.",
+    multiprocess_mode="livemax",
+)  # fmt: skip
+CONNECTIONS_REFUSED = Counter(
+    "connections_refused_total", "Connections that were closed at once: too_many, overloaded.", ["reason"]
 )
 
 # --- logins and sessions

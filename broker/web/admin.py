@@ -1,6 +1,7 @@
 """The operators' listener: health, readiness and metrics. It is on loopback unless the configuration says otherwise."""
 
 import re
+from collections.abc import Callable
 from ipaddress import ip_address
 
 from aiohttp import web
@@ -16,14 +17,22 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(?::[0-9]{1,5})?")
 class Readiness:
     """Whether this process should be sent requests."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, is_shedding: Callable[[], bool] = lambda: False) -> None:
+        """
+        Args:
+            store: Without it next to nothing can be served.
+            is_shedding: Tells whether requests are refused because memory is nearly out.
+        """
         self._store = store
+        self._is_shedding = is_shedding
         self.draining = False
 
     async def reason_against(self) -> str | None:
         """Return why no requests should be sent here, or None."""
         if self.draining:
             return "draining"
+        if self._is_shedding():
+            return "overloaded"
         try:
             await self._store.ping()
         except StoreError:

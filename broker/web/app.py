@@ -15,12 +15,15 @@ from broker.config.settings import Settings
 from broker.core.forward_auth import ForwardAuthOptions
 from broker.core.forwarded import TrustedProxies
 from broker.core.grant import Grant
+from broker.core.pressure import Pressure
 from broker.errors import StoreError
+from broker.services import metrics
 from broker.services.callers import Callers
 from broker.services.clock import Clock, Randomness, SystemClock, SystemRandomness
 from broker.services.handles import Handles
 from broker.services.keepalive import KeepAlive
 from broker.services.keyring import Keyring
+from broker.services.memory import MemoryWatch, control_groups
 from broker.services.outbound import Outbound
 from broker.services.pool import UpstreamPools
 from broker.services.provider import AuthorizationServer, Identity
@@ -71,7 +74,7 @@ class Installation:
         clock, randomness = clock or SystemClock(), randomness or SystemRandomness()
         self.settings = settings
         self.store = open_store(settings.store, clock, randomness)
-        self.readiness = Readiness(self.store)
+        self.readiness = Readiness(self.store, is_shedding=self._is_shedding)
         keyring = Keyring(settings.keys, randomness)
         self.spool = Spool(spool_directory(settings), keyring, randomness)
         self.servers = {
@@ -125,6 +128,9 @@ class Installation:
             clock=clock,
             randomness=randomness,
             rates=self._limits.buckets,
+        )
+        self._memory = MemoryWatch(
+            self.proxy.gate.shedding, max_bytes=settings.limits.max_memory_bytes, groups=control_groups()
         )
         self.tokens.on_identified(self._renew_claims)
         self._keyring = keyring
@@ -216,6 +222,7 @@ class Installation:
         self._tasks.launch(self.standing.run(), name="standing-grants")
         self._tasks.launch(self.tokens.report(), name="grants-gauge")
         self._tasks.launch(watch_event_loop(self._clock), name="watchdog")
+        self._tasks.launch(self._memory.run(), name="memory-watch")
 
     async def _start_store(self) -> None:
         await self.store.start()
@@ -246,6 +253,10 @@ class Installation:
             await server.close()
         await self.store.close()
         self.spool.close()
+
+    def _is_shedding(self) -> bool:
+        # One process of several is enough: what it refuses another installation could serve.
+        return metrics.highest(metrics.LOAD_SHEDDING) >= Pressure.HIGH
 
     def _renew_claims(self, grant: Grant, identity: Identity) -> None:
         self._tasks.launch(self._write_claims(grant.id, identity), name="claims")

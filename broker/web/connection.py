@@ -22,6 +22,8 @@ from aiohttp.web_protocol import RequestHandler
 from broker.core.limit_options import LimitOptions
 from broker.core.request_fields import FieldBlock, FieldRules
 from broker.core.request_stream import RequestStream
+from broker.services import metrics
+from broker.services.memory import Shedding
 from broker.services.upstream import Exchange
 
 WATCH_SECONDS = 1.0
@@ -89,6 +91,7 @@ class Watch:
     Attributes:
         limits: How long is too long.
         is_draining: Whether every connection is to end with its next answer.
+        shedding: Whether connections are refused because memory is nearly out.
     """
 
     def __init__(self, limits: LimitOptions) -> None:
@@ -98,14 +101,23 @@ class Watch:
         """
         self.limits = limits
         self.is_draining = False
+        self.shedding = Shedding()
         self.count_connections: Callable[[], int] = lambda: 0
         self._watched: set[CallerConnection] = set()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
     def has_room(self) -> bool:
-        """Whether one more connection may be taken."""
-        return self.count_connections() <= self.limits.max_connections
+        """Whether one more connection may be taken. One that may not is counted."""
+        if self.shedding.connections:  # the log told of it when it began
+            reason = "overloaded"
+        elif self.count_connections() > self.limits.max_connections:
+            log.warning("too_many_connections")
+            reason = "too_many"
+        else:
+            return True
+        metrics.CONNECTIONS_REFUSED.labels(reason).inc()
+        return False
 
     def add(self, connection: "CallerConnection") -> None:
         """Look after *connection*."""
@@ -209,7 +221,6 @@ class CallerConnection(RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         if not self._watch.has_room():
-            log.warning("too_many_connections")
             self.force_close()
 
     def data_received(self, data: bytes) -> None:

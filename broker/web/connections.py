@@ -55,6 +55,7 @@ class ConnectionServer(web.Server):
             **server._kwargs,  # noqa: SLF001
         )
         watch.count_connections = self._connections.__len__
+        watch.shedding = proxy.gate.shedding
 
     def __call__(self) -> CallerConnection:
         return self._connection(self, loop=self._loop, **self._kwargs)

@@ -25,6 +25,7 @@ from broker.core.routing import Navigation, Route, RouteTable, TokenKind
 from broker.errors import (
     BadRequest,
     NoSession,
+    Overloaded,
     PayloadTooLarge,
     ProviderError,
     SessionExpired,
@@ -34,6 +35,7 @@ from broker.errors import (
 from broker.services.callers import Shown
 from broker.services.dpop import Proofs
 from broker.services.limits import EVERYBODY, Rates
+from broker.services.memory import Shedding
 from broker.services.sessions import LiveSession
 from broker.services.upstream import Upstream
 from broker.web.lanes import Lane
@@ -123,6 +125,7 @@ class Gate:
     Attributes:
         lanes: The routes, made ready.
         fields: Reads the field lines of requests.
+        shedding: What is refused because memory is nearly out.
     """
 
     def __init__(
@@ -159,6 +162,7 @@ class Gate:
         parts = urlsplit(public_url)
         self._own_origin = f"{parts.scheme}://{parts.netloc}"
         self._own_origins = [self._own_origin.encode()]
+        self.shedding = Shedding()
         cookies = CookieNames.for_public_url(public_url)
         self._sessions = sessions
         self._tokens = tokens
@@ -191,6 +195,7 @@ class Gate:
 
         Raises:
             CallerError: If it is refused.
+            Overloaded: If no request is taken now. Nothing has been done for it: no session was looked for.
         """
         head = read_head(method=method, target=target, version=version, block=block)
         host = self._hosts.match(block.authority) if block.authority else self._hosts.own_host
@@ -200,6 +205,8 @@ class Gate:
             head.upgrade = b""
         if block.content_length is not None and block.content_length > lane.max_body_bytes:
             raise PayloadTooLarge("the body is larger than the route allows")
+        if self.shedding.requests:
+            raise Overloaded("memory is nearly out")
         if b"client-cert" in block.read and not self._trusted.trusts(peer):
             del block.read[b"client-cert"]  # whoever ends TLS must be a trusted proxy to say this (RFC 9440 section 4)
         return Call(head, lane, self._trusted.caller(peer, block.read.get(self._trusted.field, ())))

@@ -16,6 +16,7 @@ from broker.errors import (
     Forbidden,
     MethodNotAllowed,
     NoRoute,
+    Overloaded,
     PayloadTooLarge,
     RequestTimeout,
 )
@@ -102,7 +103,8 @@ class Outermost:
 
     def refuse(self, request: web.Request, error: BrokerError) -> web.Response:
         """Log and count *error*, and return what the caller of *request* is told of it."""
-        level = logging.INFO if isinstance(error, CallerError) else logging.WARNING
+        # Of an overload there is one warning when it begins: a line for each request would make it worse.
+        level = logging.INFO if isinstance(error, CallerError | Overloaded) else logging.WARNING
         log.log(level, "request_refused", extra=self._described(request, error))
         return self._problem(request, error)
 

@@ -67,6 +67,17 @@ async def test_ft_12_readiness_is_off_while_draining(client: aiohttp.ClientSessi
     assert (503, '{"status": "draining"}') == await get(client, "/readyz")
 
 
+async def test_ft_22_readiness_is_off_while_load_is_shed(store: Store) -> None:
+    """What is refused here, others can serve."""
+    is_shedding = False
+    readiness = Readiness(store, is_shedding=lambda: is_shedding)
+    before = await readiness.reason_against()
+    is_shedding = True
+
+    assert before is None
+    assert "overloaded" == await readiness.reason_against()
+
+
 async def test_metrics_are_in_prometheus_text_format(client: aiohttp.ClientSession) -> None:
     """Each metric of the broker is there."""
     status, text = await get(client, "/metrics")

@@ -20,6 +20,7 @@ from broker.core.routing import HeaderOptions, Navigation, RateLimitOptions, Rou
 from broker.core.secret import AccessToken, Secret
 from broker.services.clock import SystemClock, SystemRandomness
 from broker.services.dpop import new_dpop_key
+from broker.services.memory import Shedding
 from broker.services.pool import UpstreamPools
 from broker.web.connections import ProxyRunner
 from broker.web.forward_auth import ForwardAuth
@@ -70,6 +71,7 @@ class Asking:
     tokens: FakeTokens = field(default_factory=FakeTokens)
     exits: AsyncExitStack = field(default_factory=AsyncExitStack)
     port: int = 0
+    shedding: Shedding = field(default_factory=Shedding)
 
     async def __aenter__(self) -> Self:
         self.sessions.add(ALICE, "alice", email="alice@example.com")
@@ -86,6 +88,7 @@ class Asking:
             trusted_proxies=trusted,
             standing_grants={"nightly": "grant-of-nightly"},
         )
+        self.shedding = proxy.gate.shedding
         outermost = Outermost(
             public_url=PUBLIC_URL,
             login_url="/bff/login",
@@ -448,6 +451,17 @@ async def test_rt_04_a_store_that_is_down_is_no_yes(asking: Asking) -> None:
 
     assert (503, "store_unavailable") == (answer.status, one(answer, b"X-Problem"))
     assert [] == answer.fields(b"Set-Cookie")
+
+
+async def test_ft_22_an_overload_is_no_yes(asking: Asking, caplog: pytest.LogCaptureFixture) -> None:
+    """Near the limit of memory gateways are told to come back, and a line for each is no warning."""
+    caplog.set_level(logging.INFO, "broker.web.middleware")
+    asking.shedding.requests = True
+    answer = await asking.ask("/api", *CALL)
+
+    assert (503, "overloaded", "5") == (answer.status, one(answer, b"X-Problem"), one(answer, b"Retry-After"))
+    assert [] == answer.fields(b"Authorization")
+    assert [("request_refused", logging.INFO)] == [(each.getMessage(), each.levelno) for each in caplog.records]
 
 
 async def test_a_cookie_that_no_field_can_hold_is_refused(nginx: Asking) -> None:
