@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from broker.core.audience import Audience
-from broker.core.grant import EndReason, Grant
+from broker.core.grant import Ended, EndReason, Grant
 from broker.core.oauth import TokenSet
 from broker.core.outcome import LoginNeeded, Token, TokenResult
 from broker.core.refresh import end, succeed
@@ -88,6 +88,7 @@ class Answers:
         entry = Entry(
             attempt=grant.intent.attempt,
             grant_id=grant.id,
+            provider=grant.provider,
             chain_length=grant.chain_length,
             audience=audience,
             answer=answer,
@@ -160,8 +161,9 @@ class Answers:
     async def _recover(self, entry: Entry) -> None:
         stored = await self._vault.read(entry.grant_id)
         if stored is None:
-            log.warning("answer_without_a_grant", extra={"grant": entry.grant_id})
-            self._spool.done(entry.attempt)
+            log.warning("answer_without_a_grant", extra={"grant": entry.grant_id, "provider": entry.provider})
+            # A provider that is down must not hold up the start.
+            self._revoke_soon(entry)
             return
         provider = self._providers.get(stored.grant.provider)
         if provider is None:
@@ -169,7 +171,6 @@ class Answers:
             return
         grant = await self._save(provider, stored, entry)
         log.warning("answer_recovered", extra={"grant": entry.grant_id})
-        # A provider that is down must not hold up the start.
         self._tasks.launch(self._finish(provider, grant, entry), name=f"finish:{entry.grant_id}")
 
     async def _keep_later(self, provider: Provider, stored: StoredGrant, entry: Entry) -> None:
@@ -188,15 +189,20 @@ class Answers:
         Write an answer into its grant, and cross it out in the spool.
 
         Returns:
-            The grant as it is now: with this answer, with a newer one, or ended; None if it's gone.
+            The grant as it is now: with this answer, with a newer one, or ended; None if it's gone. Then the answer is
+            still in the spool, to be revoked.
 
         Raises:
             StoreError: If that isn't known.
         """
         grant = await self._write(provider, stored, entry)
+        if grant is not None:
+            self._cross_out(entry)
+        return grant
+
+    def _cross_out(self, entry: Entry) -> None:
         self._spool.done(entry.attempt)
         metrics.SPOOL_RECORDS.set(len(self._spool))
-        return grant
 
     async def _write(self, provider: Provider, stored: StoredGrant, entry: Entry) -> Grant | None:
         current: StoredGrant | None = stored
@@ -217,23 +223,43 @@ class Answers:
     async def _finish(self, provider: Provider, grant: Grant | None, entry: Entry) -> TokenResult | None:
         """Check, tell and hand out what was saved."""
         if grant is None or grant.ended is not None:
-            return await self._refuse_late(grant, entry, provider.server.name)
+            return await self._refuse_late(grant, entry)
         if await self._names_another(provider, grant, entry):
             return await self._refuse_subject(grant)
         await self._register.tell(grant)
         log.info("token_refreshed", extra=about(grant))
         return as_token(grant, entry.audience)
 
-    async def _refuse_late(self, grant: Grant | None, entry: Entry, provider: str) -> TokenResult:
+    async def _refuse_late(self, grant: Grant | None, entry: Entry) -> TokenResult:
         """The grant ended while the server answered: what came must not live on here or there."""
         log.info("answer_after_the_end", extra={"grant": entry.grant_id})
         reason = EndReason.LOGOUT if grant is None or grant.ended is None else grant.ended.reason
         self._known.end(entry.grant_id, reason)
         if grant is not None:
             _ = await self._revocations.revoke(entry.grant_id)
-        elif entry.answer.refresh_token is not None:
-            _ = await self._revocations.revoke_token(provider, entry.answer.refresh_token)
+        else:
+            self._revoke_soon(entry)
         return LoginNeeded(reason)
+
+    def _revoke_soon(self, entry: Entry) -> None:
+        """Revoke what came for a grant that is gone: nobody would find it there, and a copy of it would stay good."""
+        self._tasks.launch(self._revoke_unkept(entry), name=f"revoke:{entry.grant_id}")
+
+    async def _revoke_unkept(self, entry: Entry) -> None:
+        ended = _ended(entry, grant_id=self._randomness.token_bytes(16).hex(), now=self._clock.now())
+        if ended is not None and not await self._revocations.revoke_unkept(ended):
+            await self._remember(ended)
+        self._cross_out(entry)
+
+    async def _remember(self, ended: Grant) -> None:
+        """Store what is to be revoked as soon as the store takes it; until then the spool has it."""
+        while True:
+            try:
+                await self._revocations.remember(ended)
+            except StoreError:
+                await asyncio.sleep(self._randomness.uniform(*LATER_SECONDS))
+            else:
+                return
 
     async def _names_another(self, provider: Provider, grant: Grant, entry: Entry) -> bool:
         """Check the id token of a refresh (OpenID Connect Core section 12.2), and return whether it is another's."""
@@ -276,6 +302,29 @@ class Answers:
             except StoreError:
                 continue
             return
+
+
+def _ended(entry: Entry, *, grant_id: str, now: float) -> Grant | None:
+    """
+    Return what an answer brought as a grant that has ended; None if it brought nothing that can be revoked.
+
+    The id is a new one: a standing grant whose record is gone begins anew under its own.
+    """
+    answer = entry.answer
+    if entry.provider is None or answer.refresh_token is None:
+        return None
+    return Grant(
+        id=grant_id,
+        provider=entry.provider,
+        subject="",  # of this record nobody asks by name
+        generation=0,
+        refresh_token=answer.refresh_token,
+        refreshed_at=answer.requested_at,
+        session_id=answer.session_id,
+        chain_started_at=answer.requested_at,
+        chain_length=entry.chain_length,
+        ended=Ended(reason=EndReason.REVOKED, at=now),
+    )
 
 
 def as_token(grant: Grant, audience: Audience) -> Token | None:

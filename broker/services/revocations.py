@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from broker.core.grant import Grant
 from broker.core.secret import RefreshToken
-from broker.core.upkeep import awaits_revocation
+from broker.core.upkeep import REVOKE_FOR_SECONDS, awaits_revocation, revocation_at
 from broker.errors import ProviderError, StoreError
 from broker.services.clock import Clock
 from broker.services.provider import AuthorizationServer
@@ -53,6 +53,29 @@ class Revocations:
         await self._forget(stored, grant.refresh_token)
         session_ended = await self._end_provider_session(grant)
         return session_ended is not None and (confirmed is True or session_ended)
+
+    async def revoke_unkept(self, grant: Grant) -> bool:
+        """
+        Revoke what a grant that has ended has, where no record remembers it.
+
+        Returns:
+            Whether nothing is left to be done; else :meth:`remember` it.
+        """
+        assert grant.refresh_token is not None
+        confirmed = await self.revoke_token(grant.provider, grant.refresh_token)
+        if confirmed is not None:
+            _ = await self._end_provider_session(grant)
+        return confirmed is not None
+
+    async def remember(self, grant: Grant) -> None:
+        """
+        Store a grant that has ended, so that what it has is revoked later, by whichever replica.
+
+        Raises:
+            StoreError: If it can't be stored.
+        """
+        due_at = revocation_at(grant, now=self._clock.now(), jitter=0.5)
+        _ = await self._vault.create(grant, ttl_seconds=REVOKE_FOR_SECONDS, due_at=due_at)
 
     async def revoke_token(self, provider: str, token: RefreshToken) -> bool | None:
         """

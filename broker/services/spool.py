@@ -48,6 +48,7 @@ class Entry:
     Attributes:
         attempt: The intent that it answers; it names the entry.
         grant_id: The grant.
+        provider: Whose answer it is; None if a release wrote it that didn't say so.
         chain_length: The length of the grant's chain when its refresh token was presented.
         audience: For whom it was asked.
         answer: The response.
@@ -55,6 +56,7 @@ class Entry:
 
     attempt: str
     grant_id: str
+    provider: str | None
     chain_length: int
     audience: Audience
     answer: TokenSet
@@ -315,6 +317,7 @@ def _encode(entry: Entry) -> bytes:
             "v": FORMAT,
             "attempt": entry.attempt,
             "grant_id": entry.grant_id,
+            "provider": entry.provider,
             "chain_length": entry.chain_length,
             "audience": {
                 "resource": entry.audience.resource,
@@ -338,12 +341,13 @@ def _encode(entry: Entry) -> bytes:
 
 
 def _decode(document: dict[str, object]) -> Entry:
-    audience, answer = document["audience"], document["answer"]
+    audience, answer, provider = document["audience"], document["answer"], document.get("provider")
     assert isinstance(audience, dict)
     assert isinstance(answer, dict)
     return Entry(
         attempt=str(document["attempt"]),
         grant_id=str(document["grant_id"]),
+        provider=None if provider is None else str(provider),
         chain_length=int(str(document["chain_length"])),
         audience=Audience(**audience),
         answer=TokenSet(

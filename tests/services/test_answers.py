@@ -218,19 +218,112 @@ async def test_an_answer_whose_provider_was_removed_stays_on_the_disk(
     await nothing_lost(stage)
 
 
-async def test_ft_04_an_answer_whose_record_is_gone_is_dropped(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
-    """The store was restarted empty: one clean re-login, and nothing that stays for ever."""
+async def die_and_lose_the_grant(stage: Stage) -> str:
+    """Kill a process that has an answer in its spool, and empty the store. Returns the answer's refresh token."""
     two = await stage.engine.open()
     stage.expire()
     await refresh_whose_answer_is_not_saved(stage, two)
     stage.engine.backend.records.clear()
     await two.crash()
+    (token,) = stage.server.ledger.usable(family(stage))
+    return token
+
+
+async def test_ft_04_an_answer_whose_record_is_gone_is_revoked(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """The store was restarted empty: one clean re-login, and nothing that stays for ever, here or at the server."""
+    token = await die_and_lose_the_grant(stage)
 
     await stage.one.broker.recover()
+    await until(lambda: len(stage.one.spool) == 0)
 
+    assert [token] == stage.server.revoked
     assert "answer_without_a_grant" in caplog.text
-    assert [] == stage.one.spool.pending()
+    assert token not in caplog.text
     assert LoginNeeded("unknown_grant") == await stage.refresh()
+    assert {} == stage.engine.backend.records
+
+
+async def test_tk_07_an_answer_whose_record_is_gone_waits_for_a_server_that_is_down(stage: Stage) -> None:
+    """The store remembers it, and whichever replica keeps grants alive revokes it; the start waits for none of that."""
+    token = await die_and_lose_the_grant(stage)
+    stage.server.revocation_fault = ProviderError("down")
+
+    await stage.one.broker.recover()
+    await until(lambda: len(stage.one.spool) == 0)
+    stage.server.revocation_fault = None
+    three = await stage.engine.open()
+    stage.clock.advance(10)
+    assert 1 == await three.keep_alive.scan()
+
+    assert [token] == stage.server.revoked
+    assert [] == await three.vault.due(stage.clock.now() + 30 * 86400, 10)
+
+
+async def test_tk_07_an_answer_whose_record_is_gone_stays_on_the_disk_until_somebody_has_it(stage: Stage) -> None:
+    """Neither the server nor the store takes it: the next start goes on with it."""
+    token = await die_and_lose_the_grant(stage)
+    stage.server.revocation_fault = ProviderError("down")
+    three = await stage.engine.open()
+    three.store.trouble("create", "fails", count=None)
+    await three.broker.recover()
+    await until(lambda: "create" in three.store.calls)
+    await three.crash()
+    stage.server.revocation_fault = None
+
+    await stage.one.broker.recover()
+    await until(lambda: len(stage.one.spool) == 0)
+
+    assert [token] == stage.server.revoked
+
+
+async def test_ft_14_an_answer_of_a_release_that_did_not_say_whose_it_is_is_dropped(stage: Stage) -> None:
+    """Without its grant nobody knows where to revoke it."""
+    two = await stage.engine.open()
+    stage.expire()
+    await refresh_whose_answer_is_not_saved(stage, two)
+    (pending,) = two.spool.pending()
+    two.spool.append(replace(pending, provider=None))
+    stage.engine.backend.records.clear()
+    await two.crash()
+
+    await stage.one.broker.recover()
+    await until(lambda: len(stage.one.spool) == 0)
+
+    assert [] == stage.server.revoked
+
+
+async def test_se_07_an_answer_whose_grant_has_ended_meanwhile_is_revoked_at_the_next_start(stage: Stage) -> None:
+    """The logout revoked what it knew; the process that had the younger token was dead by then."""
+    two = await stage.engine.open()
+    stage.expire()
+    await die_before_saving(two, stage.grant_id)
+    (younger,) = stage.server.ledger.usable(family(stage))
+    before = await stage.one.broker.end(stage.grant_id, EndReason.LOGOUT)
+    assert before is not None
+    assert before.refresh_token is not None
+    assert await stage.one.broker.revocations.revoke(stage.grant_id)
+
+    restarted = await stage.engine.open()
+    await restarted.broker.recover()
+    await until(lambda: len(stage.server.revoked) == 2)
+
+    assert [before.refresh_token.reveal(), younger] == stage.server.revoked
+    assert (await stage.grant()).refresh_token is None
+
+
+async def test_se_07_what_comes_for_a_grant_that_was_deleted_meanwhile_is_revoked(stage: Stage) -> None:
+    """Its record ended while the server answered."""
+    stage.expire()
+    step = stage.server.hold()
+    running = stage.one.broker.refresher.start(Want(grant_id=stage.grant_id))
+    await step.reached.wait()
+    assert await stage.one.vault.delete(stage.grant_id)
+
+    step.release()
+
+    assert isinstance(await running, LoginNeeded)
+    await until(lambda: len(stage.one.spool) == 0)
+    assert [stage.server.ledger.newest(family(stage)).token] == stage.server.revoked
 
 
 # --- logout meanwhile

@@ -1,6 +1,7 @@
 """Token responses on the local disk."""
 
 import asyncio
+import json
 import logging
 import os
 import resource
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,7 @@ entries = st.builds(
     Entry,
     attempt=texts,
     grant_id=texts,
+    provider=texts,
     chain_length=st.integers(1),
     audience=st.builds(Audience, resource=texts, audience=st.none() | texts, scope=st.none() | texts),
     answer=st.builds(
@@ -52,6 +55,7 @@ def entry(number: int = 1, *, size: int = 0) -> Entry:
     return Entry(
         attempt=f"a{number}",
         grant_id=f"g{number}",
+        provider="corp",
         chain_length=number,
         audience=DEFAULT_AUDIENCE,
         answer=answer(number, session_id="s" * size),
@@ -222,6 +226,18 @@ def test_cr_04_a_record_of_a_missing_key_is_left_where_it_is(tmp_path: Path, cap
     assert [entry(1), entry(2)] == rich.orphans()
     assert not mixed.exists()
     rich.close()
+
+
+def test_ft_14_an_entry_that_does_not_name_its_provider_is_read(tmp_path: Path) -> None:
+    """Earlier releases wrote such ones, and read those of this one."""
+    dead, living = opened(tmp_path), opened(tmp_path)
+    document = json.loads(spool_module._encode(entry()))
+    del document["provider"]
+    dead._write(json.dumps(document).encode())
+    die(dead)
+
+    assert [replace(entry(), provider=None)] == living.orphans()
+    living.close()
 
 
 def test_ft_14_entries_of_another_release_are_left_where_they_are(tmp_path: Path) -> None:
