@@ -4,6 +4,8 @@ import argparse
 import asyncio
 import logging
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from broker.cli.admin_client import AdminClient, CommandRefused, printable
 from broker.cli.grants import handle_bounds
@@ -11,7 +13,7 @@ from broker.cli.running import show_handle, with_admin_api
 from broker.config.settings import Settings
 from broker.core.oauth import TokenFailure, TokenSet
 from broker.core.secret import RefreshToken
-from broker.errors import BrokerError
+from broker.errors import BrokerError, ProviderError
 from broker.services.clock import SystemClock, SystemRandomness
 from broker.services.outbound import Outbound
 from broker.services.provider import AuthorizationServer
@@ -40,19 +42,20 @@ def login(options: argparse.Namespace) -> int:
             try:
                 dpop_key = server.new_dpop_key()
                 tokens = await _device_login(server, dpop_key)
-                subject = await _subject(server, tokens, options.subject)
+                async with _revoked_unless_kept(server, tokens):
+                    content = {
+                        "provider": options.provider,
+                        "subject": await _subject(server, tokens, options.subject),
+                        **_members(tokens, now=clock.now()),
+                        **({} if dpop_key is None else {"dpop_key": dpop_key.reveal()}),
+                        **handle_bounds(options),
+                    }
+                    answer = await client.ask("POST", "/grants", content)
             finally:
                 await server.close()
         except BrokerError as fault:
             raise CommandRefused(f"{printable(options.provider)}: {printable(fault)}") from None
-        content = {
-            "provider": options.provider,
-            "subject": subject,
-            **_members(tokens, now=clock.now()),
-            **({} if dpop_key is None else {"dpop_key": dpop_key.reveal()}),
-            **handle_bounds(options),
-        }
-        show_handle(await client.ask("POST", "/grants", content))
+        show_handle(answer)
 
     return with_admin_api(options.config, ask)
 
@@ -74,6 +77,22 @@ async def _device_login(server: AuthorizationServer, dpop_key: RefreshToken | No
     return outcome
 
 
+@asynccontextmanager
+async def _revoked_unless_kept(server: AuthorizationServer, tokens: TokenSet) -> AsyncIterator[None]:
+    """Revoke *tokens* if the block fails or is interrupted: nobody else knows of them."""
+    try:
+        yield
+    except BaseException:
+        assert tokens.refresh_token is not None  # else nothing would have been returned
+        try:
+            is_revoked = await asyncio.shield(server.revoke(tokens.refresh_token))
+        except ProviderError:
+            is_revoked = False
+        if not is_revoked:
+            print("the tokens of this login could not be revoked", file=sys.stderr)
+        raise
+
+
 async def _subject(server: AuthorizationServer, tokens: TokenSet, wanted: str | None) -> str:
     """Return whose tokens they are: as a checked id token says, or else as the operator does."""
     identity = None if tokens.id_token is None else await server.check_refreshed(tokens.id_token)
@@ -81,8 +100,6 @@ async def _subject(server: AuthorizationServer, tokens: TokenSet, wanted: str | 
         return identity.subject
     if identity is None and wanted is not None and tokens.id_token is None:
         return wanted
-    if tokens.refresh_token is not None:
-        await asyncio.shield(server.revoke(tokens.refresh_token))
     if identity is None:
         raise CommandRefused("the id token is missing or can't be believed")
     raise CommandRefused(f"--subject: it is {printable(identity.subject)} who logged in")

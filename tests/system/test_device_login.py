@@ -135,13 +135,39 @@ async def test_an_id_token_that_is_not_good_leaves_no_grant(
         server.answers["/token"] = (200, {**TOKENS, "id_token": id_token(server, **changes)})
         out, err = await log_in(broker, *words, code=1)
         assert ("", True) == (out, said in err)
-        assert [b"rt-canary"] == [
-            value
-            for request in server.requests
-            if request.path == "/revoke"
-            for name, value in parse_qsl(request.content)
-            if name == b"token"
-        ]
+        assert [b"rt-canary"] == revoked(server)
+
+
+@pytest.mark.parametrize("can_revoke", [True, False])
+async def test_tokens_that_the_broker_does_not_take_are_revoked(tmp_path: Path, can_revoke: bool) -> None:
+    """It stopped while the user decided: the command fails, and says where the tokens couldn't be revoked."""
+    async with (
+        DocumentServer() as server,
+        Upstream() as upstream,
+        installed(tmp_path, server, upstream, revocation_endpoint=f"{server.url}/revoke") as broker,
+    ):
+
+        async def token(_request: Request) -> web.Response:
+            await broker.stop()
+            return web.json_response(TOKENS)
+
+        server.answers |= {"/device": (200, CODES), "/token": token, "/revoke": (200 if can_revoke else 503, {})}
+        out, err = await log_in(broker, "--subject", "ada", code=1)
+        assert ("", True) == (out, "no broker answers" in err)
+        assert can_revoke is ("could not be revoked" not in err)
+        assert [b"rt-canary"] == revoked(server)
+    assert "canary" not in out + err + broker.log_path.read_text()
+
+
+def revoked(server: DocumentServer) -> list[bytes]:
+    """The refresh tokens that the revocation endpoint was given."""
+    return [
+        value
+        for request in server.requests
+        if request.path == "/revoke"
+        for name, value in parse_qsl(request.content)
+        if name == b"token"
+    ]
 
 
 @pytest.mark.parametrize(
