@@ -113,8 +113,9 @@ class Settings:
     log: LogOptions = option("The log.", default=LogOptions())
     drain_timeout_seconds: float = option("How long running requests may take to end after SIGTERM.", default=30.0)
     spool_dir: Path | None = option(
-        "A directory on a local disk for token responses that the store could not take. They are sealed, and saved at "
-        "the next start at the latest. Without it they are kept in memory alone until the store is back.",
+        "A directory on a local disk for token responses that the store could not take yet. They are sealed, and saved "
+        "at the next start at the latest; those of logins that were cut off are revoked. Without it they are kept in "
+        "memory alone until the store is back. By default it is beside the SQLite file.",
         default=None,
         example="/var/lib/token-broker/spool",
     )

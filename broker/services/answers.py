@@ -11,13 +11,15 @@ and saved before anything is checked; whatever goes wrong then is tried again, b
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from broker.core.audience import Audience
+from broker.core.audience import DEFAULT_AUDIENCE, Audience
+from broker.core.compact_jws import unverified_claim
 from broker.core.grant import Ended, EndReason, Grant
 from broker.core.oauth import TokenSet
 from broker.core.outcome import LoginNeeded, Token, TokenResult
 from broker.core.refresh import end, succeed
+from broker.core.secret import IdToken
 from broker.core.upkeep import due_at
 from broker.errors import ProviderError, StoreError
 from broker.services import metrics
@@ -89,13 +91,45 @@ class Answers:
             attempt=grant.intent.attempt,
             grant_id=grant.id,
             provider=grant.provider,
+            subject=grant.subject,
             chain_length=grant.chain_length,
             audience=audience,
             answer=answer,
         )
+        self._write_down(entry)
+        return entry
+
+    def receive_login(self, provider: str, answer: TokenSet) -> Entry:
+        """
+        Take the first answer of a login. Once this returns, a crash leaves no family that nobody finds.
+
+        What is in the spool when a process starts belongs to a login whose browser was never answered, so nobody can
+        use what came of it. Hence :meth:`finish_login` before the browser is answered, or :meth:`abandon_login`.
+        """
+        subject = None if answer.id_token is None else unverified_claim(answer.id_token.reveal(), "sub")
+        entry = Entry(
+            attempt=self._randomness.token_bytes(8).hex(),
+            grant_id=self._randomness.token_bytes(16).hex(),
+            provider=provider,
+            subject=subject if isinstance(subject, str) else None,
+            chain_length=0,
+            audience=DEFAULT_AUDIENCE,
+            answer=answer,
+        )
+        self._write_down(entry)
+        return entry
+
+    def _write_down(self, entry: Entry) -> None:
         self._spool.append(entry)
         metrics.SPOOL_RECORDS.set(len(self._spool))
-        return entry
+
+    def finish_login(self, entry: Entry) -> None:
+        """Cross out what a login brought: its grant is stored, and a session by which to find it."""
+        self._cross_out(entry)
+
+    def abandon_login(self, entry: Entry) -> None:
+        """End in the background what a login brought that came to nothing, here and at its server."""
+        self._tasks.launch(self._insistently(self._end_login, entry), name=f"abandon:{entry.grant_id}")
 
     async def keep(self, provider: Provider, stored: StoredGrant, entry: Entry) -> TokenResult | None:
         """
@@ -137,10 +171,10 @@ class Answers:
         """
         mine = stored.grant.id
         # Other processes can't see any more what was taken over, so all of it is brought home.
-        others = [entry for entry in self._spool.orphans() if entry.grant_id != mine]
+        others = [entry for entry in self._spool.orphans() if entry.grant_id != mine or entry.is_login]
         if others:
             self._tasks.launch(self._bring_home(others), name="recovery")
-        entries = self._spool.find(mine)
+        entries = [entry for entry in self._spool.find(mine) if not entry.is_login]
         for entry in entries:
             await self._recover(entry)
         return await self._vault.read(mine) if entries else stored
@@ -159,6 +193,10 @@ class Answers:
         await self._bring_home(entries)
 
     async def _recover(self, entry: Entry) -> None:
+        if entry.is_login:
+            log.warning("login_cut_off", extra={"grant": entry.grant_id, "provider": entry.provider})
+            self.abandon_login(entry)
+            return
         stored = await self._vault.read(entry.grant_id)
         if stored is None:
             log.warning("answer_without_a_grant", extra={"grant": entry.grant_id, "provider": entry.provider})
@@ -243,16 +281,59 @@ class Answers:
 
     def _revoke_soon(self, entry: Entry) -> None:
         """Revoke what came for a grant that is gone: nobody would find it there, and a copy of it would stay good."""
-        self._tasks.launch(self._revoke_unkept(entry), name=f"revoke:{entry.grant_id}")
+        self._tasks.launch(self._insistently(self._revoke_unkept, entry), name=f"revoke:{entry.grant_id}")
 
     async def _revoke_unkept(self, entry: Entry) -> None:
+        """Revoke what no record has. Raises ``StoreError`` if it isn't known whether that may be."""
         ended = _ended(entry, grant_id=self._randomness.token_bytes(16).hex(), now=self._clock.now())
-        if ended is not None and not await self._revocations.revoke_unkept(ended):
+        may_be = ended is not None and not await self._is_shared(entry, subject=entry.subject)
+        if ended is not None and may_be and not await self._revocations.revoke_unkept(ended):
             await self._remember(ended)
         self._cross_out(entry)
 
+    async def _is_shared(self, entry: Entry, *, subject: str | None) -> bool:
+        """
+        Return whether a living grant of the same user may hang on the session that the answer belongs to.
+
+        Some servers end everything that hangs on the session with each of its refresh tokens that is revoked, and the
+        user who has come back meanwhile would be logged out. Raises ``StoreError``.
+        """
+        if entry.provider is None or subject is None:
+            return False
+        mine = _session_of(entry.answer.id_token)
+        for sibling in await self._vault.find(entry.provider, subject):
+            grant = sibling.grant
+            theirs = _session_of(grant.id_token)
+            if grant.id != entry.grant_id and grant.ended is None and (None in (mine, theirs) or mine == theirs):
+                log.info("answer_not_revoked", extra={"grant": entry.grant_id, "beside": grant.id})
+                return True
+        return False
+
+    async def _end_login(self, entry: Entry) -> None:
+        stored = await self._vault.read(entry.grant_id)
+        if stored is None:
+            await self._revoke_unkept(entry)
+            return
+        is_shared = await self._is_shared(entry, subject=stored.grant.subject)
+        _ = await self._register.end(entry.grant_id, EndReason.REVOKED, revoke=not is_shared)
+        self._cross_out(entry)
+        _ = await self._revocations.revoke(entry.grant_id)
+
+    async def _insistently(self, settle: Callable[[Entry], Awaitable[None]], entry: Entry) -> None:
+        """Settle *entry* as soon as the store lets it; until then the spool has it."""
+        has_waited = False
+        while True:
+            try:
+                await settle(entry)
+            except StoreError as fault:
+                if not has_waited:
+                    log.warning("revocation_waits_for_the_store", extra={"grant": entry.grant_id, "error": str(fault)})
+                has_waited = True
+                await asyncio.sleep(self._randomness.uniform(*LATER_SECONDS))
+            else:
+                return
+
     async def _remember(self, ended: Grant) -> None:
-        """Store what is to be revoked as soon as the store takes it; until then the spool has it."""
         while True:
             try:
                 await self._revocations.remember(ended)
@@ -316,7 +397,7 @@ def _ended(entry: Entry, *, grant_id: str, now: float) -> Grant | None:
     return Grant(
         id=grant_id,
         provider=entry.provider,
-        subject="",  # of this record nobody asks by name
+        subject=entry.subject or "",
         generation=0,
         refresh_token=answer.refresh_token,
         refreshed_at=answer.requested_at,
@@ -325,6 +406,11 @@ def _ended(entry: Entry, *, grant_id: str, now: float) -> Grant | None:
         chain_length=entry.chain_length,
         ended=Ended(reason=EndReason.REVOKED, at=now),
     )
+
+
+def _session_of(id_token: IdToken | None) -> object:
+    """Return the ``sid`` of an id token, which nobody need vouch for here; None if it isn't known."""
+    return None if id_token is None else unverified_claim(id_token.reveal(), "sid")
 
 
 def as_token(grant: Grant, audience: Audience) -> Token | None:

@@ -4,7 +4,7 @@ Logins, without their HTTP: what is asked of the authorization server, and what 
     begin       a transaction, and where the browser is sent
     seal/open   the transaction as the cookie of the browser that began it
     consume     a state is used once, whichever process the answer comes to
-    complete    code ▸ tokens ▸ who is it ▸ a grant; whatever fails leaves no token behind
+    complete    code ▸ tokens ▸ who is it ▸ a grant ▸ a session; whatever fails leaves no token behind
 """
 
 import asyncio
@@ -12,23 +12,24 @@ import base64
 import binascii
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import assert_never
 
 from broker.core import login as core
 from broker.core.grant import EndReason, Grant, Origin
 from broker.core.login import LoginOptions, LoginTransaction
-from broker.core.oauth import FailureKind, TokenFailure, TokenSet
+from broker.core.oauth import FailureKind, TokenFailure
 from broker.core.pkce import SECRET_BYTES, code_challenge, text_of
 from broker.core.secret import RefreshToken, Secret
 from broker.core.session import Session
 from broker.core.troubleshooting import key_of_authorization_error, yaml_path
-from broker.errors import BrokerError, KeyringError, LoginFailed, ProviderError, StoreError
+from broker.errors import BrokerError, KeyringError, LoginFailed, ProviderError
 from broker.services.clock import Clock, Randomness
 from broker.services.keyring import Keyring
 from broker.services.provider import AuthorizationRequest, AuthorizationServer
 from broker.services.sessions import Sessions
+from broker.services.spool import Entry
 from broker.services.tasks import Tasks
 from broker.services.tokens import TokenBroker
 from broker.services.unanswered import UnansweredLogins
@@ -62,15 +63,33 @@ class AuthorizationResponse:
 
 
 @dataclass(frozen=True, slots=True)
-class Identified:
-    """A login that succeeded: the session that is to begin. Its grant is kept already."""
+class LoggedIn:
+    """A login that succeeded: the session that has begun."""
 
     session: Session
 
 
 @dataclass(frozen=True, slots=True)
+class Declined:
+    """A login of somebody for whom no session may begin here, or for whom nobody waits any more."""
+
+
+@dataclass(frozen=True, slots=True)
 class Unanswered:
     """The authorization server can't say who it is without asking the user, and was told not to (``prompt=none``)."""
+
+
+BeginSession = Callable[[Session], Awaitable[bool]]
+"""
+Begins the session of a login that succeeded. Returns False if none may begin; raises ``BrokerError`` if it can't.
+"""
+
+
+@dataclass(slots=True)
+class _Caller:
+    """Whoever waits for a login to be completed."""
+
+    is_gone: bool = False
 
 
 class Logins:
@@ -220,22 +239,28 @@ class Logins:
             if created is None:
                 raise LoginFailed("the state was used before")
 
-    async def complete(self, transaction: LoginTransaction, response: AuthorizationResponse) -> Identified | Unanswered:
+    async def complete(
+        self, transaction: LoginTransaction, response: AuthorizationResponse, begin_session: BeginSession
+    ) -> LoggedIn | Declined | Unanswered:
         """
-        Turn an authorization response into a grant.
+        Turn an authorization response into a grant and a session.
+
+        A caller that hangs up cuts nothing off: what has come by then is ended and revoked in the background, as it is
+        after each failure.
 
         Args:
             transaction: The attempt that it answers. Its state is consumed.
             response: What came.
+            begin_session: Begins the session, once it is known whose it is and its grant is stored.
 
         Raises:
             LoginFailed: If the answer must be refused, or is an error.
             ProviderError: If the server is down, or refuses the broker itself.
-            StoreError: If the grant can't be kept.
+            StoreError: If the grant or the session can't be kept.
         """
         self._unanswered.answered(transaction.provider)
         try:
-            return await self._complete(transaction, response)
+            return await self._complete(transaction, response, begin_session)
         except LoginFailed as failure:
             if failure.look_at is not None:
                 log.warning(
@@ -249,26 +274,35 @@ class Logins:
             raise
 
     async def _complete(
-        self, transaction: LoginTransaction, response: AuthorizationResponse
-    ) -> Identified | Unanswered:
+        self, transaction: LoginTransaction, response: AuthorizationResponse, begin_session: BeginSession
+    ) -> LoggedIn | Declined | Unanswered:
         server = self._servers[transaction.provider]
         await server.check_issuer(response.iss)
         if response.error is not None:
             return _judge_error(transaction, response.error)
         if response.code is None:
             raise LoginFailed("the authorization response holds no code")
-        # Shielded: from here on there are tokens, which a caller that hangs up must not leave behind.
-        outcome = await asyncio.shield(
-            self._tasks.spawn(self._redeem(server, transaction, response.code), name="login:redeem")
-        )
+        caller = _Caller()
+        redeeming = self._redeem(server, transaction, response.code, begin_session, caller)
+        try:
+            # Shielded: from here on there are tokens, which a caller that hangs up must not leave behind.
+            outcome = await asyncio.shield(self._tasks.spawn(redeeming, name="login:redeem"))
+        except asyncio.CancelledError:
+            caller.is_gone = True
+            raise
         if isinstance(outcome, BrokerError):
             raise outcome
         return outcome
 
     async def _redeem(
-        self, server: AuthorizationServer, transaction: LoginTransaction, code: Secret
-    ) -> Identified | BrokerError:
-        """Exchange the code and keep the grant. Errors are returned: nobody may be left to wait for them."""
+        self,
+        server: AuthorizationServer,
+        transaction: LoginTransaction,
+        code: Secret,
+        begin_session: BeginSession,
+        caller: _Caller,
+    ) -> LoggedIn | Declined | BrokerError:
+        """Exchange the code, and go on with what comes. Errors are returned: nobody may be left to wait for them."""
         dpop_key = server.new_dpop_key()
         answer = await server.exchange_code(
             code=code,
@@ -278,19 +312,30 @@ class Logins:
         )
         if isinstance(answer, TokenFailure):
             return _failure(answer)
+        entry = self._tokens.receive_login(transaction.provider, answer)
+        outcome: LoggedIn | Declined | BrokerError | None = None
         try:
-            return await self._identify(server, transaction, answer, dpop_key)
+            outcome = await self._log_in(server, transaction, entry, dpop_key, begin_session, caller)
         except BrokerError as error:
-            self._revoke_soon(transaction.provider, answer.refresh_token)
-            return error
+            outcome = error
+        finally:
+            # Also where this process stops in the middle of it.
+            if isinstance(outcome, LoggedIn) and not caller.is_gone:
+                self._tokens.finish_login(entry)
+            else:
+                self._tokens.abandon_login(entry)
+        return outcome
 
-    async def _identify(
+    async def _log_in(
         self,
         server: AuthorizationServer,
         transaction: LoginTransaction,
-        tokens: TokenSet,
+        entry: Entry,
         dpop_key: RefreshToken | None,
-    ) -> Identified:
+        begin_session: BeginSession,
+        caller: _Caller,
+    ) -> LoggedIn | Declined:
+        tokens = entry.answer
         identity = await server.identify(
             id_token=tokens.id_token,
             access_token=tokens.access_token,
@@ -307,20 +352,22 @@ class Logins:
             keep_until=times.ends_at,
             ttl_seconds=times.grant_ttl_seconds,
             dpop_key=dpop_key,
+            login=entry,
         )
-        return Identified(
-            Session(
-                grant_id=grant.id,
-                provider=transaction.provider,
-                issuer=identity.issuer,
-                subject=identity.subject,
-                claims=identity.claims,
-                authenticated_at=times.authenticated_at,
-                last_seen_at=times.authenticated_at,
-                ends_at=times.ends_at,
-                provider_session=identity.provider_session,
-            )
+        session = Session(
+            grant_id=grant.id,
+            provider=transaction.provider,
+            issuer=identity.issuer,
+            subject=identity.subject,
+            claims=identity.claims,
+            authenticated_at=times.authenticated_at,
+            last_seen_at=times.authenticated_at,
+            ends_at=times.ends_at,
+            provider_session=identity.provider_session,
         )
+        # The browser keeps the session that it had, if nobody is there to be given the new one's cookie.
+        has_begun = not caller.is_gone and await begin_session(session)
+        return LoggedIn(session) if has_begun else Declined()
 
     # --- ending
 
@@ -350,18 +397,6 @@ class Logins:
         if revoke:  # also what an attempt before left to be done
             self._tasks.launch(self._tokens.revocations.revoke(grant_id), name="login:revoke")
         return grant
-
-    async def abandon_grant(self, grant_id: str) -> None:
-        """End the grant of a login whose session can't be stored. If that fails too, it ends with its record."""
-        try:
-            _ = await self.end_grant(grant_id)
-        except StoreError as fault:
-            log.warning("grant_not_ended", extra={"grant": grant_id, "error": str(fault)})
-
-    def _revoke_soon(self, provider: str, token: RefreshToken | None) -> None:
-        """Revoke what no grant was made of."""
-        if token is not None:
-            self._tasks.launch(self._tokens.revocations.revoke_token(provider, token), name="login:revoke")
 
     async def close(self, timeout_seconds: float = 5.0) -> None:
         """Let logins and revocations under way end."""

@@ -49,7 +49,9 @@ class Entry:
         attempt: The intent that it answers; it names the entry.
         grant_id: The grant.
         provider: Whose answer it is; None if a release wrote it that didn't say so.
-        chain_length: The length of the grant's chain when its refresh token was presented.
+        subject: Whose tokens they are, as far as that is known. Of a login it is what an unchecked id token says.
+        chain_length: The length of the grant's chain when its refresh token was presented; 0 where a login brought the
+            answer.
         audience: For whom it was asked.
         answer: The response.
     """
@@ -57,9 +59,15 @@ class Entry:
     attempt: str
     grant_id: str
     provider: str | None
+    subject: str | None
     chain_length: int
     audience: Audience
     answer: TokenSet
+
+    @property
+    def is_login(self) -> bool:
+        """Whether a login brought it, whose grant is only to be made."""
+        return self.chain_length == 0
 
 
 class Spool:
@@ -318,6 +326,7 @@ def _encode(entry: Entry) -> bytes:
             "attempt": entry.attempt,
             "grant_id": entry.grant_id,
             "provider": entry.provider,
+            "subject": entry.subject,
             "chain_length": entry.chain_length,
             "audience": {
                 "resource": entry.audience.resource,
@@ -341,13 +350,15 @@ def _encode(entry: Entry) -> bytes:
 
 
 def _decode(document: dict[str, object]) -> Entry:
-    audience, answer, provider = document["audience"], document["answer"], document.get("provider")
+    audience, answer = document["audience"], document["answer"]
+    provider, subject = document.get("provider"), document.get("subject")
     assert isinstance(audience, dict)
     assert isinstance(answer, dict)
     return Entry(
         attempt=str(document["attempt"]),
         grant_id=str(document["grant_id"]),
         provider=None if provider is None else str(provider),
+        subject=None if subject is None else str(subject),
         chain_length=int(str(document["chain_length"])),
         audience=Audience(**audience),
         answer=TokenSet(

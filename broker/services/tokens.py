@@ -31,7 +31,7 @@ from broker.services.refresher import STORE_RETRY_SECONDS, Acquire, Refresher, W
 from broker.services.register import Register
 from broker.services.rejections import Rejections
 from broker.services.revocations import Revocations
-from broker.services.spool import Spool
+from broker.services.spool import Entry, Spool
 from broker.services.tasks import Tasks
 from broker.services.together import Together
 from broker.services.vault import StoredGrant, Unchanged, Vault
@@ -246,6 +246,21 @@ class TokenBroker:
 
     # --- grants
 
+    def receive_login(self, provider: str, tokens: TokenSet) -> Entry:
+        """
+        Take the first token response of a login, before anything else is awaited: from here on its tokens are either a
+        session's or revoked, whatever happens. It ends by :meth:`finish_login` or :meth:`abandon_login`.
+        """
+        return self._answers.receive_login(provider, tokens)
+
+    def finish_login(self, entry: Entry) -> None:
+        """Say that a login's grant and session are stored. The browser is answered after it."""
+        self._answers.finish_login(entry)
+
+    def abandon_login(self, entry: Entry) -> None:
+        """Say that nobody will use what a login brought. It is ended and revoked in the background."""
+        self._answers.abandon_login(entry)
+
     async def adopt(
         self,
         provider: str,
@@ -256,6 +271,7 @@ class TokenBroker:
         keep_until: float | None,
         ttl_seconds: float,
         dpop_key: RefreshToken | None = None,
+        login: Entry | None = None,
     ) -> Grant:
         """
         Make a grant of a first token response.
@@ -268,6 +284,7 @@ class TokenBroker:
             keep_until: Unix seconds until which it is kept alive; None for ever.
             ttl_seconds: How long its record lives unless :meth:`touch` is called.
             dpop_key: The key that the tokens are bound to, if they are.
+            login: What :meth:`receive_login` made of the response. It is to be abandoned if this fails.
 
         Raises:
             StoreError: If it can't be stored. Nothing is left behind for long.
@@ -281,7 +298,7 @@ class TokenBroker:
             generation=1,
         )
         grant = Grant(
-            id=self._randomness.token_bytes(16).hex(),
+            id=self._randomness.token_bytes(16).hex() if login is None else login.grant_id,
             provider=provider,
             subject=subject,
             origin=origin,
@@ -302,8 +319,10 @@ class TokenBroker:
         try:
             await self._vault.create(grant, ttl_seconds=ttl_seconds, due_at=due_at)
         except StoreError:
-            # It may be there all the same, and would be kept alive although nobody ever asks for it.
-            self._tasks.launch(self._abandon(grant.id), name=f"abandon:{grant.id}")
+            if login is None:
+                # It may be there all the same, and would be kept alive although nobody ever asks for it. Its tokens
+                # are still whose they were, and may be handed over again.
+                self._tasks.launch(self._abandon(grant.id), name=f"abandon:{grant.id}")
             raise
         metrics.GRANT_EVENTS.labels(provider, "created").inc()
         log.info("grant_created", extra={"grant": grant.id, "provider": provider, "origin": origin})

@@ -147,20 +147,14 @@ class Attempts:
         Begin the session of a login that succeeded, in place of whatever the browser had.
 
         Raises:
-            StoreError: If it can't be stored. The login's grant is ended then.
+            StoreError: If it can't be stored.
         """
 
         async def release(replaced: Session) -> None:
             # To revoke the same user's old grant could end the new one too: both hang on one session at the provider.
             await self._logins.end_grant(replaced.grant_id, revoke=not same_user(replaced, session))
 
-        try:
-            await self._context.browser_sessions.log_in(
-                request, session, replaces=transaction.replaces, release=release
-            )
-        except BrokerError:
-            await self._logins.abandon_grant(session.grant_id)
-            raise
+        await self._context.browser_sessions.log_in(request, session, replaces=transaction.replaces, release=release)
         metrics.LOGINS.labels(session.provider, "success").inc()
         log.info(
             "login",

@@ -18,10 +18,10 @@ from aiohttp import web
 
 from broker.core.login import LoginTransaction, attempt_of
 from broker.core.return_url import is_safe_return_url, with_return_url
-from broker.core.session import SameSite
+from broker.core.session import SameSite, Session
 from broker.errors import BadRequest, BrokerError, NoRoute
 from broker.services import metrics
-from broker.services.logins import AuthorizationResponse, Identified, Unanswered
+from broker.services.logins import AuthorizationResponse, Declined, LoggedIn, Unanswered
 from broker.web.attempts import Attempts
 from broker.web.auth_context import AuthContext
 from broker.web.guards import check_top_level, single_values
@@ -136,13 +136,17 @@ class LoginEndpoints:
     async def _complete(
         self, request: web.Request, transaction: LoginTransaction, response: AuthorizationResponse
     ) -> None:
+        async def begin_session(session: Session) -> bool:
+            await self._attempts.begin_session(request, transaction, session)
+            return True
+
         try:
             await self._logins.consume(transaction)
             request[SET_COOKIES] = [self._attempts.end(attempt_of(transaction.state))]
-            result = await self._logins.complete(transaction, response)
+            result = await self._logins.complete(transaction, response, begin_session)
             match result:
-                case Identified(session):
-                    await self._attempts.begin_session(request, transaction, session)
+                case LoggedIn() | Declined():
+                    pass
                 case Unanswered():
                     metrics.LOGINS.labels(transaction.provider, "unanswered").inc()
                 case _:

@@ -22,7 +22,7 @@ from broker.core.login import LoginTransaction, attempt_of
 from broker.core.session import Session
 from broker.errors import BadRequest, BrokerError, Forbidden, StoreError
 from broker.services import metrics
-from broker.services.logins import AuthorizationResponse, Identified, Unanswered
+from broker.services.logins import AuthorizationResponse, Declined, LoggedIn, Unanswered
 from broker.services.sessions import LiveSession
 from broker.web.attempts import Attempts, same_user
 from broker.web.auth_context import AuthContext
@@ -109,12 +109,18 @@ class SilentLogin:
         self, request: web.Request, transaction: LoginTransaction, response: AuthorizationResponse
     ) -> bool:
         """Return whether the user of the page is logged in."""
+
+        async def begin_session(session: Session) -> bool:
+            return await self._begin_session(request, transaction, session)
+
         await self._logins.consume(transaction)
         request[SET_COOKIES] = [self._attempts.end(attempt_of(transaction.state))]
-        result = await self._logins.complete(transaction, response)
+        result = await self._logins.complete(transaction, response, begin_session)
         match result:
-            case Identified(session):
-                return await self._begin_session(request, transaction, session)
+            case LoggedIn():
+                return True
+            case Declined():
+                return False
             case Unanswered():
                 metrics.LOGINS.labels(transaction.provider, "unanswered").inc()
                 return False
@@ -125,7 +131,6 @@ class SilentLogin:
         live = await self._browser_sessions.current_or_none(request)
         if live is not None and not same_user(live.session, session):
             log.warning("silent_login_of_another_user", extra={"provider": session.provider, "grant": session.grant_id})
-            await self._logins.abandon_grant(session.grant_id)
             return False
         await self._attempts.begin_session(request, transaction, session)
         return True

@@ -7,15 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from broker.core.grant import EndReason
+from broker.core.grant import EndReason, Grant
+from broker.core.oauth import TokenSet
 from broker.core.outcome import LoginNeeded, Token
 from broker.core.provider import Rotation
-from broker.errors import ProviderError
+from broker.core.secret import IdToken
+from broker.errors import ProviderError, StoreError
 from broker.services.answers import IDENTITY_CHECK_SECONDS, SAVE_RETRY_SECONDS
 from broker.services.provider import Identity
 from broker.services.refresher import Want
+from broker.services.spool import Entry
 from tests.services.conftest import StartStage
 from tests.support.engine import Replica, access_token
+from tests.support.forge import join
 from tests.support.grants import LIFE
 from tests.support.stage import Stage
 from tests.support.waiting import until, until_async
@@ -324,6 +328,150 @@ async def test_se_07_what_comes_for_a_grant_that_was_deleted_meanwhile_is_revoke
     assert isinstance(await running, LoginNeeded)
     await until(lambda: len(stage.one.spool) == 0)
     assert [stage.server.ledger.newest(family(stage)).token] == stage.server.revoked
+
+
+# --- logins
+
+
+def id_token(**claims: str) -> IdToken:
+    return IdToken(join({"alg": "none"}, {"sub": "alice", **claims}))
+
+
+def login_answer(stage: Stage, **claims: str) -> TokenSet:
+    """The token response of a login of alice, in the provider's session that *claims* names."""
+    return replace(stage.server.login_tokens(), id_token=id_token(**claims))
+
+
+async def adopt_login(replica: Replica, entry: Entry) -> Grant:
+    return await replica.adopt(entry.answer, login=entry)
+
+
+@pytest.mark.parametrize("adopted", [False, True])
+async def test_ft_11_what_a_killed_process_left_of_a_login_is_revoked(stage: Stage, adopted: bool) -> None:
+    """Whether its grant was stored or not: no browser was ever given its session."""
+    await stage.one.broker.end(stage.grant_id, EndReason.LOGOUT, revoke=False)
+    two = await stage.engine.open()
+    entry = two.broker.receive_login("corp", login_answer(stage))
+    if adopted:
+        await adopt_login(two, entry)
+    await two.crash()
+
+    await stage.one.broker.recover()
+    await until(lambda: len(stage.server.revoked) == 1)
+
+    assert [stage.server.ledger.newest(family(stage, 1)).token] == stage.server.revoked
+    await until(lambda: len(stage.one.spool) == 0)
+    assert [] == [grant for grant in await stage.one.broker.grants("corp", "alice") if grant.ended is None]
+
+
+async def test_ft_11_a_login_that_was_finished_outlives_its_process(stage: Stage) -> None:
+    """It is crossed out before the browser is answered."""
+    two = await stage.engine.open()
+    entry = two.broker.receive_login("corp", login_answer(stage))
+    grant = await adopt_login(two, entry)
+    two.broker.finish_login(entry)
+    await two.crash()
+
+    await stage.one.broker.recover()
+
+    assert (await stage.one.grant(grant.id)).ended is None
+    assert [] == stage.server.revoked
+
+
+async def test_a_login_under_way_is_left_to_its_process(stage: Stage) -> None:
+    """Nobody takes over what a living process has, nor takes it for the answer to a refresh."""
+    two = await stage.engine.open()
+    entry = two.broker.receive_login("corp", login_answer(stage))
+    grant = await adopt_login(two, entry)
+    await stage.one.broker.recover()
+    stage.expire()
+    stage.server.refuse("in_doubt")
+    await stage.one.broker.token(grant.id)
+    stage.clock.advance(60)
+
+    await stage.one.broker.token(grant.id)
+
+    assert [entry] == two.spool.pending()
+    assert (await stage.one.grant(grant.id)).ended is None
+    assert [] == stage.server.revoked
+
+
+async def test_a_login_whose_store_fails_is_revoked_once_it_is_back(stage: Stage) -> None:
+    """Its grant may have been stored although the store said it wasn't."""
+    stage.one.store.trouble("create", "applied")
+    entry = stage.one.broker.receive_login("corp", login_answer(stage, sid="another"))
+    await stage.one.broker.end(stage.grant_id, EndReason.LOGOUT, revoke=False)
+    with pytest.raises(StoreError):
+        await adopt_login(stage.one, entry)
+    stage.one.store.go_down()
+
+    stage.one.broker.abandon_login(entry)
+    await asyncio.sleep(0.05)
+    assert ([entry], []) == (stage.one.spool.pending(), stage.server.revoked)
+    stage.one.store.heal()
+    await until(lambda: len(stage.one.spool) == 0)
+    await until(lambda: len(stage.server.revoked) == 1)
+
+    assert (await stage.one.grant(entry.grant_id)).ended is not None
+
+
+async def test_tk_07_a_login_that_came_to_nothing_is_revoked_once_its_server_is_back(stage: Stage) -> None:
+    """The store remembers it, and whichever replica keeps grants alive revokes it."""
+    await stage.one.broker.end(stage.grant_id, EndReason.LOGOUT, revoke=False)
+    stage.server.revocation_fault = ProviderError("down")
+
+    stage.one.broker.abandon_login(stage.one.broker.receive_login("corp", login_answer(stage)))
+    await until(lambda: len(stage.one.spool) == 0)
+    stage.server.revocation_fault = None
+    two = await stage.engine.open()
+    stage.clock.advance(10)
+    await two.keep_alive.scan()
+
+    assert [stage.server.ledger.newest(family(stage, 1)).token] == stage.server.revoked
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "is_revoked"),
+    [
+        ({"sid": "s1"}, {"sid": "s1"}, False),
+        ({"sid": "s1"}, {"sid": "s2"}, True),
+        ({"sid": "s1"}, {}, False),
+        ({}, {}, False),
+        ({"sub": "bob"}, {}, True),
+    ],
+)
+@pytest.mark.parametrize("adopted", [False, True])
+async def test_a_login_that_came_to_nothing_ends_no_other_of_its_user(
+    stage: Stage, mine: dict[str, str], theirs: dict[str, str], is_revoked: bool, adopted: bool
+) -> None:
+    """Servers end whatever hangs on a session with any refresh token of it that is revoked."""
+    other = await stage.one.adopt(login_answer(stage, **theirs))
+    await stage.one.broker.end(stage.grant_id, EndReason.LOGOUT, revoke=False)
+    entry = stage.one.broker.receive_login("corp", login_answer(stage, **mine))
+    if adopted:
+        await stage.one.adopt(entry.answer, login=entry, subject=mine.get("sub", "alice"))
+
+    stage.one.broker.abandon_login(entry)
+    await until(lambda: len(stage.one.spool) == 0)
+    await until(lambda: len(stage.one.broker._tasks) == 0)
+
+    assert is_revoked == (len(stage.server.revoked) == 1)
+    assert (await stage.one.grant(other.id)).ended is None
+    if adopted:
+        grant = await stage.one.grant(entry.grant_id)
+        assert (True, None) == (grant.ended is not None, grant.refresh_token)
+
+
+async def test_ft_04_a_user_who_has_come_back_is_not_logged_out_by_what_is_found(stage: Stage) -> None:
+    """An answer whose record is gone isn't revoked beside a living grant that may hang on the same session."""
+    await die_and_lose_the_grant(stage)
+    again = await stage.one.adopt(stage.server.login_tokens())
+
+    await stage.one.broker.recover()
+    await until(lambda: len(stage.one.spool) == 0)
+
+    assert [] == stage.server.revoked
+    assert (await stage.one.grant(again.id)).ended is None
 
 
 # --- logout meanwhile

@@ -1,18 +1,20 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
+from broker.core.grant import Grant
 from broker.core.login import LoginOptions, LoginTransaction, attempt_of
 from broker.core.oauth import FailureKind, TokenFailure, TokenSet
 from broker.core.provider import ProviderOptions
 from broker.core.secret import AccessToken, IdToken, RefreshToken, Secret
-from broker.core.session import SessionOptions
+from broker.core.session import Session, SessionOptions
 from broker.errors import LoginFailed, ProviderError, StoreError
 from broker.services.clock import SystemRandomness
 from broker.services.keyring import Keyring, new_key
-from broker.services.logins import AuthorizationResponse, Identified, Logins, Unanswered
+from broker.services.logins import AuthorizationResponse, BeginSession, Declined, LoggedIn, Logins, Unanswered
 from broker.services.outbound import Outbound
 from broker.services.provider import AuthorizationRequest, AuthorizationServer, Identity
 from broker.services.sessions import Sessions
@@ -41,6 +43,8 @@ class ScriptedServer(AuthorizationServer):
         self.refusal: Exception | None = None
         self.gate = asyncio.Event()
         self.gate.set()
+        self.identifying, self.identified = asyncio.Event(), asyncio.Event()
+        self.identified.set()
 
     async def authorization_url(self, request: AuthorizationRequest) -> str:
         self.asked.append(request)
@@ -66,6 +70,8 @@ class ScriptedServer(AuthorizationServer):
         parameters: Mapping[str, str],
         dpop_key: RefreshToken | None = None,
     ) -> Identity:
+        self.identifying.set()
+        await self.identified.wait()
         if self.refusal is not None:
             raise self.refusal
         return Identity(issuer="https://idp.example.com", subject="ada", provider_session="s1", claims={"name": "Ada"})
@@ -73,6 +79,17 @@ class ScriptedServer(AuthorizationServer):
     async def revoke(self, token: RefreshToken) -> bool:
         self.revoked.append(token.reveal())
         return True
+
+
+async def hang_up(waiting: "asyncio.Future[Any]") -> None:
+    """What happens to a handler whose browser is gone."""
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+async def begin_session(_session: Session) -> bool:
+    return True
 
 
 @dataclass
@@ -87,7 +104,7 @@ class Bench:
 
     def process(self, keys: list[Secret]) -> Logins:
         keyring, randomness = Keyring(keys), SystemRandomness()
-        spool = Spool(None, keyring, randomness)
+        self.spool = spool = Spool(None, keyring, randomness)
         spool.open()
         tokens = TokenBroker(
             store=self.store,
@@ -110,6 +127,9 @@ class Bench:
             randomness=randomness,
         )
 
+    async def living_grants(self) -> list[Grant]:
+        return [grant for grant in await self.tokens.grants("corp", "ada") if grant.ended is None]
+
     async def begin(self, **parameters: str) -> LoginTransaction:
         transaction, _ = await self.logins.begin("corp", return_url="/a", parameters=parameters, replaces="session:1")
         return transaction
@@ -124,7 +144,9 @@ class Bench:
             id_token=IdToken("it"),
         )
 
-    async def complete(self, transaction: LoginTransaction, **response: str) -> Identified | Unanswered:
+    async def complete(
+        self, transaction: LoginTransaction, *, begin: BeginSession | None = None, **response: Any
+    ) -> LoggedIn | Declined | Unanswered:
         return await self.logins.complete(
             transaction,
             AuthorizationResponse(
@@ -132,6 +154,7 @@ class Bench:
                 error=response.get("error"),
                 iss=response.get("iss"),
             ),
+            begin or begin_session,
         )
 
 
@@ -195,7 +218,7 @@ async def test_the_code_goes_out_with_its_verifier_and_redirect_uri(bench: Bench
 
     result = await bench.complete(transaction, code="c1")
 
-    assert isinstance(result, Identified)
+    assert isinstance(result, LoggedIn)
     assert [
         {
             "code": "c1",
@@ -259,23 +282,127 @@ async def test_tokens_that_can_not_be_kept_are_revoked(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("refused", [True, False])
-async def test_a_browser_that_hangs_up_leaves_no_loose_token(bench: Bench, refused: bool) -> None:
-    """The answer to the code is still dealt with: kept as a grant that ends with its record, or revoked."""
+async def test_a_browser_that_hangs_up_before_the_answer_leaves_no_family(bench: Bench, refused: bool) -> None:
+    """The answer to the code is still dealt with: nobody could use it, so it ends here and at the server."""
     bench.server.answer = bench.token_set()
     bench.server.refusal = LoginFailed("nonce") if refused else None
     bench.server.gate.clear()
-    transaction = await bench.begin()
-    waiting = asyncio.ensure_future(bench.complete(transaction, code="c1"))
+    begun: list[Session] = []
+
+    async def begin(session: Session) -> bool:
+        begun.append(session)
+        return True
+
+    waiting = asyncio.ensure_future(bench.complete(await bench.begin(), begin=begin, code="c1"))
     await until(lambda: bool(bench.server.exchanged))
 
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
+    await hang_up(waiting)
     bench.server.gate.set()
-    await bench.logins.close()
+    await until(lambda: bool(bench.server.revoked))
 
-    assert (["rt"] if refused else []) == bench.server.revoked
-    assert (0 if refused else 1) == len(bench.backend.records)
+    assert ["rt"] == bench.server.revoked
+    assert [] == begun, "the browser keeps the session that it had"
+    assert [] == await bench.living_grants()
+
+
+async def test_a_browser_that_hangs_up_cuts_no_session_in_half(bench: Bench) -> None:
+    """It is stored to its end. Then its grant ends: nobody was given its cookie."""
+    bench.server.answer = bench.token_set()
+    storing, stored = asyncio.Event(), asyncio.Event()
+    ends: list[str] = []
+
+    async def begin(_session: Session) -> bool:
+        storing.set()
+        await stored.wait()
+        ends.append("stored")
+        return True
+
+    waiting = asyncio.ensure_future(bench.complete(await bench.begin(), begin=begin, code="c1"))
+    await storing.wait()
+
+    await hang_up(waiting)
+    assert [] == bench.server.revoked
+    stored.set()
+    await until(lambda: bool(bench.server.revoked))
+
+    assert ["stored"] == ends
+    assert [] == await bench.living_grants()
+
+
+@pytest.mark.parametrize("fault", [StoreError("down"), RuntimeError("ours")])
+async def test_a_session_that_can_not_begin_leaves_no_family(bench: Bench, fault: Exception) -> None:
+    """Its grant is there already, and ends here and at the server."""
+    bench.server.answer = bench.token_set()
+
+    async def begin(_session: Session) -> bool:
+        raise fault
+
+    with pytest.raises(type(fault)):
+        await bench.complete(await bench.begin(), begin=begin, code="c1")
+    await until(lambda: bool(bench.server.revoked))
+
+    assert ["rt"] == bench.server.revoked
+    assert [] == await bench.living_grants()
+
+
+async def test_a_session_that_may_not_begin_leaves_no_family(bench: Bench) -> None:
+    """A silent login of somebody else than the page's user."""
+    bench.server.answer = bench.token_set()
+
+    async def begin(_session: Session) -> bool:
+        return False
+
+    assert Declined() == await bench.complete(await bench.begin(), begin=begin, code="c1")
+    await until(lambda: bool(bench.server.revoked))
+
+    assert [] == await bench.living_grants()
+
+
+@pytest.mark.parametrize("waits_for", ["identity", "create", "create:after", "session"])
+async def test_ft_12_a_process_that_stops_in_the_middle_leaves_no_family(bench: Bench, waits_for: str) -> None:
+    """Its time is over before the login is: what has come is revoked before the process ends."""
+    bench.server.answer = bench.token_set()
+    method, _, after = waits_for.partition(":")
+    reached, released = bench.store.hold(method, after=bool(after))
+    if waits_for == "identity":
+        reached, released = bench.server.identifying, bench.server.identified
+        released.clear()
+
+    async def begin(_session: Session) -> bool:
+        if waits_for == "session":
+            reached.set()
+            await released.wait()
+        return True
+
+    waiting = asyncio.ensure_future(bench.complete(await bench.begin(), begin=begin, code="c1"))
+    await reached.wait()
+
+    await hang_up(waiting)
+    await bench.logins.close(timeout_seconds=0.0)
+    released.set()
+    await bench.tokens.close(timeout_seconds=5.0)
+
+    assert ["rt"] == bench.server.revoked
+    assert [] == await bench.living_grants()
+    assert 0 == len(bench.spool)
+
+
+async def test_a_login_that_succeeds_is_crossed_out_before_its_browser_is_answered(bench: Bench) -> None:
+    """What is still in the spool then belongs to nobody."""
+    bench.server.answer = bench.token_set()
+    pending: list[int] = []
+
+    async def begin(_session: Session) -> bool:
+        pending.append(len(bench.spool))
+        return True
+
+    result = await bench.complete(await bench.begin(), begin=begin, code="c1")
+
+    assert isinstance(result, LoggedIn)
+    assert [1] == pending
+    assert 0 == len(bench.spool)
+    assert [result.session.grant_id] == [grant.id for grant in await bench.living_grants()]
+    assert [] == bench.server.revoked
 
 
 @pytest.mark.parametrize("error", ["login_required", "interaction_required", "consent_required"])
@@ -289,7 +416,7 @@ async def test_a_silent_login_may_be_unanswered(bench: Bench, error: str) -> Non
 
 
 @pytest.mark.parametrize("response", [{"error": "x", "code": "c"}, {"iss": "https://evil.test", "code": "c"}, {}])
-async def test_lg_02_nothing_is_exchanged_that_may_be_foreign(bench: Bench, response: dict[str, str]) -> None:
+async def test_lg_02_nothing_is_exchanged_that_may_be_foreign(bench: Bench, response: dict[str, Any]) -> None:
     """An error beside a code, another issuer, or no code at all."""
     with pytest.raises(LoginFailed):
         await bench.complete(await bench.begin(), **response)
@@ -298,22 +425,21 @@ async def test_lg_02_nothing_is_exchanged_that_may_be_foreign(bench: Bench, resp
 
 
 async def test_a_grant_that_can_not_be_ended_keeps_its_session(bench: Bench) -> None:
-    """Else nobody would find it again. Only a login that failed has no session to keep."""
+    """Else nobody would find it again."""
     bench.server.answer = bench.token_set()
     result = await bench.complete(await bench.begin(), code="c")
-    assert isinstance(result, Identified)
+    assert isinstance(result, LoggedIn)
     bench.store.down = True
 
     with pytest.raises(StoreError):
         await bench.logins.end_grant(result.session.grant_id)
-    await bench.logins.abandon_grant(result.session.grant_id)
 
 
 async def test_ft_14_a_grant_of_a_later_release_keeps_nobody_logged_in(bench: Bench) -> None:
     """It can't be read here, and ends with its record."""
     bench.server.answer = bench.token_set()
     result = await bench.complete(await bench.begin(), code="c")
-    assert isinstance(result, Identified)
+    assert isinstance(result, LoggedIn)
     keyring = Keyring([KEY])
     (key,) = keyring.lookup_keys("grant", result.session.grant_id)
     record = await bench.store.get(key)
@@ -329,7 +455,7 @@ async def test_a_grant_that_is_ended_is_revoked_once(bench: Bench) -> None:
     first, second = [
         result.session.grant_id
         for result in [await bench.complete(await bench.begin(), code=code) for code in ("c1", "c2")]
-        if isinstance(result, Identified)
+        if isinstance(result, LoggedIn)
     ]
 
     assert await bench.logins.end_grant(first) is not None

@@ -34,6 +34,7 @@ entries = st.builds(
     attempt=texts,
     grant_id=texts,
     provider=texts,
+    subject=st.none() | texts,
     chain_length=st.integers(1),
     audience=st.builds(Audience, resource=texts, audience=st.none() | texts, scope=st.none() | texts),
     answer=st.builds(
@@ -56,6 +57,7 @@ def entry(number: int = 1, *, size: int = 0) -> Entry:
         attempt=f"a{number}",
         grant_id=f"g{number}",
         provider="corp",
+        subject="alice",
         chain_length=number,
         audience=DEFAULT_AUDIENCE,
         answer=answer(number, session_id="s" * size),
@@ -228,15 +230,15 @@ def test_cr_04_a_record_of_a_missing_key_is_left_where_it_is(tmp_path: Path, cap
     rich.close()
 
 
-def test_ft_14_an_entry_that_does_not_name_its_provider_is_read(tmp_path: Path) -> None:
+def test_ft_14_an_entry_that_does_not_say_whose_it_is_is_read(tmp_path: Path) -> None:
     """Earlier releases wrote such ones, and read those of this one."""
     dead, living = opened(tmp_path), opened(tmp_path)
     document = json.loads(spool_module._encode(entry()))
-    del document["provider"]
+    del document["provider"], document["subject"]
     dead._write(json.dumps(document).encode())
     die(dead)
 
-    assert [replace(entry(), provider=None)] == living.orphans()
+    assert [replace(entry(), provider=None, subject=None)] == living.orphans()
     living.close()
 
 

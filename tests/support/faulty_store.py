@@ -69,7 +69,9 @@ class FaultyStore:
         self, key: str, value: bytes, *, ttl_seconds: float, tags: Sequence[str] = (), due_at: float | None = None
     ) -> int | None:
         await self._pass("create", key)
-        return await self._store.create(key, value, ttl_seconds=ttl_seconds, tags=tags, due_at=due_at)
+        created = await self._store.create(key, value, ttl_seconds=ttl_seconds, tags=tags, due_at=due_at)
+        await self._wait("create:after")
+        return created
 
     async def replace(
         self, key: str, value: bytes, version: int, *, ttl_seconds: float | None = None, due_at: float | None = None

@@ -151,7 +151,7 @@ class Site:
             ),
         )
         app.router.add_get("/{page:.*}", show_page)
-        runner = web.AppRunner(app, access_log=None)
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True)  # as web.connections does
         await runner.setup()
         await web.SockSite(runner, listener, ssl_context=tls).start()
         port = listener.getsockname()[1]

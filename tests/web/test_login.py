@@ -13,8 +13,8 @@ from broker.core.session import Index, SameSite
 from broker.services.clock import SystemRandomness
 from broker.services.keyring import new_key
 from tests.support.browser import Browser, Page, origin_of
-from tests.support.waiting import until
-from tests.web.conftest import KEY, SITE, Site
+from tests.support.waiting import until, until_async
+from tests.web.conftest import KEY, SITE, Process, Site
 
 SESSION = "__Host-Http-session"
 RETURN_URLS = tomllib.loads((Path(__file__).parents[1] / "corpus/return_urls.toml").read_text())["group"]
@@ -687,6 +687,62 @@ async def test_a_store_that_fails_to_end_the_session_before_changes_nothing(site
     assert 503 == page.status
     assert before == session_of(browser)
     assert await process.sessions.load((before or "").encode()) is not None
+
+
+@pytest.mark.parametrize(("call", "after"), [("create", False), ("create", True), ("publish", False)])
+async def test_tk_02_a_browser_that_hangs_up_during_a_login_leaves_no_family(
+    site: Site, call: str, after: bool
+) -> None:
+    """It was given no cookie, so nobody could use what came: its grant ends, and the provider is told."""
+    process = await site.start()
+    browser = await site.browser()
+    await log_in(browser, "bob")  # whose session is replaced, which is published
+    callback = await answered(browser, login_hint="alice", prompt="login")
+    reached, released = process.store.hold(call, after=after)
+    arriving = asyncio.ensure_future(arrive(browser, callback))
+    await reached.wait()
+    if call == "create":  # the state is used up first
+        released.set()
+        reached, released = process.store.hold(call, after=after)
+        await reached.wait()
+
+    arriving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await arriving
+    await asyncio.sleep(0.05)
+    released.set()
+
+    await until(lambda: revoked(site, "alice"), what="the revocation")
+    assert [] == [grant for grant in await process.tokens.grants("corp", "alice") if grant.ended is None]
+
+
+async def test_a_login_that_is_cut_off_ends_no_session_that_the_user_has(site: Site) -> None:
+    """Some providers would end the old grant with the new one: both hang on one session there."""
+    process = await site.start()
+    browser = await site.browser()
+    await log_in(browser, "alice")
+    callback = await answered(browser)
+    reached, released = process.store.hold("create")
+    arriving = asyncio.ensure_future(arrive(browser, callback))
+    await reached.wait()
+    released.set()
+    reached, released = process.store.hold("create")
+    await reached.wait()
+
+    arriving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await arriving
+    await asyncio.sleep(0.05)
+    released.set()
+    await until_async(lambda: all_but_one_ended(process))
+
+    assert not revoked(site, "alice")
+    assert 200 == (await browser.fetch(f"{SITE}/bff/user")).status
+
+
+async def all_but_one_ended(process: Process) -> bool:
+    ended = [grant.ended is not None for grant in await process.tokens.grants("corp", "alice")]
+    return [False, True] == sorted(ended)
 
 
 async def test_a_store_that_is_down_at_the_callback_costs_no_code(site: Site) -> None:
