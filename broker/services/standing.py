@@ -3,27 +3,38 @@ Standing grants: those that the configuration brings, without any browser.
 
 Each has a record in the store like any other grant, so that the engine renews it under its lease; it begins empty, and
 the first caller gets its first tokens.
+
+One that has ended begins anew, as the configuration still names it: an operator who ends one wants its tokens to end.
+Only one whose tokens somebody else must hand over stays as it is.
 """
 
 import asyncio
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from broker.core.audience import Audience
 from broker.core.grant import Grant, Origin
 from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome
-from broker.core.standing import StandingGrantOptions
+from broker.core.standing import GrantType, StandingGrantOptions
+from broker.core.upkeep import awaits_revocation
 from broker.errors import StoreError
-from broker.services.clock import Clock
+from broker.services.clock import Clock, Randomness
 from broker.services.handles import FOREVER_SECONDS
 from broker.services.keyring import Keyring
+from broker.services.leases import LEASE_SECONDS, renewed
 from broker.services.provider import AuthorizationServer
+from broker.services.revocations import Revocations
+from broker.services.tasks import Tasks
 from broker.services.vault import Vault
+from broker.stores.base import Busy, Event, Store, StoreDown, Topic
 
 ENSURE_SECONDS = 10.0
 """How often it is made sure that their records exist: a store that came back empty has lost them."""
+BEGIN_ANEW_SECONDS = 1.0
+"""One that has ended begins anew after this: whoever ended it revokes what it had first."""
 
 log = logging.getLogger(__name__)
 
@@ -48,16 +59,20 @@ class StandingGrants:
         *,
         servers: Mapping[str, AuthorizationServer],
         vault: Vault,
+        store: Store,
         keyring: Keyring,
         clock: Clock,
+        randomness: Randomness,
     ) -> None:
         """
         Args:
             grants: By their configured names.
             servers: The providers by their configured names.
             vault: Where their records are.
+            store: Tells of their ends.
             keyring: Makes their ids.
             clock: Time.
+            randomness: Names what is to be revoked.
         """
         self.ids = {
             name: _grant_id(keyring, name, options, bound=servers[options.provider].options.dpop)
@@ -66,24 +81,70 @@ class StandingGrants:
         self._grants = {self.ids[name]: _Standing(name, options) for name, options in grants.items()}
         self._servers = servers
         self._vault = vault
+        self._revocations = Revocations(vault, servers, clock)
         self._clock = clock
+        self._randomness = randomness
+        self._tasks = Tasks()
+        self._has_ended = asyncio.Event()
+        self._unsubscribe = store.subscribe(self._heard)
+
+    def _heard(self, event: Event) -> None:
+        if event.topic is Topic.GRANT_ENDED and event.key in self._grants:
+            self._has_ended.set()
 
     async def ensure(self) -> None:
-        """Make sure that each has a record. Raises ``StoreError``."""
+        """Make sure that each has a record, and one that lives where the broker can begin it. Raises ``StoreError``."""
         for grant_id, standing in self._grants.items():
-            if await self._vault.read(grant_id) is None and await self._vault.begin(
-                self._empty(grant_id, standing), ttl_seconds=FOREVER_SECONDS
-            ):
-                log.info("standing_grant_begun", extra={"grant": grant_id, "grant_name": standing.name})
+            stored = await self._vault.read(grant_id)
+            if stored is None:
+                if await self._vault.begin(self._empty(grant_id, standing), ttl_seconds=FOREVER_SECONDS):
+                    log.info("standing_grant_begun", extra={"grant": grant_id, "grant_name": standing.name})
+            elif stored.grant.ended is not None and standing.options.type is not GrantType.IMPORTED:
+                await self._begin_anew(standing, grant_id)
+
+    async def _begin_anew(self, standing: _Standing, grant_id: str) -> None:
+        """Under the lease: what a refresh under way brings belongs to what has ended, and is revoked with it."""
+        lease = await self._vault.lease(grant_id, LEASE_SECONDS)
+        if isinstance(lease, StoreDown):
+            raise StoreError(lease.detail)
+        if isinstance(lease, Busy):
+            return
+        async with renewed(lease, self._tasks):
+            stored = await self._vault.read(grant_id)
+            if stored is None or stored.grant.ended is None:
+                return
+            former = stored.grant
+            if awaits_revocation(former, now=self._clock.now()):
+                # The record is needed; another one remembers that.
+                await self._revocations.remember(replace(former, id=self._randomness.token_bytes(16).hex()))
+            anew = replace(
+                self._empty(grant_id, standing),
+                generation=former.generation + 1,
+                chain_length=former.chain_length + 1,  # an answer to the former chain comes too late
+            )
+            if await self._vault.replace(stored, anew, due_at=None) is not None:
+                log.warning(
+                    "standing_grant_begun_anew",
+                    extra={"grant": grant_id, "grant_name": standing.name, "reason": stored.grant.ended.reason},
+                )
+                await self._vault.announce(anew)
 
     async def run(self) -> None:
-        """Ensure now and then, until cancelled."""
+        """Ensure now and then, and soon after one has ended, until cancelled."""
         while self._grants:
-            await asyncio.sleep(ENSURE_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ENSURE_SECONDS):
+                    await self._has_ended.wait()
+                    self._has_ended.clear()
+                    await asyncio.sleep(BEGIN_ANEW_SECONDS)
             try:
                 await self.ensure()
             except StoreError as fault:
                 log.warning("standing_grants_without_store", extra={"error": str(fault)})
+
+    def close(self) -> None:
+        """Hear nothing any more."""
+        self._unsubscribe()
 
     def _empty(self, grant_id: str, standing: _Standing) -> Grant:
         now = self._clock.now()
@@ -104,10 +165,17 @@ class StandingGrants:
         server = self._servers[grant.provider]
         standing = self._grants.get(grant.id)
         if standing is not None:
-            return await server.first_tokens(standing.options, audience, dpop_key=grant.dpop_key)
+            outcome = await server.first_tokens(standing.options, audience, dpop_key=grant.dpop_key)
+            return _explained(outcome, standing.name) if isinstance(outcome, TokenFailure) else outcome
         if grant.session_id is not None:
             return await server.authenticate_session(grant.session_id, audience)
         return TokenFailure(kind=FailureKind.OPERATOR, detail="the grant isn't configured any more")
+
+
+def _explained(failure: TokenFailure, name: str) -> TokenFailure:
+    """Return *failure* with the key to look at, where only the operator can mend it and no key of the provider does."""
+    is_elsewhere = failure.kind is FailureKind.OPERATOR and failure.look_at is None
+    return replace(failure, look_at=f"grants.{name}") if is_elsewhere else failure
 
 
 def _grant_id(keyring: Keyring, name: str, options: StandingGrantOptions, *, bound: bool) -> str:

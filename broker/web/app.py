@@ -88,7 +88,15 @@ class Installation:
             for name, options in settings.providers.items()
         }
         vault = Vault(self.store, keyring)
-        self.standing = StandingGrants(settings.grants, servers=self.servers, vault=vault, keyring=keyring, clock=clock)
+        self.standing = StandingGrants(
+            settings.grants,
+            servers=self.servers,
+            vault=vault,
+            store=self.store,
+            keyring=keyring,
+            clock=clock,
+            randomness=randomness,
+        )
         self.tokens = TokenBroker(
             store=self.store,
             vault=vault,
@@ -243,6 +251,7 @@ class Installation:
     async def close(self, timeout_seconds: float) -> None:
         """Let what runs end, save what must be saved, then release everything."""
         await self._tasks.cancel()
+        self.standing.close()
         await self.proxy.close(timeout_seconds)
         await self.tokens.close(timeout_seconds)
         await self.sessions.close()

@@ -41,6 +41,8 @@ from broker.services.upstream import Upstream
 from broker.web.lanes import Lane
 
 WEBSOCKET = b"websocket"
+GRANT_RETRY_SECONDS = 5.0
+"""What the caller of a standing grant that has ended is told to wait."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
@@ -345,7 +347,11 @@ class Gate:
         if call.lane.kind is _USER_OR_NONE:
             return
         if call.lane.kind is _GRANT:
-            raise ProviderError(f"the standing grant has ended: {reason}", retry_after_seconds=60)
+            # It begins anew by itself, unless its tokens must be handed over (services.standing).
+            name = call.lane.route.token.grant
+            raise ProviderError(
+                f"grants.{name}: the standing grant has ended: {reason}", retry_after_seconds=GRANT_RETRY_SECONDS
+            )
         provider = None if call.session is None else call.session.provider
         # A session may be older than the configuration, which names its provider no more.
         raise SessionExpired(

@@ -13,6 +13,7 @@ import pytest
 from tests.support.broker_process import BrokerProcess, Browser, provider_options
 from tests.support.remote_authorization_server import RemoteLedgerServer
 from tests.support.upstream import Upstream
+from tests.support.waiting import until_async
 
 pytestmark = pytest.mark.system
 ADMIN_TOKEN = "an admin token of some length"
@@ -143,6 +144,28 @@ async def test_a_standing_grant_gets_its_tokens_by_itself(
     assert {200} == set(statuses)
     assert 1 == (await provider.ledger()).count("client_credentials")
     assert all(request.header("authorization") for request in upstream.received)
+
+
+async def test_a_standing_grant_that_is_revoked_begins_anew(
+    broker: BrokerProcess, provider: RemoteLedgerServer, upstream: Upstream
+) -> None:
+    """The configuration still names it: the operator wanted its tokens to end. Until then callers are told to wait."""
+    assert 200 == await call(broker, "/reports/daily")
+    _, listed = await admin(broker, "GET", "/grants")
+
+    status, _ = await admin(broker, "DELETE", f"/grants/{listed['grants'][0]['id']}")
+    assert 200 == status
+    assert 503 == await call(broker, "/reports/daily")
+
+    async def works() -> bool:
+        return await call(broker, "/reports/daily") == 200
+
+    await until_async(works, seconds=8.0)
+    assert 2 == (await provider.ledger()).count("client_credentials")
+    assert 2 == len({request.header("authorization")[0] for request in upstream.received})
+    refused = [entry["detail"] for entry in broker.log() if entry.get("event") == "request_refused"]
+    assert refused
+    assert all(detail.startswith("grants.nightly: ") for detail in refused)
 
 
 async def test_hd_01_a_foreign_credential_beside_a_session_is_dropped(

@@ -151,7 +151,15 @@ async def system(
         return await running.standing.acquire(grant, audience)
 
     replica = await engine.open(acquire=acquire)
-    standing = StandingGrants(settings.grants, servers=engine.servers, vault=replica.vault, keyring=ring(), clock=clock)
+    standing = StandingGrants(
+        settings.grants,
+        servers=engine.servers,
+        vault=replica.vault,
+        store=replica.store,
+        keyring=ring(),
+        clock=clock,
+        randomness=SystemRandomness(),
+    )
     running = System(provider, settings, server, standing, replica, clock)
     try:
         await standing.ensure()
