@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from broker.core.audience import DEFAULT_AUDIENCE, Audience
 from broker.core.compact_jws import unverified_claim
-from broker.core.grant import Ended, EndReason, Grant
+from broker.core.grant import Ended, EndReason, Grant, Origin
 from broker.core.oauth import TokenSet
 from broker.core.outcome import LoginNeeded, Token, TokenResult
 from broker.core.refresh import end, succeed
@@ -344,8 +344,8 @@ class Answers:
 
     async def _names_another(self, provider: Provider, grant: Grant, entry: Entry) -> bool:
         """Check the id token of a refresh (OpenID Connect Core section 12.2), and return whether it is another's."""
-        if entry.answer.id_token is None:
-            return False
+        if entry.answer.id_token is None or grant.origin is Origin.STANDING:
+            return False  # what the configuration calls a standing grant is no ``sub``
         try:
             async with asyncio.timeout(IDENTITY_CHECK_SECONDS):
                 identity = await provider.server.check_refreshed(entry.answer.id_token)

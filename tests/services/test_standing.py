@@ -17,6 +17,7 @@ from broker.core.outcome import LoginNeeded, Unavailable
 from broker.core.secret import RefreshToken
 from broker.core.standing import GrantType, StandingGrantOptions
 from broker.errors import ProviderError, StoreError
+from broker.services.provider import Identity
 from broker.services.refresher import Want
 from broker.services.standing import ENSURE_SECONDS, StandingGrants
 from tests.support.clock import ManualClock, SeededRandomness
@@ -232,6 +233,19 @@ async def test_a_provider_that_refuses_is_not_asked_for_each_that_begins_anew(be
         await look(standing)
 
     assert 2 == bench.server.asked
+
+
+async def test_jw_04_its_id_token_may_name_whom_the_configuration_calls_otherwise(bench: Bench) -> None:
+    """Its subject is a name of the configuration, and no id token has said who it was before."""
+    one, standing = await bench.open()
+    bench.server.id_tokens.append("id-1")
+    bench.server.identities["id-1"] = Identity(
+        issuer="https://idp.example", subject="svc-4711", provider_session=None, claims={}
+    )
+
+    assert "at-1" == access_token(await one.broker.token(standing.ids["nightly"]))
+
+    assert (await one.grant(standing.ids["nightly"])).ended is None
 
 
 async def test_an_imported_one_that_has_ended_stays_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
