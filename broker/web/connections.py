@@ -15,8 +15,9 @@ from aiohttp import web
 
 from broker.core.limit_options import LimitOptions
 from broker.web.connection import CallerConnection, Watch
-from broker.web.fast_path import FastConnection, fits
+from broker.web.fast_path import FastConnection
 from broker.web.proxy import Proxy
+from broker.web.turn_taking import fits
 
 DRAIN_CHECK_SECONDS = 0.05
 

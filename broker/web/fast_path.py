@@ -9,9 +9,6 @@ for a look-up, a body that is still to come, a connection, a newer token, a WebS
 own endpoints, and such as aren't plainly written (below), fall through to aiohttp, with no byte changed and nothing
 done. The gate, the relay and what becomes of a call are the slow path's own, so that both forward and refuse the same;
 what is to be said of a call that failed, aiohttp's handler says.
-
-It reads aiohttp's private attributes, to know that the connection is idle and its parser between two messages. They are
-listed in :data:`INSIDES`; where aiohttp lacks one, the fast path is off.
 """
 
 import asyncio
@@ -21,42 +18,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import aiohttp
-from aiohttp.web_protocol import RequestHandler
-
 from broker.core.request_fields import FieldBlock
 from broker.errors import BadRequest, BrokerError
 from broker.services.logs import REQUEST_ID
 from broker.services.upstream import Exchange
-from broker.web.connection import CallerConnection, Failure
+from broker.web.connection import Failure
 from broker.web.incoming import IncomingBody
 from broker.web.proxy import Proxy, is_fault_of_body
 from broker.web.relay import Relay
+from broker.web.turn_taking import MAX_HEAD_BYTES, TurnTaking
 
 if TYPE_CHECKING:
     from broker.web.gate import Call
 
-AIOHTTP: Final = "3.14."
-"""The minor version whose insides are known."""
-INSIDES: Final = (
-    "_close",
-    "_force_close",
-    "_keepalive_handle",
-    "_keepalive_timeout",
-    "_messages",
-    "_next_keepalive_close_time",
-    "_payload_parser",
-    "_process_keepalive",
-    "_request_count",
-    "_waiter",
-)
-MAX_HEAD_BYTES: Final = 16 << 10
 MAX_FIELDS: Final = 100
-MAX_AHEAD_BYTES: Final = 64 << 10
-"""How much a caller may send while its last call is under way."""
-BUSY_CHECK_SECONDS: Final = 5.0
-LINGER_SECONDS: Final = 5.0
-"""How long a caller may go on sending a body that was answered already."""
 
 _METHODS = {
     name.encode(): name
@@ -69,11 +44,6 @@ _METHODS = {
 """Those that llhttp takes, too; TRACE and CONNECT aren't proxied."""
 _VERSIONS = {b"HTTP/1.1": (1, 1), b"HTTP/1.0": (1, 0)}
 _FRAMING = re.compile(rb"(?i)\r\n(?:content-length|transfer-encoding|expect|upgrade)[ \t]*:[^\r\n]*")
-
-
-def fits() -> bool:
-    """Return whether this aiohttp is one whose insides are known."""
-    return aiohttp.__version__.startswith(AIOHTTP) and all(hasattr(RequestHandler, name) for name in INSIDES)
 
 
 @dataclass(slots=True)
@@ -96,116 +66,23 @@ class _Request:
     relay: Relay | None = None
 
 
-class FastConnection(CallerConnection):
+class FastConnection(TurnTaking):
     """A connection with the fast path."""
 
-    __slots__ = (
-        "_ahead",
-        "_busy",
-        "_incoming",
-        "_is_early",
-        "_is_ours",
-        "_keeps",
-        "_last_raw",
-        "_last_raw_block",
-        "_lingering",
-        "_peer",
-        "_proxy",
-        "_serving",
-        "_tunnel",
-    )
+    __slots__ = ("_busy", "_last_raw", "_last_raw_block", "_peer", "_proxy", "_serving")
 
     def __init__(self, server: Any, *, proxy: "Proxy", **kwargs: Any) -> None:
         super().__init__(server, **kwargs)
         self._proxy = proxy
         self._busy: _Request | None = None  # what goes directly
         self._serving: asyncio.Task[None] | None = None  # what a task serves
-        self._incoming: IncomingBody | None = None  # a body of which not all has come
-        self._tunnel: Exchange | None = None
-        self._lingering: asyncio.TimerHandle | None = None
-        self._is_early = False
-        self._keeps = True  # what becomes of the connection when it has lingered
-        self._is_ours = False  # since aiohttp was seen to be idle, it has been given nothing
-        self._ahead = b""
         self._peer: str | None = None
         self._last_raw = b""
         self._last_raw_block: FieldBlock | None = None
 
-    # --- what comes
-
-    def data_received(self, data: bytes) -> None:
-        if self._tunnel is not None:
-            self._tunnel.write(data)
-            return
-        if self._incoming is not None:
-            data = self._feed(self._incoming, data)
-            if not data:
-                return
-        if self._busy is not None or self._serving is not None or self._incoming is not None or self._is_early:
-            self._hold(data)
-        elif self._waiter is None and not self._is_ours and self._is_between_requests():
-            # aiohttp waits for a request once its task has had its turn; a quick caller mustn't be slow for ever.
-            self._is_early = True
-            self._hold(data)
-            self._loop.call_soon(self._after_a_turn)
-        else:
-            self._take(self._ahead + data if self._ahead else data)
-
-    def _after_a_turn(self) -> None:
-        self._is_early = False
-        if self.transport is not None:
-            self._go_on()
-
-    def _take(self, data: bytes) -> None:
-        """Take what begins with a request, or goes on with one of aiohttp's."""
-        self._ahead = b""
-        if not (self._is_idle() and self._begin(data)):
-            self._leave_to_aiohttp(data)
-
-    def _leave_to_aiohttp(self, data: bytes) -> None:
-        self._is_ours = False
-        super().data_received(data)
-
-    def _hold(self, data: bytes) -> None:
-        """Keep what a caller sends before it has its answer."""
-        self._ahead += data
-        if len(self._ahead) > MAX_AHEAD_BYTES and self.transport is not None:
-            self.transport.pause_reading()
-
-    def _go_on(self) -> None:
-        """Take what the caller sent before it had its answer."""
-        ahead, self._ahead = self._ahead, b""
-        if ahead:
-            if len(ahead) > MAX_AHEAD_BYTES and self.transport is not None:
-                self.transport.resume_reading()
-            self.data_received(ahead)
-
     @property
-    def is_busy(self) -> bool:
-        return (
-            self._busy is not None
-            or self._serving is not None
-            or self._incoming is not None
-            or self._is_early
-            or super().is_busy
-        )
-
-    def _is_idle(self) -> bool:
-        if self._is_ours:
-            return not (self._close or self._force_close)
-        waiter = self._waiter
-        self._is_ours = waiter is not None and not waiter.done() and self._is_between_requests()
-        return self._is_ours
-
-    def _is_between_requests(self) -> bool:
-        return (
-            not self._messages
-            and self._stream.is_between_requests
-            and self._request_count == self._stream.heads
-            and not self._close
-            and not self._force_close
-            and self._payload_parser is None
-        )
+    def is_engaged(self) -> bool:
+        return self._busy is not None or self._serving is not None
 
     # --- a request
 
@@ -258,16 +135,6 @@ class FastConnection(CallerConnection):
             raise BadRequest("who asks for an upgrade has to wait for the answer (RFC 6455 section 4.1)")
         self._ahead = rest
 
-    def _wait_for_head(self, data: bytes) -> bool:
-        """Keep the first part of a head. Returns False if it is longer than heads are here."""
-        if len(data) >= MAX_HEAD_BYTES:
-            return False
-        self._ahead = data
-        if self._head_since == math.inf:
-            self._head_since = self._loop.time()
-            self._watch.add(self)
-        return True
-
     def _block(self, raw: bytes) -> FieldBlock:
         """Read the field lines. Those of the last request are often those of this one."""
         if raw != self._last_raw or self._last_raw_block is None:
@@ -277,26 +144,6 @@ class FastConnection(CallerConnection):
             self._last_raw_block = self._proxy.gate.fields.read(lines)
             self._last_raw = raw
         return self._last_raw_block
-
-    # --- its body (incoming.Source)
-
-    def _feed(self, body: IncomingBody, data: bytes) -> bytes:
-        rest = body.feed(data)
-        if body.is_whole:
-            self._incoming = None
-            if self._lingering is not None:
-                self._lingering.cancel()
-                self._lingering = None
-                self._keep_or_close(keeps=self._keeps)
-        return rest
-
-    def pause_body(self) -> None:
-        if self.transport is not None:
-            self.transport.pause_reading()
-
-    def resume_body(self) -> None:
-        if self.transport is not None:
-            self.transport.resume_reading()
 
     # --- the direct way
 
@@ -388,13 +235,6 @@ class FastConnection(CallerConnection):
             self._serving = None
             self._settle(request, relay)
 
-    def begin_tunnel(self, exchange: Exchange) -> None:
-        if self._serving is None:
-            super().begin_tunnel(exchange)
-        else:
-            self._tunnel = exchange
-            self._go_on()
-
     # --- its end
 
     def _settle(self, request: _Request, relay: Relay) -> None:
@@ -409,11 +249,10 @@ class FastConnection(CallerConnection):
         if relay.rejected:
             relay.release()
         self._proxy.finished(request.call, relay, self._loop.time() - request.began_at)
-        keeps = relay.keep_alive and relay.started and not self.closes
-        if self._incoming is not None and relay.started:
-            self._linger(self._incoming, keeps=keeps)
+        if relay.started:
+            self._answered(keeps=relay.keep_alive and not self.closes)
         else:
-            self._keep_or_close(keeps=keeps)
+            self.force_close()
 
     def _fail(self, request: _Request, error: Exception, *, closes: bool = False) -> None:
         """Have aiohttp's handler say what went wrong. Nothing of an answer is written."""
@@ -425,43 +264,12 @@ class FastConnection(CallerConnection):
         end = request.head.find(b"\r\n\r\n") + 4
         # aiohttp needs no more of the request than who asked for what: its body is ours to read.
         self._leave_to_aiohttp(_FRAMING.sub(b"", request.head[:end]))
-        if self._incoming is not None:
-            self._linger(self._incoming, keeps=True)
-        else:
-            self._go_on()
-
-    def _linger(self, body: IncomingBody, *, keeps: bool) -> None:
-        """
-        Let the caller send the rest of a body that was answered already.
-
-        A connection that is closed with something unread is reset, and the answer with it (RFC 9112 section 9.6).
-        """
-        body.discard()
-        self._keeps = keeps
-        self._lingering = self._loop.call_later(LINGER_SECONDS, self.force_close)
-
-    def _keep_or_close(self, *, keeps: bool) -> None:
-        if not keeps:
-            self.force_close()
-            return
-        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-        if self._ahead:
-            self._go_on()
+        self._answered(keeps=True)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._serving is not None:
             self._serving.cancel()
-        if self._lingering is not None:
-            self._lingering.cancel()
         super().connection_lost(exc)
-
-    # --- while a call is under way aiohttp believes that the connection is idle
-
-    def _process_keepalive(self) -> None:
-        if self._busy is None and self._serving is None and self._incoming is None:
-            super()._process_keepalive()
-        else:
-            self._keepalive_handle = self._loop.call_later(BUSY_CHECK_SECONDS, self._process_keepalive)
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp's signature
         if self._serving is not None:

@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 import re
+import time
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from broker.core.outcome import LoginNeeded
 from broker.core.routing import HeaderOptions, RateLimitOptions, Route
-from broker.web import fast_path
+from broker.web import turn_taking
 from tests.support.proxying import ALICE, ANONYMOUS, SESSION_COOKIE, USER, ProxyUnderTest, RawCaller, request, token
 from tests.support.raw_upstream import OK, RawRequest, RawUpstream, Wire, answering
 from tests.support.request_fuzz import random_request
@@ -206,7 +207,7 @@ async def test_a_body_that_never_ends_after_an_early_answer_ends_its_connection(
         async with fast.proxy as proxy, await proxy.connect() as caller:
             await caller.send(request("/x", "Content-Length: 20000", method="POST") + b"half")
             assert 413 == (await caller.answer()).status
-            assert await caller.is_closed(fast_path.LINGER_SECONDS + 3)
+            assert await caller.is_closed(turn_taking.LINGER_SECONDS + 3)
 
 
 async def test_an_upstream_that_fails_in_the_middle_of_a_body_is_502() -> None:
@@ -460,6 +461,27 @@ async def test_a_quick_caller_is_not_slow_for_ever() -> None:
             assert 1 == proxy.handled
 
 
+async def test_while_aiohttp_serves_a_request_the_next_one_waits_without_work() -> None:
+    """It is aiohttp's to queue; the loop doesn't turn for it."""
+
+    async def script(got: RawRequest, wire: Wire) -> None:
+        if got.target == b"/slow":
+            await asyncio.sleep(0.5)
+        await wire.send(OK)
+
+    async with RawUpstream(script) as upstream:
+        fast = Fast(upstream)
+        async with fast.proxy as proxy, await proxy.connect() as caller:
+            await caller.send(request("http://app.example.com/slow"))
+            await until(lambda: len(upstream.requests) == 1)
+            began = time.thread_time()
+            await caller.send(request("/next"))
+            assert [200, 200] == [(await caller.answer()).status for _ in range(2)]
+            assert 0.25 > time.thread_time() - began
+
+    assert [b"/slow", b"/next"] == [each.target for each in upstream.requests]
+
+
 async def test_what_is_sent_ahead_is_answered_afterwards() -> None:
     """A caller that doesn't wait for its answer loses nothing, and gets its answers in their order."""
     go_on = asyncio.Event()
@@ -583,13 +605,13 @@ async def test_an_ended_grant_is_noticed() -> None:
 
 def test_the_insides_are_those_of_this_aiohttp() -> None:
     """The pinned version has every attribute that the fast path reads."""
-    assert fast_path.fits()
+    assert turn_taking.fits()
     slots = {name for kind in RequestHandler.__mro__ for name in getattr(kind, "__slots__", ())}
-    assert set(fast_path.INSIDES) - {"_process_keepalive"} <= slots
+    assert set(turn_taking.INSIDES) - {"_process_keepalive"} <= slots
 
 
 def test_another_aiohttp_switches_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """With another minor version the slow path serves everything."""
     monkeypatch.setattr("aiohttp.__version__", "3.15.0")
 
-    assert not fast_path.fits()
+    assert not turn_taking.fits()
