@@ -10,7 +10,6 @@ token; with one the request goes up once more, and without one the 401 goes down
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import assert_never
 
@@ -29,37 +28,18 @@ from broker.services.limits import Rates, own_rates
 from broker.services.logs import REQUEST_ID
 from broker.services.pool import UpstreamPools
 from broker.services.tasks import Tasks
-from broker.services.upstream import Exchange
 from broker.web.access_log import access_line
-from broker.web.body import RequestBody
 from broker.web.connection import CallerConnection
 from broker.web.gate import Call, CallerSource, Gate, SessionSource, TokenSource
 from broker.web.incoming import Content
 from broker.web.middleware import request_names
-from broker.web.proven_relay import ProvenRelay
 from broker.web.relay import CLOSED, KEPT, Relay
-from broker.web.scrub import Scrubber
+from broker.web.sending import Sender, Transit
 from broker.web.streams import Streams, Subscription
 
 FLUSH_SECONDS = 1.0
-MAX_AWAITED_BYTES = 16 << 10
-"""A body of at most this length is waited for: callers that drip one hold no connection to an upstream."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Transit:
-    """A call that is under way."""
-
-    call: Call
-    connection: CallerConnection
-    body: RequestBody | None = None
-
-    @property
-    def may_send_again(self) -> bool:
-        """Whether it can be sent a second time, after a 401."""
-        return self.call.may_retry and (self.body is None or self.body.is_replayable)
 
 
 class Proxy:
@@ -132,10 +112,10 @@ class Proxy:
         self._allowed_parameters = allowed_parameters or {}
         self._access_log = access_log
         self._clock = clock
-        self._limits = limits or LimitOptions()
         self.streams = Streams(load=partial(sessions.load, used=False), clock=clock, events=events)
         self._new_request_id = request_names(randomness)
         self.tasks = Tasks()
+        self._sender = Sender(self.streams, self.tasks, limits or LimitOptions())
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(FLUSH_SECONDS, self._flush)
 
@@ -219,13 +199,13 @@ class Proxy:
         Returns:
             What became of it. If no answer came, its ``error`` says why, and nothing is written.
         """
-        transit = _Transit(call, connection, self._body(call, connection, content))
-        relay = await self._attempt(transit, hold_401=call.token is not None)
+        transit = self._sender.take(call, connection, content)
+        relay = await self._sender.attempt(transit, hold_401=call.token is not None)
         return await self._conclude(transit, relay)
 
     async def go_on(self, call: Call, connection: CallerConnection, content: Content | None, relay: Relay) -> Relay:
         """As :meth:`carry`, for a call whose first attempt has ended in *relay*, with all of its body."""
-        transit = _Transit(call, connection, self._body(call, connection, content))
+        transit = self._sender.take(call, connection, content)
         if transit.body is not None:
             transit.body.take()
         return await self._conclude(transit, relay)
@@ -248,23 +228,7 @@ class Proxy:
         call.request_id = REQUEST_ID.get("")
         return call
 
-    def _body(self, call: Call, connection: CallerConnection, content: Content | None) -> RequestBody | None:
-        if content is None or not call.head.has_body:
-            return None
-        route = call.lane.route
-        body = RequestBody(
-            content,
-            self._loop,
-            max_bytes=route.max_body_bytes,
-            max_kept_bytes=route.max_replay_body_bytes if call.may_retry else 0,
-            pause_seconds=self._limits.body_timeout_seconds,
-        )
-        if call.head.expects_continue and connection.transport is not None and not body.is_here:
-            # Only now: whoever may not call is told so before it sends its body (RFC 9110 section 10.1.1).
-            connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        return body
-
-    async def _conclude(self, transit: _Transit, relay: Relay) -> Relay:
+    async def _conclude(self, transit: Transit, relay: Relay) -> Relay:
         """Make the best of a first attempt, if it ended with 401."""
         call = transit.call
         if relay.status != 401 and not relay.rejected:
@@ -280,7 +244,7 @@ class Proxy:
             self._pass_on(call, relay)
         return relay
 
-    async def _retry(self, transit: _Transit, rejected: Relay) -> Relay:
+    async def _retry(self, transit: Transit, rejected: Relay) -> Relay:
         """Send the request again with a newer token. Without one, what is returned is the first answer."""
         call = transit.call
         assert call.token is not None
@@ -293,7 +257,7 @@ class Proxy:
             newer = self.gate.usable(result, call)
             if newer is not None and newer.generation != refused:
                 call.token = newer
-                return await self._attempt(transit, hold_401=True)
+                return await self._sender.attempt(transit, hold_401=True)
         return rejected
 
     def _note_refused_proof(self, call: Call) -> None:
@@ -326,110 +290,10 @@ class Proxy:
         metrics.UPSTREAM_401_RETRY.labels(_word_for(result, call)).inc()
         return result
 
-    async def _attempt(self, transit: _Transit, *, hold_401: bool) -> Relay:
-        """
-        Send the request, and relay its answer; once more, if all that it lacked was the upstream's nonce.
-
-        Faults before the answer are in the relay's ``error``.
-        """
-        relay = await self._send(transit, hold_401=hold_401)
-        if relay.rejected and relay.proof_refused and relay.nonce_given and transit.may_send_again:
-            metrics.UPSTREAM_401_RETRY.labels("nonce").inc()
-            relay = await self._send(transit, hold_401=hold_401)
-        return relay
-
-    async def _send(self, transit: _Transit, *, hold_401: bool) -> Relay:
-        call, body = transit.call, transit.body
-        relay = self._relay(transit, hold_401=hold_401)
-        if body is not None and (error := await self._await_small(transit, body)) is not None:
-            relay.refuse(error)
-            return relay
-        scrubber = self._scrubber(call, relay)
-        exchange = Exchange(
-            call.head.method, call.compose(), scrubber or relay, call.lane.answers, call.lane.route.timeout
-        )
-        exchange.upgrade = call.head.upgrade
-        if call.is_bound:
-            exchange.recompose = call.compose  # a proof is good for one request (RFC 9449 section 11.1)
-        if body is not None and (error := _announce(body, exchange, chunked=call.head.block.chunked)) is not None:
-            relay.refuse(error)
-            return relay
-        relay.exchange = exchange
-        if scrubber is not None:
-            scrubber.exchange = exchange
-        try:
-            await call.lane.upstream.start(exchange)
-            if body is not None and not exchange.complete:
-                await self._send_body(transit.connection, body, exchange, relay)
-            await relay.wait()
-        finally:
-            relay.leave()
-        return relay
-
-    @staticmethod
-    async def _await_small(transit: _Transit, body: RequestBody) -> BrokerError | None:
-        """Wait for a small body before an upstream's connection is taken for it. Returns why it can't be sent whole."""
-        length = transit.call.head.block.content_length
-        if body.is_here or length is None or length > MAX_AWAITED_BYTES:
-            return None
-        transit.connection.receive(body)
-        try:
-            return await body.gather()
-        finally:
-            transit.connection.body = None
-
-    def _relay(self, transit: _Transit, *, hold_401: bool) -> Relay:
-        call = transit.call
-        connection, head, streams, session = transit.connection, call.head, self.streams, call.session
-        if not call.is_bound:
-            return Relay(connection, head, hold_401=hold_401, streams=streams, session=session)
-        learn_nonce = partial(call.lane.learn_nonce, head)
-        return ProvenRelay(
-            connection, head, learn_nonce=learn_nonce, hold_401=hold_401, streams=streams, session=session
-        )
-
-    async def _send_body(
-        self, connection: CallerConnection, body: RequestBody, exchange: Exchange, relay: Relay
-    ) -> None:
-        connection.receive(body)
-        sending = self.tasks.spawn(_send_all(body, exchange, relay), name="proxy:body")
-        try:
-            await relay.wait()
-            if relay.rejected and body.is_replayable:
-                # The rest of it is needed for the second attempt.
-                await sending
-        finally:
-            sending.cancel()
-            connection.body = None
-
-    @staticmethod
-    def _scrubber(call: Call, relay: Relay) -> Scrubber | None:
-        if not call.lane.route.scrub or call.token is None:
-            return None
-        return Scrubber(relay, call.token.access_token.reveal().encode())
-
 
 def is_fault_of_body(error: BrokerError) -> bool:
     """Whether a call failed by its body: where that ends isn't known then, or isn't waited for."""
     return isinstance(error, BadRequest | PayloadTooLarge | RequestTimeout)
-
-
-def _announce(body: RequestBody, exchange: Exchange, *, chunked: bool) -> BrokerError | None:
-    """Have *body* go out with the head if it has come, or after it. Returns why it can't be sent, if it can't."""
-    if not body.is_here:
-        exchange.expect_body(chunked=chunked)
-        return None
-    whole = body.take()
-    if isinstance(whole, BrokerError):
-        return whole
-    exchange.carry(whole, chunked=chunked)
-    return None
-
-
-async def _send_all(body: RequestBody, exchange: Exchange, relay: Relay) -> None:
-    error = await body.send(exchange)
-    if error is not None:
-        relay.refuse(error)
 
 
 def _word_for(result: TokenResult, call: Call) -> str:
@@ -445,4 +309,4 @@ def _word_for(result: TokenResult, call: Call) -> str:
 
 
 async def _answer_expectations_later(request: web.Request) -> None:
-    """``100 Continue`` is sent once the request is allowed, not before (see ``_body``)."""
+    """``100 Continue`` is sent once the request is allowed, not before (see ``Sender.take``)."""
