@@ -157,6 +157,10 @@ class Grant:
     dpop_key: RefreshToken | None = None
 
 
+_read_json = json.JSONDecoder().raw_decode
+"""What ``json.loads`` does at its core. Around it, white space and encodings are looked for that aren't there."""
+
+
 class UnknownFormat(ValueError):
     """The record was written by a later release."""
 
@@ -209,28 +213,32 @@ def decode(stored: bytes) -> Grant:
     Raises:
         UnknownFormat: If a later release wrote it.
     """
-    document = json.loads(stored)
+    document, _ = _read_json(stored.decode())
     if document["v"] != FORMAT:
         raise UnknownFormat(f"format {document['v']!r}")
-
-    def refresh(key: str) -> RefreshToken | None:
-        return None if document[key] is None else RefreshToken(document[key])
-
-    ended, intent = document["ended"], document["intent"]
+    refresh_token, id_token, dpop_key = document["refresh_token"], document["id_token"], document["dpop_key"]
+    ended, intent, failures = document["ended"], document["intent"], document["failures"]
     return Grant(
         id=document["id"],
         provider=document["provider"],
         subject=document["subject"],
         origin=Origin(document["origin"]),
         generation=document["generation"],
-        refresh_token=refresh("refresh_token"),
+        refresh_token=None if refresh_token is None else RefreshToken(refresh_token),
         refresh_expires_at=document["refresh_expires_at"],
         refreshed_at=document["refreshed_at"],
         tokens={
-            key: HeldToken(**{**token, "access_token": AccessToken(token["access_token"])})
+            key: HeldToken(
+                access_token=AccessToken(token["access_token"]),
+                token_type=token["token_type"],
+                issued_at=token["issued_at"],
+                expires_at=token["expires_at"],
+                scope=token["scope"],
+                generation=token["generation"],
+            )
             for key, token in document["tokens"].items()
         },
-        id_token=None if document["id_token"] is None else IdToken(document["id_token"]),
+        id_token=None if id_token is None else IdToken(id_token),
         scope=document["scope"],
         session_id=document["session_id"],
         chain_started_at=document["chain_started_at"],
@@ -238,9 +246,10 @@ def decode(stored: bytes) -> Grant:
         keep_until=document["keep_until"],
         intent=Intent(**intent) if intent else None,
         failures={
-            key: Failure(**{**failure, "kind": FailureKind(failure["kind"])})
-            for key, failure in document["failures"].items()
-        },
+            key: Failure(**{**failure, "kind": FailureKind(failure["kind"])}) for key, failure in failures.items()
+        }
+        if failures
+        else {},
         ended=Ended(**{**ended, "reason": EndReason(ended["reason"])}) if ended else None,
-        dpop_key=refresh("dpop_key"),
+        dpop_key=None if dpop_key is None else RefreshToken(dpop_key),
     )

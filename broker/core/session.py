@@ -125,6 +125,10 @@ def index_words(session: Session) -> dict[Index, str]:
     return words
 
 
+_read_json = json.JSONDecoder().raw_decode
+"""What ``json.loads`` does at its core. Around it, white space and encodings are looked for that aren't there."""
+
+
 class UnknownFormat(ValueError):
     """The record was written by a later release."""
 
@@ -143,7 +147,7 @@ def decode(stored: bytes) -> Session:
     Raises:
         UnknownFormat: If a later release wrote it.
     """
-    document = json.loads(stored)
+    document, _ = _read_json(stored.decode())
     if document.pop("v") != FORMAT:
         raise UnknownFormat("a session of another release")
     return Session(**document)

@@ -32,7 +32,7 @@ class Randomness(Protocol):
 class SystemClock:
     """The clocks of the operating system."""
 
-    # Not methods of ours: each request asks five times.
+    # The functions themselves: a request reads the clocks a dozen times.
     now = staticmethod(time.time)  # noqa: TID251 - this is the clock that is passed in
     monotonic = staticmethod(time.monotonic)
 

@@ -28,6 +28,9 @@ _FORMAT = b"\x01"
 _KEY_ID_BYTES = 4
 _HEADER_BYTES = len(_FORMAT) + _KEY_ID_BYTES
 _TAG_BYTES = 16
+_BLOCK_BYTES = 64
+_INNER_PAD = int.from_bytes(b"\x36" * _BLOCK_BYTES)
+_OUTER_PAD = int.from_bytes(b"\x5c" * _BLOCK_BYTES)
 
 
 def new_key(randomness: Randomness) -> Secret:
@@ -87,6 +90,23 @@ class XAes256Gcm:
         return self._derive(nonce).decrypt(nonce[12:], ciphertext, aad)
 
 
+class _Hmac:
+    """HMAC-SHA-256 (RFC 2104) under one key, whose two blocks are hashed once: half the work for a short message."""
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, key: bytes) -> None:
+        block = int.from_bytes(key.ljust(_BLOCK_BYTES, b"\x00"))
+        self._inner = hashlib.sha256((block ^ _INNER_PAD).to_bytes(_BLOCK_BYTES))
+        self._outer = hashlib.sha256((block ^ _OUTER_PAD).to_bytes(_BLOCK_BYTES))
+
+    def hexdigest(self, message: bytes) -> str:
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(message)
+        outer.update(inner.digest())
+        return outer.hexdigest()
+
+
 class _RingKey:
     """What one configured key is used for, each use with a key of its own."""
 
@@ -95,7 +115,7 @@ class _RingKey:
     def __init__(self, key: bytes) -> None:
         self.id = _subkey(key, b"key id")[:_KEY_ID_BYTES]
         self.aead = XAes256Gcm(_subkey(key, b"seal"))
-        self.lookup = _subkey(key, b"lookup")
+        self.lookup = _Hmac(_subkey(key, b"lookup"))
 
 
 def _subkey(key: bytes, purpose: bytes) -> bytes:
@@ -172,4 +192,4 @@ class Keyring:
             under a later one.
         """
         message = _associated_data(kind, name)
-        return tuple(f"{kind}:{hmac.digest(key.lookup, message, hashlib.sha256).hex()}" for key in self._ring)
+        return tuple([f"{kind}:{key.lookup.hexdigest(message)}" for key in self._ring])

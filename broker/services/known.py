@@ -106,9 +106,14 @@ class KnownGrants:
         """Return whether the store must be asked again."""
         return self._clock.monotonic() >= seen.stale_at or (seen.era != self._era and seen.stale_at != UNSAVED)
 
-    def learn(self, grant: Grant, *, version: int = 0) -> None:
-        """Remember a grant as it stands in the store, in *version* if that is known."""
-        self._remember(grant, version=version, stale_at=self._clock.monotonic() + self._ttl_seconds)
+    def learn(self, grant: Grant, *, version: int = 0) -> Known | None:
+        """
+        Remember a grant as it stands in the store, in *version* if that is known.
+
+        Returns:
+            What is known of it now: something newer, where that was known before.
+        """
+        return self._remember(grant, version=version, stale_at=self._clock.monotonic() + self._ttl_seconds)
 
     def confirm(self, grant_id: str, version: int) -> Known | None:
         """The store was found to have *version* still. Returns what is known of the grant now."""
@@ -124,7 +129,7 @@ class KnownGrants:
                 era=self._era,
                 stale_at=self._clock.monotonic() + self._ttl_seconds,
             )
-            self._put(grant_id, seen)
+            _ = self._grants.put(grant_id, seen)
         return seen
 
     def learn_unsaved(self, grant: Grant) -> None:
@@ -163,37 +168,37 @@ class KnownGrants:
         """Events may have been lost: ask the store again for each grant, unless it doesn't have ours yet."""
         self._era += 1
 
-    def _remember(self, grant: Grant, *, version: int, stale_at: float) -> None:
+    def _remember(self, grant: Grant, *, version: int, stale_at: float) -> Known | None:
         options = self._providers.get(grant.provider)
         former = self._grants.get(grant.id)
         if options is None or (former is not None and grant.ended is None and self._outranks(former, grant)):
-            return
-        self._put(
-            grant.id,
-            Known(
-                provider=grant.provider,
-                generation=grant.generation,
-                tokens={key: _known_token(grant, key, held, options) for key, held in grant.tokens.items()},
-                ended=None if grant.ended is None else grant.ended.reason,
-                version=version,
-                era=self._era,
-                stale_at=stale_at,
-            ),
+            return former
+        seen = Known(
+            provider=grant.provider,
+            generation=grant.generation,
+            tokens={key: _known_token(grant, key, held, options) for key, held in grant.tokens.items()},
+            ended=None if grant.ended is None else grant.ended.reason,
+            version=version,
+            era=self._era,
+            stale_at=stale_at,
         )
+        self._put(grant.id, seen)
+        return seen
 
     def _outranks(self, former: Known, grant: Grant) -> bool:
         """Return whether what is known is newer than *grant*, or an end that was heard of while it was read."""
         return former.generation > grant.generation or (former.ended is not None and not self.is_stale(former))
 
     def _put(self, grant_id: str, seen: Known) -> None:
-        former = self._grants.get(grant_id)
-        if former is not None:
-            self.counts[former.provider, former.state] -= 1
+        gone = self._grants.get(grant_id)
         dropped = self._grants.put(grant_id, seen)
+        if dropped is not None:  # nothing has to go for what takes its own place
+            _, gone = dropped
+        if gone is not None:
+            if gone.provider == seen.provider and gone.state == seen.state:
+                return
+            self.counts[gone.provider, gone.state] -= 1
         self.counts[seen.provider, seen.state] += 1
-        if dropped is not None:
-            _, oldest = dropped
-            self.counts[oldest.provider, oldest.state] -= 1
 
 
 def token_of(grant: Grant, held: HeldToken) -> Token:

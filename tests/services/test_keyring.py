@@ -1,9 +1,13 @@
+import hmac
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from broker.core.secret import Secret
 from broker.errors import ConfigError, KeyringError
 from broker.services.clock import SystemRandomness
-from broker.services.keyring import Keyring, XAes256Gcm, decode_key, new_key
+from broker.services.keyring import Keyring, XAes256Gcm, _Hmac, decode_key, new_key
 
 OLD = new_key(SystemRandomness())
 NEW = new_key(SystemRandomness())
@@ -74,6 +78,12 @@ def test_cr_03_sealed_records_and_names_show_nothing() -> None:
 
     assert b"canary" not in ring.seal("grant", "canary", b"canary")
     assert "canary" not in "".join(ring.lookup_keys("grant", "canary"))
+
+
+@given(st.binary(min_size=32, max_size=32), st.binary(max_size=200))
+def test_the_names_of_records_are_hmacs(key: bytes, message: bytes) -> None:
+    """As RFC 2104 has them: every release must find what another has stored."""
+    assert hmac.digest(key, message, "sha256").hex() == _Hmac(key).hexdigest(message)
 
 
 def test_cr_04_rotation_keeps_old_records_until_the_old_key_is_removed() -> None:
