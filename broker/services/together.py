@@ -20,10 +20,14 @@ class Together(Generic[K, T]):
     """The reads that are under way, by what they are of. The first who asks reads; the others wait for its outcome."""
 
     def __init__(self) -> None:
-        self._running: dict[K, asyncio.Future[T | _Abandoned]] = {}
+        # None until somebody waits: most who ask are alone, and a future is a good part of what a read costs.
+        self._running: dict[K, asyncio.Future[T | _Abandoned] | None] = {}
 
     def __len__(self) -> int:
         return len(self._running)
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._running
 
     async def read(self, key: K, read: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """
@@ -31,16 +35,23 @@ class Together(Generic[K, T]):
 
         A reader that is cancelled, or raises, leaves the work to the next of those who wait.
         """
-        while (running := self._running.get(key)) is not None:
-            outcome = await asyncio.shield(running)
+        while key in self._running:
+            outcome = await asyncio.shield(self._outcome(key))
             if not isinstance(outcome, _Abandoned):
                 return outcome
-        mine: asyncio.Future[T | _Abandoned] = asyncio.get_running_loop().create_future()
-        self._running[key] = mine
+        self._running[key] = None
         outcome = _ABANDONED
         try:
             outcome = await read(*args, **kwargs)
         finally:
-            del self._running[key]
-            mine.set_result(outcome)
+            awaited = self._running.pop(key)
+            if awaited is not None:
+                awaited.set_result(outcome)
         return outcome
+
+    def _outcome(self, key: K) -> "asyncio.Future[T | _Abandoned]":
+        """Return where the outcome of the read that is under way will be."""
+        awaited = self._running[key]
+        if awaited is None:
+            awaited = self._running[key] = asyncio.get_running_loop().create_future()
+        return awaited

@@ -59,6 +59,7 @@ class Lane(asyncio.Protocol):
         self._unsent: list[bytes] = []
         self._unanswered: deque[tuple[float, asyncio.Future[Reply]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._prolonged: asyncio.Future[Reply] | None = None
         self._is_full = False
         self.is_lost = False
 
@@ -88,15 +89,24 @@ class Lane(asyncio.Protocol):
             self._transport.write(b"".join(unsent))
 
     def _check(self) -> None:
-        """Give up if the oldest question has waited for too long."""
+        """
+        Give up if the oldest question has waited for too long.
+
+        Its answer may have come while the event loop was busy with others, which reads it only after its timers have
+        run. So the question gets as much time again as the loop was late, once, and at most doubles what it had.
+        """
         self._timer = None
         if not self._unanswered:
             return
-        due_at = self._unanswered[0][0] + self._patience_seconds
-        if self._loop.time() >= due_at:
-            self.lose("no answer in time")
-        else:
-            self._timer = self._loop.call_at(due_at, self._check)
+        now, (asked_at, answer) = self._loop.time(), self._unanswered[0]
+        due_at = asked_at + self._patience_seconds
+        if now >= due_at:
+            if answer is self._prolonged:
+                self.lose("no answer in time")
+                return
+            self._prolonged = answer
+            due_at = now + min(now - due_at, self._patience_seconds)
+        self._timer = self._loop.call_at(due_at, self._check)
 
     def lose(self, why: str) -> None:
         """Drop the connection, with whatever is on its way."""

@@ -1,6 +1,7 @@
 """Reads share a connection, and whatever goes wrong there costs no read and mixes no answers up."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -96,6 +97,29 @@ async def test_a_lane_whose_server_falls_silent_is_lost(lane: Lane, proxy: TcpPr
     assert PATIENCE <= loop.time() - began_at < PATIENCE + 0.5
     assert {Unreachable} == {type(outcome) for outcome in outcomes}
     assert (True, None) == (lane.is_lost, lane.ask(echo("x")))
+
+
+async def test_a_lane_is_not_lost_for_its_loops_lateness(lane: Lane) -> None:
+    """The answer came while the loop stood still, and is read after the timers: it is waited for once more."""
+    answer = ask(lane, echo("x"))
+    await asyncio.sleep(0)  # it is sent
+    time.sleep(1.5 * PATIENCE)  # the loop's lateness is what is tested
+
+    assert b"x" == await answer
+    assert not lane.is_lost
+
+
+async def test_a_lane_whose_loop_is_late_is_lost_all_the_same(lane: Lane, proxy: TcpProxy) -> None:
+    """A silent server is given at most twice the time."""
+    proxy.partition()
+    began_at = time.monotonic()
+    answer = ask(lane, echo("x"))
+    await asyncio.sleep(0)
+    time.sleep(1.5 * PATIENCE)  # the loop's lateness is what is tested
+
+    with pytest.raises(Unreachable):
+        await answer
+    assert time.monotonic() - began_at < 2.5 * PATIENCE + 0.2
 
 
 async def test_a_lane_that_is_used_all_the_time_lives_on(lane: Lane) -> None:
