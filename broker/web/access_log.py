@@ -36,11 +36,9 @@ def access_line(
         route: The name of the route that took it, if one did.
         session: The store key of the caller's session, if there was one.
     """
-    path = path[:MAX_LOGGED_PATH]
-    shown = f'"{path}"' if _PLAIN.fullmatch(path) else json.dumps(path)
     return (
-        f'{{"time":"{_instant(now)}","level":"info","event":"request","request_id":"{request_id}","client":"{client}",'
-        f'"method":"{method[:16]}","path":{shown},"status":{status},"duration_ms":{seconds * 1000:.1f}'
+        f'{{"time":"{_instant(int(now * 1000))}","level":"info","event":"request","request_id":"{request_id}",'
+        f'"client":"{client}","method":"{method[:16]}","path":{_shown(path[:MAX_LOGGED_PATH])},"status":{status},"duration_ms":{seconds * 1000:.1f}'
         + (f',"route":{_quoted(route)}' if route else "")
         + (f',"session":"{session}"' if session else "")
         + "}"
@@ -52,12 +50,13 @@ def _quoted(route: str) -> str:
     return json.dumps(route)
 
 
-def _instant(now: float) -> str:
-    """Return Unix seconds as every other log record writes them (RFC 3339)."""
-    second = int(now)
-    return f"{_second(second)}.{int((now - second) * 1000):03d}+00:00"
+@lru_cache(maxsize=1024)
+def _shown(path: str) -> str:
+    return f'"{path}"' if _PLAIN.fullmatch(path) else json.dumps(path)
 
 
 @lru_cache(maxsize=2)
-def _second(second: int) -> str:
-    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+def _instant(milliseconds: int) -> str:
+    """Return Unix milliseconds as every other log record writes them (RFC 3339). Under load many requests share one."""
+    second, fraction = divmod(milliseconds, 1000)
+    return f"{datetime.fromtimestamp(second, UTC):%Y-%m-%dT%H:%M:%S}.{fraction:03d}+00:00"
