@@ -36,9 +36,10 @@ def access_line(
         route: The name of the route that took it, if one did.
         session: The store key of the caller's session, if there was one.
     """
+    time, shown = _instant(int(now * 1000)), _shown(path[:MAX_LOGGED_PATH])
     return (
-        f'{{"time":"{_instant(int(now * 1000))}","level":"info","event":"request","request_id":"{request_id}",'
-        f'"client":"{client}","method":"{method[:16]}","path":{_shown(path[:MAX_LOGGED_PATH])},"status":{status},"duration_ms":{seconds * 1000:.1f}'
+        f'{{"time":"{time}","level":"info","event":"request","request_id":"{request_id}","client":"{client}",'
+        f'"method":"{method[:16]}","path":{shown},"status":{status},"duration_ms":{seconds * 1000:.1f}'
         + (f',"route":{_quoted(route)}' if route else "")
         + (f',"session":"{session}"' if session else "")
         + "}"
