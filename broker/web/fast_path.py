@@ -55,13 +55,15 @@ class _Request:
         call: What was judged of it.
         head: What begins with its head, as it came.
         began_at: When it came, on the loop's clock.
-        content: Its body; None if it has none.
+        body: Its body, if all of it came at once.
+        content: Its body otherwise.
         relay: What is written to its caller while it goes directly.
     """
 
     call: "Call"
     head: bytes
     began_at: float
+    body: bytes = b""
     content: IncomingBody | None = None
     relay: Relay | None = None
 
@@ -124,16 +126,22 @@ class FastConnection(TurnTaking):
             BadRequest: If aiohttp has to say what is wrong with it. Nothing is done then.
         """
         block = request.call.head.block
-        if block.content_length or block.chunked:
-            request.content = content = IncomingBody(self, content_length=block.content_length)
+        length = block.content_length or 0
+        content = None
+        if block.chunked or length > len(rest):
+            content = IncomingBody(self, content_length=block.content_length)
             rest = content.feed(rest)
             if content.exception() is not None:
                 raise BadRequest("the body is malformed")
-            if not content.is_whole:
-                self._incoming = content
+            if content.is_whole:
+                request.body = content.read_nowait()
+                content = None
+        elif length:
+            request.body, rest = rest[:length], rest[length:]
         if rest and b"upgrade" in block.read:
             raise BadRequest("who asks for an upgrade has to wait for the answer (RFC 6455 section 4.1)")
         self._ahead = rest
+        request.content = self._incoming = content
 
     def _block(self, raw: bytes) -> FieldBlock:
         """Read the field lines. Those of the last request are often those of this one."""
@@ -149,15 +157,10 @@ class FastConnection(TurnTaking):
 
     def _send(self, request: _Request) -> bool:
         """Send an admitted call up directly. Returns False, with nothing done, if that can't be."""
-        call, content = request.call, request.content
+        call, body = request.call, request.body
         proxy, lane = self._proxy, call.lane
-        body = b""
-        if content is not None:
-            if not content.is_whole:
-                return False
-            body = content.peek()
-            if len(body) > lane.max_body_bytes:
-                return False
+        if request.content is not None or len(body) > lane.max_body_bytes:
+            return False
         if call.head.upgrade or lane.route.scrub or call.is_bound:
             return False
         if not call.request_id:
@@ -177,8 +180,10 @@ class FastConnection(TurnTaking):
         )
         try:
             exchange = Exchange(call.head.method, call.compose(), relay, lane.answers, lane.route.timeout)
-            if content is not None:
-                exchange.carry(body, chunked=call.head.block.chunked)
+            if call.head.block.chunked:
+                exchange.carry(body, chunked=True)
+            else:
+                exchange.body = body
             relay.exchange = exchange
             self._busy = request
             if lane.upstream.try_start(exchange):
@@ -223,11 +228,12 @@ class FastConnection(TurnTaking):
                 if self._send(request):
                     return
                 self._serving = serving
+            content = request.content or IncomingBody.of(request.body)
             if request.relay is None:
                 proxy.gate.limit(call)
-                relay = await proxy.carry(call, self, request.content)
+                relay = await proxy.carry(call, self, content)
             else:
-                relay = await proxy.go_on(call, self, request.content, request.relay)
+                relay = await proxy.go_on(call, self, content, request.relay)
         except Exception as fault:  # noqa: BLE001 - aiohttp's handler tells it to the caller and, if it is ours, to the log
             self._serving = None
             self._fail(request, fault)

@@ -1,7 +1,7 @@
 """A body between the caller's connection, which brings it, and whoever sends it on."""
 
 import asyncio
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
 from broker.core.chunks import ChunkReader
 from broker.errors import BadRequest
@@ -42,6 +42,19 @@ class Source(Protocol):
     def resume_body(self) -> None: ...
 
 
+class _Nowhere:
+    """Where a body came from that is here."""
+
+    def pause_body(self) -> None:
+        """There is nothing to pause."""
+
+    def resume_body(self) -> None:
+        """Nor to resume."""
+
+
+_NOWHERE = _Nowhere()
+
+
 class IncomingBody:
     """
     One body, without its framing.
@@ -77,6 +90,13 @@ class IncomingBody:
         self._is_paused = False
         self._is_discarded = False
         self.is_whole = content_length == 0
+
+    @classmethod
+    def of(cls, content: bytes) -> Self:
+        """Return a body of which all has come."""
+        body = cls(_NOWHERE, content_length=len(content))
+        _ = body.feed(content)
+        return body
 
     # --- for the connection
 
@@ -130,12 +150,6 @@ class IncomingBody:
     def set_exception(self, exc: BaseException) -> None:
         self._fault = exc
         self._wake()
-
-    def peek(self) -> bytes:
-        """What has come and wasn't taken."""
-        if len(self._pieces) > 1:
-            self._pieces = [b"".join(self._pieces)]
-        return self._pieces[0] if self._pieces else b""
 
     def read_nowait(self) -> bytes:
         pieces, self._pieces = self._pieces, []

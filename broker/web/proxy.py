@@ -187,7 +187,7 @@ class Proxy:
         self.finished(call, relay, seconds)
         return KEPT if relay.keep_alive else CLOSED
 
-    async def carry(self, call: Call, connection: CallerConnection, content: Content | None) -> Relay:
+    async def carry(self, call: Call, connection: CallerConnection, content: Content) -> Relay:
         """
         Send an admitted call up, as often as it takes.
 
@@ -203,7 +203,7 @@ class Proxy:
         relay = await self._sender.attempt(transit, hold_401=call.token is not None)
         return await self._conclude(transit, relay)
 
-    async def go_on(self, call: Call, connection: CallerConnection, content: Content | None, relay: Relay) -> Relay:
+    async def go_on(self, call: Call, connection: CallerConnection, content: Content, relay: Relay) -> Relay:
         """As :meth:`carry`, for a call whose first attempt has ended in *relay*, with all of its body."""
         transit = self._sender.take(call, connection, content)
         if transit.body is not None:

@@ -55,7 +55,7 @@ class Sender:
         self._limits = limits
         self._loop = asyncio.get_running_loop()
 
-    def take(self, call: Call, connection: CallerConnection, content: Content | None) -> Transit:
+    def take(self, call: Call, connection: CallerConnection, content: Content) -> Transit:
         """
         Take a call over, with its body.
 
@@ -64,7 +64,7 @@ class Sender:
             connection: Where it came from.
             content: Its body, if its head says that there is one.
         """
-        if content is None or not call.head.has_body:
+        if not call.head.has_body:
             return Transit(call, connection)
         route = call.lane.route
         body = RequestBody(

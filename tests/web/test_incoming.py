@@ -27,8 +27,14 @@ def test_a_sized_body_ends_after_its_length() -> None:
 
     assert (b"", False) == (body.feed(b"he"), body.is_eof())
     assert (b"GET", True) == (body.feed(b"lloGET"), body.is_eof())
-    assert b"hello" == body.peek() == body.read_nowait()
-    assert b"" == body.peek()
+    assert [b"hello", b""] == [body.read_nowait(), body.read_nowait()]
+
+
+def test_a_body_may_be_here_already() -> None:
+    """Also one without content."""
+    for content in (b"", b"hello"):
+        body = IncomingBody.of(content)
+        assert (True, content) == (body.is_eof(), body.read_nowait())
 
 
 def test_a_chunked_body_is_taken_out_of_its_framing() -> None:
@@ -91,7 +97,7 @@ def test_what_is_discarded_goes_nowhere_and_still_ends() -> None:
 
     assert ["pause", "resume"] == source.told
     assert b"next" == body.feed(b"x" * MAX_WAITING_BYTES + b"next")
-    assert (True, b"") == (body.is_whole, body.peek())
+    assert (True, b"") == (body.is_whole, body.read_nowait())
 
     broken = IncomingBody(source, content_length=None)
     broken.discard()
