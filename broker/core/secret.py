@@ -51,7 +51,27 @@ class Secret:
 class AccessToken(Secret):
     """An access token (RFC 6749 section 1.4)."""
 
-    __slots__ = ()
+    __slots__ = ("_credentials",)
+
+    def __init__(self, value: str) -> None:
+        super().__init__(value)
+        self._credentials = b""
+
+    def credentials(self, token_type: str) -> bytes:
+        """
+        Return what the Authorization field holds with this token (RFC 9110 section 11.4).
+
+        Args:
+            token_type: The scheme. A token has one, so what was made for it is kept: each request asks.
+
+        Raises:
+            ValueError: If the token holds what no field may hold.
+        """
+        if not self._credentials:
+            if not (self._value.isascii() and self._value.isprintable()):
+                raise ValueError("the access token holds a byte that no header field may hold")
+            self._credentials = f"{token_type} {self._value}".encode()
+        return self._credentials
 
 
 class RefreshToken(Secret):

@@ -79,8 +79,6 @@ class Lane:
         self._removed = frozenset(canonical(name.encode()) for name in route.headers.remove)
         self._constant, self._templates = _assignments(route.headers.assign)
         self._rendered: dict[tuple[str, int], bytes] = {}
-        self._last_token: Token | None = None
-        self._last_authorization = b""
         self._proto = urlsplit(public_url).scheme.encode()
         self._says_forwarded = route.headers.forwarded
         self._constant += b"X-Forwarded-Proto: %b\r\n" % urlsplit(public_url).scheme.encode()
@@ -192,15 +190,12 @@ class Lane:
         rest = path[self._cut :]
         return self._prefix + rest or b"/"
 
-    def _authorization(self, token: Token) -> bytes:
-        if token is self._last_token:
-            return self._last_authorization
-        value = token.access_token.reveal()
-        if not (value.isascii() and value.isprintable()):
-            raise ProviderError("the access token holds a byte that no header field may hold")
-        line = b"Authorization: %b %b\r\n" % (token.token_type.encode(), value.encode())
-        self._last_token, self._last_authorization = token, line
-        return line
+    @staticmethod
+    def _authorization(token: Token) -> bytes:
+        try:
+            return b"Authorization: %b\r\n" % token.access_token.credentials(token.token_type)
+        except ValueError as fault:
+            raise ProviderError(str(fault)) from None
 
     def _claims(self, session: LiveSession) -> bytes:
         """The lines that are made of claims."""

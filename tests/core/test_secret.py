@@ -69,3 +69,20 @@ def test_a_copy_is_the_secret_itself() -> None:
 
     assert secret is copy.copy(secret)
     assert secret is copy.deepcopy([secret])[0]
+
+
+def test_an_access_token_becomes_credentials() -> None:
+    """Of its own scheme, and without showing itself."""
+    token = AccessToken("t0ken")
+
+    assert b"Bearer t0ken" == token.credentials("Bearer") == token.credentials("Bearer")
+    assert "t0ken" not in repr(token)
+
+
+@pytest.mark.parametrize("value", ["a\r\nX: 1", "a\0", "\u00e9", "a\x7f"])
+def test_hd_07_a_token_that_no_field_may_hold_is_refused(value: str) -> None:
+    """It would end the field, or be read as something else."""
+    with pytest.raises(ValueError, match="no header field") as refused:
+        AccessToken(value).credentials("Bearer")
+
+    assert value not in str(refused.value)
