@@ -73,7 +73,7 @@ class FastConnection(TurnTaking):
 
     __slots__ = ("_busy", "_last_raw", "_last_raw_block", "_peer", "_proxy", "_serving")
 
-    def __init__(self, server: Any, *, proxy: "Proxy", **kwargs: Any) -> None:
+    def __init__(self, server: Any, *, proxy: Proxy, **kwargs: Any) -> None:
         super().__init__(server, **kwargs)
         self._proxy = proxy
         self._busy: _Request | None = None  # what goes directly

@@ -67,12 +67,12 @@ class TurnTaking(CallerConnection):
 
     @property
     def is_engaged(self) -> bool:
-        """Whether it is serving one."""
-        raise NotImplementedError
+        """Whether a request is being served past aiohttp."""
+        return False
 
-    def _begin(self, data: bytes) -> bool:
-        """Serve the request that *data* begins with. Returns False, with nothing done, if aiohttp has to."""
-        raise NotImplementedError
+    def _begin(self, _data: bytes) -> bool:
+        """Serve the request that some bytes begin with. Returns False, with nothing done, if aiohttp has to."""
+        return False
 
     def _wait_for_head(self, data: bytes) -> bool:
         """Keep the first part of a head. Returns False if it is longer than heads are here."""
