@@ -35,13 +35,16 @@ async def test_sm_04_a_body_that_was_answered_early_is_read_to_its_end(length: i
     async def early(got: RawRequest, wire: Wire) -> None:
         await wire.send(b"HTTP/1.1 413 No\r\nContent-Length: 2\r\n\r\nno" if got.head.startswith(b"POST") else OK)
 
-    async with RawUpstream(early, read_body=False) as upstream:
-        async with proxied(upstream) as proxy, await proxy.connect() as caller:
-            await caller.send(request("/x", f"Content-Length: {length}", method="POST") + b"half")
-            assert 413 == (await caller.answer()).status
-            await caller.send(b"x" * (length - 4) + request("/next"))
-            assert 200 == (await caller.answer()).status
-            assert 0 == proxy.handled
+    async with (
+        RawUpstream(early, read_body=False) as upstream,
+        proxied(upstream) as proxy,
+        await proxy.connect() as caller,
+    ):
+        await caller.send(request("/x", f"Content-Length: {length}", method="POST") + b"half")
+        assert 413 == (await caller.answer()).status
+        await caller.send(b"x" * (length - 4) + request("/next"))
+        assert 200 == (await caller.answer()).status
+        assert 0 == proxy.handled
 
 
 async def test_a_body_that_never_ends_after_an_early_answer_ends_its_connection() -> None:
@@ -50,11 +53,14 @@ async def test_a_body_that_never_ends_after_an_early_answer_ends_its_connection(
     async def early(got: RawRequest, wire: Wire) -> None:
         await wire.send(b"HTTP/1.1 413 No\r\nContent-Length: 2\r\n\r\nno")
 
-    async with RawUpstream(early, read_body=False) as upstream:
-        async with proxied(upstream) as proxy, await proxy.connect() as caller:
-            await caller.send(request("/x", "Content-Length: 20000", method="POST") + b"half")
-            assert 413 == (await caller.answer()).status
-            assert await caller.is_closed(turn_taking.LINGER_SECONDS + 3)
+    async with (
+        RawUpstream(early, read_body=False) as upstream,
+        proxied(upstream) as proxy,
+        await proxy.connect() as caller,
+    ):
+        await caller.send(request("/x", "Content-Length: 20000", method="POST") + b"half")
+        assert 413 == (await caller.answer()).status
+        assert await caller.is_closed(turn_taking.LINGER_SECONDS + 3)
 
 
 async def test_a_quick_caller_is_not_slow_for_ever() -> None:
