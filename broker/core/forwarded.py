@@ -89,12 +89,10 @@ class TrustedProxies:
         return known
 
     def _direct(self, peer: str) -> Caller:
-        known = self._callers.get(peer)
-        if known is None:
-            if len(self._callers) >= _MAX_REMEMBERED:
-                self._callers.clear()
-            known = self._callers[peer] = Caller(peer)
-        return known
+        if len(self._callers) >= _MAX_REMEMBERED:
+            self._callers.clear()
+        caller = self._callers[peer] = Caller(peer)
+        return caller
 
     def _is_inside(self, peer: str) -> bool:
         try:
@@ -117,7 +115,7 @@ class TrustedProxies:
             BadRequest: If a trusted proxy passed on something that isn't a list of addresses.
         """
         if not claims or not self.trusts(peer):
-            return self._direct(peer)
+            return self._callers.get(peer) or self._direct(peer)
         hops = [peer]
         for address in self._addresses(claims):
             if not self.trusts(address):

@@ -3,6 +3,8 @@
 import hmac
 from typing import NoReturn, Self
 
+from broker.errors import ProviderError
+
 
 class Secret:
     """
@@ -65,11 +67,11 @@ class AccessToken(Secret):
             token_type: The scheme. A token has one, so what was made for it is kept: each request asks.
 
         Raises:
-            ValueError: If the token holds what no field may hold.
+            ProviderError: If the token holds what no field may hold.
         """
         if not self._credentials:
             if not (self._value.isascii() and self._value.isprintable()):
-                raise ValueError("the access token holds a byte that no header field may hold")
+                raise ProviderError("the access token holds a byte that no header field may hold")
             self._credentials = f"{token_type} {self._value}".encode()
         return self._credentials
 

@@ -102,6 +102,13 @@ class KnownGrants:
         """Return what was last seen of a grant, stale or not."""
         return self._grants.ready(grant_id) or self._grants.get(grant_id)
 
+    def fresh(self, grant_id: str) -> Known | None:
+        """Return what was last seen of a grant, unless the store must be asked again. For the hot path: one call."""
+        seen = self._grants.ready(grant_id) or self._grants.get(grant_id)
+        if seen is None or (seen.era == self._era and self._clock.monotonic() < seen.stale_at):
+            return seen
+        return None if self.is_stale(seen) else seen
+
     def is_stale(self, seen: Known) -> bool:
         """Return whether the store must be asked again."""
         return self._clock.monotonic() >= seen.stale_at or (seen.era != self._era and seen.stale_at != UNSAVED)

@@ -131,8 +131,8 @@ class TokenBroker:
 
     def peek(self, grant_id: str, audience: Audience = DEFAULT_AUDIENCE) -> Token | None:
         """Return a live token that this process knows for sure, or None: then ask :meth:`token`."""
-        seen = self._known.get(grant_id)
-        if seen is None or self._known.is_stale(seen):
+        seen = self._known.fresh(grant_id)
+        if seen is None:
             return None
         now = self._clock.now()
         held = seen.token(audience, now)

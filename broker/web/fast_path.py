@@ -71,20 +71,16 @@ class _Request:
 class FastConnection(TurnTaking):
     """A connection with the fast path."""
 
-    __slots__ = ("_busy", "_last_raw", "_last_raw_block", "_peer", "_proxy", "_serving")
+    __slots__ = ("_last_raw", "_last_raw_block", "_peer", "_proxy", "_serving")
+    _current: _Request | None
 
     def __init__(self, server: Any, *, proxy: Proxy, **kwargs: Any) -> None:
         super().__init__(server, **kwargs)
         self._proxy = proxy
-        self._busy: _Request | None = None  # what goes directly
-        self._serving: asyncio.Task[None] | None = None  # what a task serves
+        self._serving: asyncio.Task[None] | None = None  # serves the request, unless that goes directly
         self._peer: str | None = None
         self._last_raw = b""
         self._last_raw_block: FieldBlock | None = None
-
-    @property
-    def is_engaged(self) -> bool:
-        return self._busy is not None or self._serving is not None
 
     # --- a request
 
@@ -114,6 +110,7 @@ class FastConnection(TurnTaking):
         except BrokerError:
             return False
         self._head_since = math.inf
+        self._current = request
         if not (is_admitted and self._send(request)):
             self._serve(request, is_admitted=is_admitted)
         return True
@@ -160,15 +157,16 @@ class FastConnection(TurnTaking):
         proxy, lane = self._proxy, call.lane
         if request.content is not None or len(body) > lane.max_body_bytes:
             return False
-        if call.head.upgrade or lane.route.scrub or call.is_bound:
+        if call.head.upgrade or lane.route.scrub or (call.token is not None and call.token.dpop_key is not None):
             return False
         if not call.request_id:
             call.request_id = proxy.request_id(call, self._peer or "")
-        try:
-            proxy.gate.limit(call)
-        except BrokerError as refusal:
-            self._fail(request, refusal)
-            return True
+        if lane.is_limited:
+            try:
+                proxy.gate.limit(call)
+            except BrokerError as refusal:
+                self._fail(request, refusal)
+                return True
         request.relay = relay = Relay(
             self,
             call.head,
@@ -184,24 +182,22 @@ class FastConnection(TurnTaking):
             else:
                 exchange.body = body
             relay.exchange = exchange
-            self._busy = request
             if lane.upstream.try_start(exchange):
                 return True
         except BrokerError as fault:
             self._fail(request, fault)
             return True
         proxy.gate.unlimit(call)
-        self._busy = self.relay = request.relay = None
+        self.relay = request.relay = None
         return False
 
     def _done(self) -> None:
         """Nothing more comes of the exchange of a request that went directly."""
-        request, self._busy = self._busy, None
-        if request is None:
+        request = self._current
+        if request is None or request.relay is None:
             return
         relay = request.relay
-        assert relay is not None
-        if self.transport is None or self.is_closing:
+        if self.transport is None or self._close or self._force_close:
             self._end(request, relay)
         elif relay.rejected or (relay.status == 401 and request.call.token is not None):
             self._serve(request, is_admitted=True)
@@ -251,6 +247,7 @@ class FastConnection(TurnTaking):
 
     def _end(self, request: _Request, relay: Relay) -> None:
         """An answer was written, or the caller is gone."""
+        self._current = None
         if relay.rejected:
             relay.release()
         self._proxy.finished(request.call, relay, self._loop.time() - request.began_at)
@@ -261,7 +258,7 @@ class FastConnection(TurnTaking):
 
     def _fail(self, request: _Request, error: Exception, *, closes: bool = False) -> None:
         """Have aiohttp's handler say what went wrong. Nothing of an answer is written."""
-        self.relay = None
+        self.relay = self._current = None
         if self.transport is None or self.is_closing:  # aiohttp takes nothing more
             self.force_close()
             return
@@ -279,7 +276,7 @@ class FastConnection(TurnTaking):
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp's signature
         if self._serving is not None:
             await asyncio.wait([self._serving], timeout=timeout)
-        if self._busy is not None and self._busy.relay is not None:
+        if self._current is not None and self._current.relay is not None:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._busy.relay.wait(), timeout)
+                await asyncio.wait_for(self._current.relay.wait(), timeout)
         await super().shutdown(timeout)

@@ -235,7 +235,7 @@ class Gate:
             session = self._sessions.peek(block.session_id) if block.session_id is not None else None
             if session is None and (block.session_id is not None or self._shows_caller(block)):
                 return False
-            if session is not None and self._names_handle(block):
+            if session is not None and b"authorization" in block.read and self._names_handle(block):
                 return False
             self._take_session(call, session)
         if call.grant_id is not None:

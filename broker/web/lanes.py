@@ -13,7 +13,6 @@ from broker.core.request_head import RequestHead
 from broker.core.response_head import ResponseRules
 from broker.core.routing import CacheControl, RetryOn401, Route, TokenKind
 from broker.core.secret import RefreshToken
-from broker.errors import ProviderError
 from broker.services.dpop import Proofs
 from broker.services.limits import Rates
 from broker.services.route_stats import RouteStats
@@ -38,6 +37,7 @@ class Lane:
         stats: What is counted of its requests.
         buckets: How often each caller may come; None for as often as it likes.
         total: How often all of them together may come.
+        is_limited: Whether there is any such limit.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class Lane:
         name = f"{self.name} {','.join(sorted(route.methods))}"
         self.buckets = None if route.rate_limit is None else rates(f"route {name}", route.rate_limit)
         self.total = None if route.total_rate_limit is None else rates(f"total {name}", route.total_rate_limit)
+        self.is_limited = self.buckets is not None or self.total is not None
         self.audience: Audience = route.audience
         self._retried = _retried_methods(route)
         self._cut, self._prefix = _rewriting(route)
@@ -125,7 +126,7 @@ class Lane:
             b"%b %b%b HTTP/1.1\r\nHost: %b\r\n%bX-Forwarded-For: %b\r\nX-Forwarded-Host: %b\r\nX-Request-ID: %b\r\n"
             % (
                 head.method.encode(),
-                self._path(head.target.path),
+                head.target.path if self._cut is None else self._path(head.target.path),
                 head.target.query,
                 self._upstream_host or authority,
                 passed,
@@ -141,7 +142,7 @@ class Lane:
         if self._templates and session is not None:
             pieces.append(self._claims(session))
         if token is not None:
-            pieces.append(self._authorization(token))
+            pieces.append(b"Authorization: %b\r\n" % token.access_token.credentials(token.token_type))
             if token.dpop_key is not None:
                 pieces.append(b"DPoP: %b\r\n" % self._proof(head, token, token.dpop_key).encode())
         if block.chunked:
@@ -165,7 +166,7 @@ class Lane:
         if session is not None:
             made += self._claims(session)
         if token is not None:
-            made += self._authorization(token)
+            made += b"Authorization: %b\r\n" % token.access_token.credentials(token.token_type)
         cookies = [line for line in head.block.lines if line.startswith(b"Cookie: ")]
         return [*cookies, *made.split(b"\r\n")[:-1]]
 
@@ -189,13 +190,6 @@ class Lane:
             return path
         rest = path[self._cut :]
         return self._prefix + rest or b"/"
-
-    @staticmethod
-    def _authorization(token: Token) -> bytes:
-        try:
-            return b"Authorization: %b\r\n" % token.access_token.credentials(token.token_type)
-        except ValueError as fault:
-            raise ProviderError(str(fault)) from None
 
     def _claims(self, session: LiveSession) -> bytes:
         """The lines that are made of claims."""

@@ -51,10 +51,11 @@ def fits() -> bool:
 class TurnTaking(CallerConnection):
     """A connection of whose requests some go past aiohttp."""
 
-    __slots__ = ("_ahead", "_incoming", "_is_early", "_is_ours", "_keeps", "_lingering", "_tunnel")
+    __slots__ = ("_ahead", "_current", "_incoming", "_is_early", "_is_ours", "_keeps", "_lingering", "_tunnel")
 
     def __init__(self, server: Any, **kwargs: Any) -> None:
         super().__init__(server, **kwargs)
+        self._current: object | None = None  # the request that is being served past aiohttp
         self._incoming: IncomingBody | None = None  # a body of which not all has come
         self._tunnel: Exchange | None = None
         self._lingering: asyncio.TimerHandle | None = None
@@ -64,11 +65,6 @@ class TurnTaking(CallerConnection):
         self._ahead = b""
 
     # --- for what serves requests past aiohttp
-
-    @property
-    def is_engaged(self) -> bool:
-        """Whether a request is being served past aiohttp."""
-        return False
 
     def _begin(self, _data: bytes) -> bool:
         """Serve the request that some bytes begin with. Returns False, with nothing done, if aiohttp has to."""
@@ -107,7 +103,7 @@ class TurnTaking(CallerConnection):
             self.force_close()
 
     def begin_tunnel(self, exchange: Exchange) -> None:
-        if self.is_engaged:
+        if self._current is not None:
             self._tunnel = exchange
             self._go_on()
         else:
@@ -123,7 +119,7 @@ class TurnTaking(CallerConnection):
             data = self._feed(self._incoming, data)
             if not data:
                 return
-        if self.is_engaged or self._incoming is not None or self._is_early:
+        if self._current is not None or self._incoming is not None or self._is_early:
             self._hold(data)
         elif self._waiter is None and not self._is_ours and self._is_between_requests():
             # aiohttp waits for a request once its task has had its turn; a quick caller mustn't be slow for ever.
@@ -187,7 +183,7 @@ class TurnTaking(CallerConnection):
 
     @property
     def is_busy(self) -> bool:
-        return self.is_engaged or self._incoming is not None or self._is_early or super().is_busy
+        return self._current is not None or self._incoming is not None or self._is_early or super().is_busy
 
     def _is_idle(self) -> bool:
         """Whether aiohttp waits for a request, of which no byte has come."""
@@ -209,7 +205,7 @@ class TurnTaking(CallerConnection):
 
     def _process_keepalive(self) -> None:
         # While another serves a request, aiohttp believes that the connection is idle.
-        if self.is_engaged or self._incoming is not None:
+        if self._current is not None or self._incoming is not None:
             self._keepalive_handle = self._loop.call_later(BUSY_CHECK_SECONDS, self._process_keepalive)
         else:
             super()._process_keepalive()

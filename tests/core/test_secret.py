@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from broker.core.secret import AccessToken, IdToken, RefreshToken, Secret, SessionId
+from broker.errors import ProviderError
 
 CANARY = "canary-7f1c"
 
@@ -82,7 +83,7 @@ def test_an_access_token_becomes_credentials() -> None:
 @pytest.mark.parametrize("value", ["a\r\nX: 1", "a\0", "\u00e9", "a\x7f"])
 def test_hd_07_a_token_that_no_field_may_hold_is_refused(value: str) -> None:
     """It would end the field, or be read as something else."""
-    with pytest.raises(ValueError, match="no header field") as refused:
+    with pytest.raises(ProviderError, match="no header field") as refused:
         AccessToken(value).credentials("Bearer")
 
     assert value not in str(refused.value)
