@@ -46,7 +46,7 @@ _VERSIONS = {b"HTTP/1.1": (1, 1), b"HTTP/1.0": (1, 0)}
 _FRAMING = re.compile(rb"(?i)\r\n(?:content-length|transfer-encoding|expect|upgrade)[ \t]*:[^\r\n]*")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)  # it holds cookies
 class _Request:
     """
     A request that is served past aiohttp.
