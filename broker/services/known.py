@@ -103,11 +103,9 @@ class KnownGrants:
         return self._grants.ready(grant_id) or self._grants.get(grant_id)
 
     def fresh(self, grant_id: str) -> Known | None:
-        """Return what was last seen of a grant, unless the store must be asked again. For the hot path: one call."""
-        seen = self._grants.ready(grant_id) or self._grants.get(grant_id)
-        if seen is None or (seen.era == self._era and self._clock.monotonic() < seen.stale_at):
-            return seen
-        return None if self.is_stale(seen) else seen
+        """Return what was last seen of a grant, unless the store must be asked again."""
+        seen = self.get(grant_id)
+        return None if seen is None or self.is_stale(seen) else seen
 
     def is_stale(self, seen: Known) -> bool:
         """Return whether the store must be asked again."""

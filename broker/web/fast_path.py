@@ -157,7 +157,7 @@ class FastConnection(TurnTaking):
         proxy, lane = self._proxy, call.lane
         if request.content is not None or len(body) > lane.max_body_bytes:
             return False
-        if call.head.upgrade or lane.route.scrub or (call.token is not None and call.token.dpop_key is not None):
+        if call.head.upgrade or lane.route.scrub or call.is_bound:
             return False
         if not call.request_id:
             call.request_id = proxy.request_id(call, self._peer or "")
