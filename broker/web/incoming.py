@@ -67,6 +67,7 @@ class IncomingBody:
         "_chunks",
         "_fault",
         "_is_discarded",
+        "_is_lost",
         "_is_paused",
         "_left",
         "_pieces",
@@ -89,6 +90,7 @@ class IncomingBody:
         self._fault: BaseException | None = None
         self._is_paused = False
         self._is_discarded = False
+        self._is_lost = False  # where it ends isn't known
         self.is_whole = content_length == 0
 
     @classmethod
@@ -106,15 +108,15 @@ class IncomingBody:
 
         After a fault in the framing nobody knows where the body ends: nothing that follows is read.
         """
-        if self._fault is not None and not self._is_discarded:
+        if self._is_lost:
             return b""
         try:
             content, rest = self._read(data)
         except BadRequest as fault:
-            self._is_discarded = False
+            self._is_lost = True
             self.set_exception(fault)
             return b""
-        if content and not self._is_discarded:
+        if content and not self._is_discarded and self._fault is None:
             self._pieces.append(content)
             if not self.is_whole and not self._is_paused and sum(map(len, self._pieces)) > MAX_WAITING_BYTES:
                 self._is_paused = True

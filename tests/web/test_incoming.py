@@ -104,3 +104,24 @@ def test_what_is_discarded_goes_nowhere_and_still_ends() -> None:
     assert b"" == broken.feed(b"no chunk\r\n")
     assert b"" == broken.feed(b"0\r\n\r\n")
     assert not broken.is_whole
+
+
+def test_sm_01_an_end_that_was_lost_is_never_found_again() -> None:
+    """Neither before nor after nobody wants the rest: what looks like the end may be a smuggled one."""
+    body = IncomingBody(Source(), content_length=None)
+    body.feed(b"no chunk\r\n")
+
+    body.discard()
+
+    assert b"" == body.feed(b"0\r\n\r\nGET /smuggled HTTP/1.1\r\n\r\n")
+    assert not body.is_whole
+
+
+def test_a_body_that_was_given_up_is_counted_on() -> None:
+    """Whoever waited for it is gone, but it ends where it ends."""
+    body = IncomingBody(Source(), content_length=10)
+    body.set_exception(TimeoutError())
+
+    assert b"" == body.feed(b"12345")
+    body.discard()
+    assert (b"GET", True) == (body.feed(b"67890GET"), body.is_whole)
