@@ -14,6 +14,8 @@ from tests.support.checker import Call, History, now
 
 LOGIN_SECONDS = 20.0
 CALL_SECONDS = 40.0
+PARALLEL_CALLS = 5
+"""How many calls a user has under way at most, and so how many connections a browser may keep."""
 
 
 class User:
@@ -160,7 +162,7 @@ class Population:
         calls: list[Call] = []
         match rng.randrange(20):
             case 0:
-                calls = await asyncio.gather(*(user.call(f"/api/parallel/{number}") for number in range(5)))
+                calls = await asyncio.gather(*(user.call(f"/api/parallel/{number}") for number in range(PARALLEL_CALLS)))
             case 1 | 2:
                 calls = [await user.call("/api/post", method="POST", data=rng.randbytes(rng.randrange(4000)))]
             case 3 | 4 if self._hangs_up:

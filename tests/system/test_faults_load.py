@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.broker_process import BrokerProcess, provider_options
 from tests.support.checker import RECOVERY_SECONDS, Outage, now, violations
-from tests.support.population import Population
+from tests.support.population import PARALLEL_CALLS, Population
 from tests.support.redis_server import RedisServer, SentinelSetup, running, wait_until
 from tests.support.remote_authorization_server import RemoteLedgerServer
 from tests.support.tcp_proxy import TcpProxy
@@ -120,6 +120,8 @@ async def test_ft_02_redis_paused(tmp_path: Path, provider: RemoteLedgerServer, 
         redis_of_its_own(tmp_path) as redis,
         scene(tmp_path, provider, upstream, store=redis_store(redis.port)) as play,
     ):
+        # As many connections as users ever keep at once: what is counted afterwards is the broker's own doing.
+        await asyncio.gather(*(play.population.everybody_calls() for _ in range(PARALLEL_CALLS)))
         before = await play.broker.metrics()
         async with play.fault():
             redis.pause()
