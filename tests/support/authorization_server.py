@@ -203,6 +203,7 @@ class LedgerServer(AuthorizationServer):
         self.grant_types["client_credentials"] = self.client_credentials
         self.grant_types[TOKEN_EXCHANGE] = self.exchange
         self._latencies = random.Random(0)
+        self._under_way: list[tuple[TokenCall, web.Request]] = []
         self.configure(**behaviour)
 
     async def __aenter__(self) -> Self:
@@ -460,13 +461,16 @@ class LedgerServer(AuthorizationServer):
         return await self.faults.commit(fault, request)
 
     async def _observe_token(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        call = self._open_call(await request.post())
-        before, after = self._latency()
-        if before:
-            await asyncio.sleep(before)
-        family = self.ledger.families.get(call.family or "")
-        fault = self.faults.take("token", grant_type=call.grant_type, subject=family.subject if family else None)
+        form = await request.post()
+        self._end_abandoned_calls()
+        call = self._open_call(form)
+        self._under_way.append((call, request))
         try:
+            before, after = self._latency()
+            if before:
+                await asyncio.sleep(before)
+            family = self.ledger.families.get(call.family or "")
+            fault = self.faults.take("token", grant_type=call.grant_type, subject=family.subject if family else None)
             if fault is not None and fault.when == "before":
                 return await self._fail(call, fault, request)
             call.processed = True
@@ -479,7 +483,14 @@ class LedgerServer(AuthorizationServer):
             await self._deliver(call, request, self._dated(response))
             return response
         finally:
-            call.finished_at = time.monotonic()
+            self._under_way.remove((call, request))
+            call.finished_at = call.finished_at or time.monotonic()
+
+    def _end_abandoned_calls(self) -> None:
+        """Note that calls whose callers closed their connections aren't being asked any more, whatever is done for them."""
+        for call, request in self._under_way:
+            if request.transport is None and call.finished_at is None:
+                call.finished_at = time.monotonic()
 
     def _dated(self, response: web.StreamResponse) -> web.StreamResponse:
         """Return *response* with the date that this server believes in."""

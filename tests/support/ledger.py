@@ -41,7 +41,7 @@ class TokenCall:
         family: The family of the refresh token, or the one that the call began.
         parameters: ``scope``, ``resource`` and ``audience``, as they were sent.
         received_at: Monotonic seconds of the server's process.
-        finished_at: The same; None while it runs.
+        finished_at: The same, at the answer, or when the caller was found to have closed its connection; None before.
         processed: Whether the server acted on it; False if a fault came first.
         status: The HTTP status of the answer; None if none was sent.
         error: The ``error`` of the server's own answer.

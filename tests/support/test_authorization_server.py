@@ -303,6 +303,19 @@ async def test_calls_with_one_refresh_token_at_the_same_time_are_seen() -> None:
         assert 1 == len(provider.ledger.overlapping())
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_call_whose_caller_gave_up_overlaps_with_no_later_one(when: str) -> None:
+    """A caller that has closed its connection is no longer asking, however long the server hangs."""
+    async with LedgerServer(rotation=Rotation.NONE) as provider:
+        token = provider.issue()["refresh_token"]
+        provider.fail_next("hang", when=when)
+        form = {"grant_type": "refresh_token", "refresh_token": str(token)}
+        with pytest.raises(TimeoutError):
+            await call(provider.url, form, timeout_seconds=0.1)
+        assert 200 == (await refresh(provider.url, token))[0]
+        assert [] == provider.ledger.overlapping()
+
+
 async def test_latencies_come_from_the_seed() -> None:
     """Equal seeds make equal latencies, so that a storm can be run again."""
     servers = [LedgerServer(latency_seconds=(0.0, 3.0), seed=7) for _ in range(2)]
