@@ -20,7 +20,7 @@ MAX_OVERHEAD_BYTES: Final = 64 << 10
 
 CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[^\r\n\x00]*)?")
 """The line before a chunk."""
-_FIRST_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,6})\r\n")
+_ONLY_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,6})\r\n")
 _LAST_CHUNK: Final = b"\r\n0\r\n\r\n"
 NO_TRAILERS: Final = frozenset({b"content-length", b"transfer-encoding"})
 """Fields that would frame the body anew, after its end."""
@@ -37,6 +37,24 @@ class _Part(Enum):
 
 
 _SIZE, _CONTENT, _CHUNK_END, _TRAILERS, _NOTHING = _Part
+
+
+def read_only_chunk(data: bytes) -> tuple[bytes, bytes] | None:
+    """
+    Read a body that is one plain chunk and has come whole, as most small ones are.
+
+    Returns:
+        What a :class:`ChunkReader` makes of it, which takes several times as long: the content, and what comes behind
+        the body's end; None if *data* doesn't begin with such a body.
+    """
+    line = _ONLY_LINE.match(data)
+    if line is None:
+        return None
+    begin = line.end()
+    end = begin + int(line[1], 16)
+    if end == begin or not data.startswith(_LAST_CHUNK, end):
+        return None
+    return data[begin:end], data[end + len(_LAST_CHUNK) :]
 
 
 class ChunkReader:
@@ -67,13 +85,6 @@ class ChunkReader:
         """
         if self._held:
             data, self._held = self._held + data, b""
-        elif self._part is _SIZE and (only := _FIRST_LINE.match(data)) is not None:
-            # Most small bodies are one chunk. What follows reads it alike, but takes several times as long.
-            begin = only.end()
-            end = begin + int(only[1], 16)
-            if end > begin and data.startswith(_LAST_CHUNK, end):
-                self._part = _NOTHING
-                return data[begin:end], data[end + len(_LAST_CHUNK) :]
         pieces: list[bytes] = []
         at, size = 0, len(data)
         while at < size and self._part is not _NOTHING:

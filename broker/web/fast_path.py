@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from broker.core.chunks import read_only_chunk
 from broker.core.request_fields import FieldBlock
 from broker.errors import BadRequest, BrokerError
 from broker.services.logs import REQUEST_ID
@@ -26,6 +27,7 @@ from broker.web.connection import Failure
 from broker.web.incoming import IncomingBody
 from broker.web.proxy import Proxy, is_fault_of_body
 from broker.web.relay import Relay
+from broker.web.scrub import scrub
 from broker.web.turn_taking import MAX_HEAD_BYTES, TurnTaking
 
 if TYPE_CHECKING:
@@ -36,12 +38,15 @@ MAX_FIELDS: Final = 100
 _METHODS = {
     name.encode(): name
     for name in [
-        *("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"),
+        *("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY"),
         *("PROPFIND", "PROPPATCH", "MKCOL", "MKCALENDAR", "COPY", "MOVE", "LOCK", "UNLOCK", "REPORT", "SEARCH"),
         *("PURGE", "LINK", "UNLINK", "BIND", "REBIND", "UNBIND", "ACL", "MKACTIVITY", "CHECKOUT", "MERGE"),
+        *("M-SEARCH", "NOTIFY", "SUBSCRIBE", "UNSUBSCRIBE", "SOURCE"),
     ]
 }
 """Those that llhttp takes, too; TRACE and CONNECT aren't proxied."""
+_TARGETS = (b"/", b"http://", b"https://")
+"""How a path begins, and an absolute URL (RFC 9112 section 3.2.2)."""
 _VERSIONS = {b"HTTP/1.1": (1, 1), b"HTTP/1.0": (1, 0)}
 _FRAMING = re.compile(rb"(?i)\r\n(?:content-length|transfer-encoding|expect|upgrade)[ \t]*:[^\r\n]*")
 
@@ -92,7 +97,7 @@ class FastConnection(TurnTaking):
             return False
         name, target, said_version = request_line
         method, version = _METHODS.get(name), _VERSIONS.get(said_version)
-        if method is None or version is None or not target.startswith(b"/"):
+        if method is None or version is None or not target.startswith(_TARGETS):
             return False
         end = data.find(b"\r\n\r\n", line_end, MAX_HEAD_BYTES)
         if end < 0:
@@ -125,7 +130,9 @@ class FastConnection(TurnTaking):
         block = request.call.head.block
         length = block.content_length or 0
         content = None
-        if block.chunked or length > len(rest):
+        if block.chunked and (whole := read_only_chunk(rest)) is not None:
+            request.body, rest = whole
+        elif block.chunked or length > len(rest):
             content = IncomingBody(self, content_length=block.content_length)
             rest = content.feed(rest)
             if content.exception() is not None:
@@ -157,7 +164,7 @@ class FastConnection(TurnTaking):
         proxy, lane = self._proxy, call.lane
         if request.content is not None or len(body) > lane.max_body_bytes:
             return False
-        if call.head.upgrade or lane.route.scrub or call.is_bound:
+        if call.head.upgrade or call.is_bound:
             return False
         if not call.request_id:
             call.request_id = proxy.request_id(call, self._peer or "")
@@ -181,6 +188,8 @@ class FastConnection(TurnTaking):
                 exchange.carry(body, chunked=True)
             else:
                 exchange.body = body
+            if lane.route.scrub and call.token is not None:
+                scrub(exchange, call.token)
             relay.exchange = exchange
             if lane.upstream.try_start(exchange):
                 return True

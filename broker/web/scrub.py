@@ -4,24 +4,30 @@ Refuses answers that hold the very token that was sent: an upstream that echoes 
 It sees what is written plainly, in the head or in the body, also across the seams of reads; not what is compressed.
 """
 
+from broker.core.outcome import Token
 from broker.core.response_head import ResponseHead
 from broker.errors import UpstreamError, UpstreamUnavailable
 from broker.services.upstream import Exchange, Receiver
 
 
-class Scrubber:
-    """A receiver in front of another one (services.upstream.Receiver)."""
+def scrub(exchange: Exchange, token: Token) -> None:
+    """Have the answer to *exchange*, which hasn't been started, not show *token*, which it carries."""
+    exchange.receiver = Scrubber(exchange, token.access_token.reveal().encode())
 
-    def __init__(self, receiver: Receiver, secret: bytes) -> None:
+
+class Scrubber:
+    """A receiver in front of the one that an exchange has (services.upstream.Receiver)."""
+
+    def __init__(self, exchange: Exchange, secret: bytes) -> None:
         """
         Args:
-            receiver: Takes what is clean.
+            exchange: Whose answer it is.
             secret: What no answer may hold.
         """
-        self._receiver = receiver
+        self._exchange: Exchange | None = exchange  # None once it is over: they hold each other
+        self._receiver: Receiver = exchange.receiver
         self._secret = secret
         self._tail = b""
-        self.exchange: Exchange | None = None
 
     def on_informational(self, head: ResponseHead) -> None:
         if self._is_clean(head.passed, seam=False):
@@ -40,9 +46,11 @@ class Scrubber:
             self._receiver.on_body(body)
 
     def on_end(self) -> None:
+        self._exchange = None
         self._receiver.on_end()
 
     def on_failed(self, error: UpstreamError) -> None:
+        self._exchange = None
         self._receiver.on_failed(error)
 
     def on_write_paused(self) -> None:
@@ -53,13 +61,12 @@ class Scrubber:
 
     def _is_clean(self, data: bytes, *, seam: bool = True) -> bool:
         """Whether *data* may pass. If not, the exchange is over."""
-        if self.exchange is not None and self.exchange.ended:
+        if self._exchange is None or self._exchange.ended:
             return False
         looked_at = self._tail + data if seam else data
         if self._secret in looked_at:
-            if self.exchange is not None:
-                self.exchange.abort()
-            self._receiver.on_failed(UpstreamUnavailable("the answer holds the access token that was sent"))
+            self._exchange.abort()
+            self.on_failed(UpstreamUnavailable("the answer holds the access token that was sent"))
             return False
         if seam:
             self._tail = looked_at[-(len(self._secret) - 1) :] if len(self._secret) > 1 else b""

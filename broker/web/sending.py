@@ -19,7 +19,7 @@ from broker.web.gate import Call
 from broker.web.incoming import Content
 from broker.web.proven_relay import ProvenRelay
 from broker.web.relay import Relay
-from broker.web.scrub import Scrubber
+from broker.web.scrub import scrub
 from broker.web.streams import Streams
 
 MAX_AWAITED_BYTES = 16 << 10
@@ -97,10 +97,7 @@ class Sender:
         if body is not None and (error := await self._await_small(transit, body)) is not None:
             relay.refuse(error)
             return relay
-        scrubber = self._scrubber(call, relay)
-        exchange = Exchange(
-            call.head.method, call.compose(), scrubber or relay, call.lane.answers, call.lane.route.timeout
-        )
+        exchange = Exchange(call.head.method, call.compose(), relay, call.lane.answers, call.lane.route.timeout)
         exchange.upgrade = call.head.upgrade
         if call.is_bound:
             exchange.recompose = call.compose  # a proof is good for one request (RFC 9449 section 11.1)
@@ -108,8 +105,8 @@ class Sender:
             relay.refuse(error)
             return relay
         relay.exchange = exchange
-        if scrubber is not None:
-            scrubber.exchange = exchange
+        if call.lane.route.scrub and call.token is not None:
+            scrub(exchange, call.token)
         try:
             await call.lane.upstream.start(exchange)
             if body is not None and not exchange.complete:
@@ -154,12 +151,6 @@ class Sender:
         finally:
             sending.cancel()
             connection.body = None
-
-    @staticmethod
-    def _scrubber(call: Call, relay: Relay) -> Scrubber | None:
-        if not call.lane.route.scrub or call.token is None:
-            return None
-        return Scrubber(relay, call.token.access_token.reveal().encode())
 
 
 def _announce(body: RequestBody, exchange: Exchange, *, chunked: bool) -> BrokerError | None:

@@ -6,6 +6,7 @@ import re
 METHODS = (
     ["GET"] * 12 + ["HEAD"] * 3 + ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "get", "PROPFIND", "FOO", ""]
 )
+METHODS += ["QUERY", "NOTIFY", "M-SEARCH", "CONNECT"]
 TARGETS = [
     "/",
     "/api",
@@ -28,6 +29,20 @@ TARGETS += [
     "",
     "http://app.example.com/abs",
     "http://evil/",
+]
+TARGETS += [
+    "http://APP.example.com/api?x=/",
+    "https://app.example.com/api/private",
+    "HTTP://app.example.com/",
+    "http://app.example.com",
+    "http://app.example.com?x",
+    "http://app.example.com/bff/login",
+    "http://app.example.com/%62ff/x",
+    "http://app.example.com//api",
+    "http://app.example.com:443/api",
+    "http://u@app.example.com/api",
+    "http:///api",
+    "http://app.example.com/#",
 ]
 TARGETS += ["/api/" + "d/" * 50, "/x?" + "q" * 3000, "/\u00e9", "/a b", "/.", "/%zz", "//evil", "/api?[]{}|"]
 VERSIONS = ["HTTP/1.1"] * 16 + ["HTTP/1.0", "HTTP/1.2", "HTTP/2.0", "http/1.1", "", "HTTP/1.1 "]

@@ -92,7 +92,9 @@ async def test_it_forwards_and_refuses_what_the_slow_path_does(first_seed: int) 
             assert 50 < slow.handled - quick.handled, "the fast path was hardly used"
 
 
-@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND"])
+@pytest.mark.parametrize(
+    "method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "QUERY", "M-SEARCH"]
+)
 @pytest.mark.parametrize("body", [b"", b"{}"])
 async def test_a_plain_call_takes_it(method: str, body: bytes) -> None:
     """A request with a live session doesn't touch aiohttp's parser."""
@@ -145,12 +147,12 @@ async def test_it_may_come_in_any_pieces(name: str) -> None:
     [
         request("/api", "X-CSRF: 1", "X-Long: " + "x" * 16384, cookie=ALICE)[:-4] + b"\r\n\r\n",
         request("/nothing", *["X-A: 1"] * 101),
-        request("http://app.example.com/absolute"),
+        request("HTTP://app.example.com/absolute"),
         request("/a", "X-Tab:\tx"),
         request("/a", "Upgrade: h2c", "Connection: Upgrade") + request("/b"),
         request("/a\u00e9"),
     ],
-    ids=["long", "many fields", "absolute form", "tabs", "not waiting for an upgrade", "8-bit"],
+    ids=["long", "many fields", "a scheme in capitals", "tabs", "not waiting for an upgrade", "8-bit"],
 )
 async def test_what_is_not_plainly_written_falls_through(data: bytes) -> None:
     """What aiohttp reads comes no byte changed; nothing is lost."""
@@ -473,7 +475,7 @@ async def test_the_access_log_says_the_same_on_both_paths() -> None:
         fast = Fast(upstream)
         async with fast.proxy as proxy, await proxy.connect() as caller:
             await fast.warm(caller)
-            for target in ("/api/x", "http://app.example.com/api/x"):
+            for target in ("/api/x", "HTTP://app.example.com/api/x"):
                 await caller.send(request(target, "X-CSRF: 1", cookie=ALICE, method="POST", body=b"{}"))
                 assert 200 == (await caller.answer()).status
             assert 1 == proxy.handled

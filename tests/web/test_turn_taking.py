@@ -20,7 +20,7 @@ def proxied(upstream: RawUpstream) -> ProxyUnderTest:
 async def test_after_a_slow_request_it_is_taken_again() -> None:
     """What aiohttp has to read in between doesn't end it."""
     async with RawUpstream() as upstream, proxied(upstream) as proxy, await proxy.connect() as caller:
-        for target in ("http://app.example.com/x", "/quick", "http://app.example.com/x", "/quick"):
+        for target in ("HTTP://app.example.com/x", "/quick", "HTTP://app.example.com/x", "/quick"):
             await caller.send(request(target, method="PUT", body=b"body"))
             assert 200 == (await caller.answer()).status
         assert 2 == proxy.handled
@@ -66,7 +66,7 @@ async def test_a_body_that_never_ends_after_an_early_answer_ends_its_connection(
 async def test_a_quick_caller_is_not_slow_for_ever() -> None:
     """A request that comes before aiohttp is done with the last one waits a turn of the loop, and is quick again."""
     async with RawUpstream() as upstream, proxied(upstream) as proxy, await proxy.connect() as caller:
-        await caller.send(request("http://app.example.com/slow"))
+        await caller.send(request("HTTP://app.example.com/slow"))
         assert 200 == (await caller.answer()).status
         for _ in range(100):
             await caller.send(request("/quick"))
@@ -83,7 +83,7 @@ async def test_while_aiohttp_serves_a_request_the_next_one_waits_without_work() 
         await wire.send(OK)
 
     async with RawUpstream(script) as upstream, proxied(upstream) as proxy, await proxy.connect() as caller:
-        await caller.send(request("http://app.example.com/slow"))
+        await caller.send(request("HTTP://app.example.com/slow"))
         await until(lambda: len(upstream.requests) == 1)
         began = time.thread_time()
         await caller.send(request("/next"))
