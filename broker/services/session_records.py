@@ -78,10 +78,10 @@ class SessionRecords:
 
         No version is ever used twice under one key, so what has the same one needn't be opened again.
         """
-        record = await self._store.get(key)
-        if record is None:
-            return None
-        return Unchanged() if record.version == version else self._open(key, record)
+        found = await self._store.version(key)
+        if found == version:
+            return Unchanged()
+        return None if found is None else await self.read_key(key)
 
     async def replace(
         self, stored: StoredSession, session: Session, *, ttl_seconds: float | None = None

@@ -126,7 +126,9 @@ class Sessions:
             session_id: The cookie's value.
             used: Whether this counts as a use, which moves the idle end.
         """
-        digest = sha256(session_id).digest()
+        return self._peek(sha256(session_id).digest(), used=used)
+
+    def _peek(self, digest: bytes, *, used: bool) -> LiveSession | None:
         entry = self._cache.ready(digest) or self._cache.get(digest)
         if entry is None:
             return None
@@ -146,12 +148,12 @@ class Sessions:
         Raises:
             StoreError: If the store is down and nothing that may still be used is known.
         """
-        known = self.peek(session_id, used=used)
-        if known is not None:
-            return known
         if not _ID.fullmatch(session_id):
             return None
         digest = sha256(session_id).digest()
+        known = self._peek(digest, used=used)
+        if known is not None:
+            return known
         if self._cache.is_absent(digest, at=self._clock.monotonic()):
             return None
         entry = await self._entry(digest, session_id.decode("ascii"))
@@ -167,9 +169,10 @@ class Sessions:
 
     async def _entry(self, digest: bytes, session_id: str) -> Entry | None:
         """Return the session from the store, or what was known of it if the store is down."""
-        kept = self._kept_through_outage(digest)
-        if kept is not None and self._clock.monotonic() < self._store_rests_until:
-            return kept
+        if self._clock.monotonic() < self._store_rests_until:
+            kept = self._kept_through_outage(digest)
+            if kept is not None:
+                return kept
         outcome = await self._loading.read(digest, self._read, digest, session_id)
         if not isinstance(outcome, StoreError):
             return outcome

@@ -75,10 +75,10 @@ class Vault:
         No version is ever used twice under one key, so what has the same one needn't be opened again.
         """
         for key in self._keys_of(grant_id):
+            if version and await self._store.version(key) == version:
+                return Unchanged()
             record = await self._store.get(key)
             if record is not None:
-                if record.version == version:
-                    return Unchanged()
                 grant = self._open(key, record.value)
                 return None if grant is None else StoredGrant(grant, key, record.version)
         return None

@@ -154,6 +154,10 @@ class Store(Protocol):
         """Return the record, or None if there is none."""
         ...
 
+    async def version(self, key: str) -> int | None:
+        """Return the record's version, or None if there is none: all that whoever knows the record has to read."""
+        ...
+
     async def create(
         self,
         key: str,

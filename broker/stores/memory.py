@@ -105,6 +105,10 @@ class MemoryStore:
         kept = self._backend.kept(key)
         return None if kept is None else kept.record
 
+    async def version(self, key: str) -> int | None:
+        kept = self._backend.kept(key)
+        return None if kept is None else kept.record.version
+
     async def create(
         self,
         key: str,

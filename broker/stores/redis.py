@@ -170,6 +170,11 @@ class RedisStore:
             case reply:
                 raise _nonsense(reply)
 
+    async def version(self, key: str) -> int | None:
+        record = self._keys.record(key)
+        reply = await self._client.read(record, "HGET", record, "version")
+        return None if reply is None else _version(reply)
+
     async def create(
         self,
         key: str,

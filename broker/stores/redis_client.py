@@ -137,9 +137,11 @@ class RedisClient:
 
     async def read(self, key: str, *words: Word) -> Reply:
         """As :meth:`call`, for a command that writes nothing: cheaper, since reads share a connection."""
-        deadline = asyncio.get_running_loop().time() + self.timeout_seconds
         lane = self._lane(key)
         answer = None if lane is None else lane.ask(_packed(words))
+        # Not asyncio's running loop, where it is known otherwise: that takes a call of the kernel (getpid).
+        loop = asyncio.get_running_loop() if answer is None else answer.get_loop()
+        deadline = loop.time() + self.timeout_seconds
         if answer is not None:
             try:
                 reply = await answer

@@ -48,6 +48,9 @@ class SqliteStore:
     async def get(self, key: str) -> Record | None:
         return await self._worker.run(lambda opened: _get(opened, key), Effect.READ)
 
+    async def version(self, key: str) -> int | None:
+        return await self._worker.run(lambda opened: _version(opened, key), Effect.READ)
+
     async def create(
         self,
         key: str,
@@ -217,6 +220,11 @@ class _SqliteLease:
 def _get(opened: Transaction, key: str) -> Record | None:
     row = opened.row("SELECT value, version FROM records WHERE key = ? AND expires_at > ?", key, opened.now)
     return None if row is None else Record(*row)
+
+
+def _version(opened: Transaction, key: str) -> int | None:
+    row = opened.row("SELECT version FROM records WHERE key = ? AND expires_at > ?", key, opened.now)
+    return None if row is None else int(row[0])
 
 
 def _draw(opened: Transaction, key: str, seconds: float) -> float:

@@ -480,7 +480,7 @@ async def test_ft_02_a_store_that_is_down_is_not_asked_for_each_call(host: Host)
     for _ in range(100):
         assert await process.sessions.load(cookie(session_id)) is not None
 
-    assert 1 == process.store.calls["get"]
+    assert 1 == process.store.calls["version"]
 
 
 async def test_an_outage_makes_no_dead_session_live(host: Host) -> None:

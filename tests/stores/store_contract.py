@@ -86,7 +86,8 @@ class StoreContract:
         assert version > 0
         assert Record(value, version) == await store.get(KEY)
         assert Record(value, version) == await replica.get(KEY)
-        assert None is await store.get(OTHER)
+        assert [version, version] == [await store.version(KEY), await replica.version(KEY)]
+        assert [None, None] == [await store.get(OTHER), await store.version(OTHER)]
 
     async def test_an_empty_value_is_a_value(self, store: Store) -> None:
         """A record of no bytes is there."""
@@ -110,6 +111,7 @@ class StoreContract:
         second = await store.replace(KEY, b"2", first)
         assert second is not None
         assert second > first
+        assert second == await replica.version(KEY)
         assert None is await replica.replace(KEY, b"late", first)
         assert Record(b"2", second) == await replica.get(KEY)
         third = await replica.replace(KEY, b"3", second)
@@ -195,7 +197,7 @@ class StoreContract:
         version = await store.create(KEY, b"1", ttl_seconds=SHORT, tags=["user"], due_at=1)
         assert version is not None
         await backing.elapse(2 * SHORT)
-        assert None is await replica.get(KEY)
+        assert [None, None] == [await replica.get(KEY), await replica.version(KEY)]
         assert [] == await replica.find("user")
         assert [] == await replica.due("grant", 2, 10)
         assert None is await store.replace(KEY, b"2", version)

@@ -59,6 +59,10 @@ class FaultyStore:
         await self._pass("ping")
         await self._store.ping()
 
+    async def version(self, key: str) -> int | None:
+        await self._pass("version", key)
+        return await self._store.version(key)
+
     async def get(self, key: str) -> Record | None:
         await self._pass("get", key)
         record = await self._store.get(key)

@@ -115,6 +115,10 @@ class TroubledStore:
     async def ping(self) -> None:
         await self._call("ping", self.inner.ping)
 
+    async def version(self, key: str) -> int | None:
+        version: int | None = await self._call("version", lambda: self.inner.version(key), key)
+        return version
+
     async def get(self, key: str) -> Record | None:
         record: Record | None = await self._call("get", lambda: self.inner.get(key), key)
         return record
