@@ -15,7 +15,9 @@ MIN_MEMORY_BYTES = 128 << 20
 class LimitOptions:
     """Limits on callers' connections. Bodies and rates are limited by routes."""
 
-    header_timeout_seconds: float = option("How long the head of a request may take to arrive.", default=15.0)
+    header_timeout_seconds: float = option(
+        "How long the head of a request may take to arrive; and, before it, the handshake of TLS.", default=15.0
+    )
     body_timeout_seconds: float = option(
         "How long a caller may send nothing of a body that it has begun. On the whole it must be faster than "
         f"{MIN_BODY_BYTES_PER_SECOND} bytes a second.",

@@ -51,8 +51,8 @@ class Relaying(Protocol):
         """The caller sends no more. Returns whether it may still be sent something."""
         ...
 
-    def caller_lost(self) -> None:
-        """The caller is gone."""
+    def caller_lost(self) -> int:
+        """The caller is gone. Returns the status of the answer that it had a part of; 0 if it had none."""
         ...
 
 
@@ -143,6 +143,7 @@ class CallerConnection(RequestHandler):
 
     Attributes:
         relay: What is being written to it past aiohttp; None while aiohttp writes itself.
+        begun_status: The status of the answer that the caller had a part of when it went away; 0 if it had none.
         failure: What the next request that aiohttp hands on is answered with.
         body: The body that is being received; None if there is none.
     """
@@ -155,6 +156,7 @@ class CallerConnection(RequestHandler):
         "_stream",
         "_watch",
         "_write_since",
+        "begun_status",
         "body",
         "failure",
         "relay",
@@ -169,6 +171,7 @@ class CallerConnection(RequestHandler):
         self._fields: RawHeaders = ()
         self._last_block: FieldBlock | None = None
         self._stream = RequestStream(3 * limits.max_header_field_bytes)  # a name, a value, and more
+        self.begun_status = 0
         self.body: Awaited | None = None
         self.relay: Relaying | None = None
         self.failure: Failure | None = None
@@ -263,7 +266,7 @@ class CallerConnection(RequestHandler):
         self._watch.discard(self)
         relay, self.relay = self.relay, None
         if relay is not None:
-            relay.caller_lost()
+            self.begun_status = relay.caller_lost()
         super().connection_lost(exc)
 
     def begin_tunnel(self, exchange: Exchange) -> None:

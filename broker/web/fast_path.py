@@ -238,6 +238,9 @@ class FastConnection(TurnTaking):
                 relay = await proxy.carry(call, self, content)
             else:
                 relay = await proxy.go_on(call, self, content, request.relay)
+        except asyncio.CancelledError:
+            proxy.finished(call, self.begun_status, self._loop.time() - request.began_at)
+            raise
         except Exception as fault:  # noqa: BLE001 - aiohttp's handler tells it to the caller and, if it is ours, to the log
             self._serving = None
             self._fail(request, fault)
@@ -259,7 +262,7 @@ class FastConnection(TurnTaking):
         self._current = None
         if relay.rejected:
             relay.release()
-        self._proxy.finished(request.call, relay, self._loop.time() - request.began_at)
+        self._proxy.finished(request.call, relay.status, self._loop.time() - request.began_at)
         if relay.started:
             self._answered(keeps=relay.keep_alive and not self.closes)
         else:

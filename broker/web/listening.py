@@ -2,6 +2,10 @@
 
 import socket
 from collections.abc import Mapping, Sequence
+from typing import Final
+
+BACKLOG: Final = 1024
+"""How many callers may wait to be accepted on each socket, where the kernel allows as many."""
 
 Address = tuple[str, int]
 """A host and a port."""
@@ -34,7 +38,7 @@ def _listening(host: str, port: int, *, joins: bool) -> socket.socket:
         if joins:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listening.bind((host, port))
-        listening.listen(1024)
+        listening.listen(BACKLOG)
     except OSError:
         listening.close()
         raise

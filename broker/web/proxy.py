@@ -141,9 +141,16 @@ class Proxy:
         given = self.gate.given_request_id(call, peer) if b"x-request-id" in call.head.block.read else None
         return given or self._new_request_id()
 
-    def finished(self, call: Call, relay: Relay, seconds: float) -> None:
-        """Count and log a request that an upstream answered."""
-        call.lane.stats.count(relay.status, seconds)
+    def finished(self, call: Call, status: int, seconds: float) -> None:
+        """
+        Count and log a request that an upstream answered, or whose caller has gone.
+
+        Args:
+            call: The request.
+            status: The answer's status; 0 if the caller had nothing of it.
+            seconds: How long it took.
+        """
+        call.lane.stats.count(status, seconds)
         if self._access_log is not None:
             self._access_log(
                 access_line(
@@ -152,7 +159,7 @@ class Proxy:
                     client=call.caller.address,
                     method=call.head.method,
                     path=call.head.target.path.decode(),
-                    status=relay.status,
+                    status=status,
                     seconds=seconds,
                     route=call.lane.name,
                     session=call.session.key if call.session is not None else "",
@@ -175,16 +182,20 @@ class Proxy:
             raise failure.error
         began_at = self._loop.time()
         call = self._judge(connection, request)
-        await self.gate.admit(call)
-        self.gate.limit(call)
-        relay = await self.carry(call, connection, request.content)
+        try:
+            await self.gate.admit(call)
+            self.gate.limit(call)
+            relay = await self.carry(call, connection, request.content)
+        except asyncio.CancelledError:
+            self.finished(call, connection.begun_status, self._loop.time() - began_at)
+            raise
         seconds = self._loop.time() - began_at
         if relay.error is not None and not relay.started:
             call.lane.stats.count(relay.status, seconds)
             if is_fault_of_body(relay.error):
                 connection.close_soon()
             raise relay.error
-        self.finished(call, relay, seconds)
+        self.finished(call, relay.status, seconds)
         return KEPT if relay.keep_alive else CLOSED
 
     async def carry(self, call: Call, connection: CallerConnection, content: Content) -> Relay:

@@ -152,11 +152,12 @@ class Relay:
             self._finish()
         return self._tunnel and self.exchange is not None and self.exchange.finish_tunnel()
 
-    def caller_lost(self) -> None:
+    def caller_lost(self) -> int:
         if self.exchange is not None:
             self.exchange.abort()
         self.keep_alive = False
         self._finish()
+        return self.status if self.started else 0
 
     # --- from the upstream (services.upstream.Receiver)
 

@@ -18,9 +18,11 @@ from typing import Any
 from aiohttp import web
 
 from broker.config.settings import LogFormat, Settings
+from broker.core.limit_options import LimitOptions
 from broker.errors import OperatorError
 from broker.services import logs
 from broker.services.tls import server_context
+from broker.web.site import Site
 from broker.web.workers import GENTLY
 
 SUPERVISOR_CHECK_SECONDS = 1.0
@@ -99,9 +101,9 @@ async def _serve(
     runners: list[web.BaseRunner] = []
     if public:
         tls = None if settings.tls is None else server_context(settings.tls)
-        runners.append(await _listen(installation.public_runner(), public, tls))
+        runners.append(await _listen(installation.public_runner(), public, settings.limits, tls))
     if admin:
-        runners.append(await _listen(installation.admin_runner(), admin))
+        runners.append(await _listen(installation.admin_runner(), admin, settings.limits))
     settle()
     log.info("started", extra={"public_url": str(settings.public_url), "listen": _names(*public, *admin)})
     if supervision is not None:
@@ -129,11 +131,11 @@ def settle() -> None:
 
 
 async def _listen(
-    runner: web.BaseRunner, sockets: Sequence[socket.socket], tls: SSLContext | None = None
+    runner: web.BaseRunner, sockets: Sequence[socket.socket], limits: LimitOptions, tls: SSLContext | None = None
 ) -> web.BaseRunner:
     await runner.setup()
     for each in sockets:
-        await web.SockSite(runner, each, ssl_context=tls).start()
+        await Site(runner, each, tls=tls, handshake_seconds=limits.header_timeout_seconds).start()
     return runner
 
 

@@ -1,6 +1,7 @@
 """Callers that are slow, many, or gone."""
 
 import asyncio
+import json
 import resource
 import time
 
@@ -267,3 +268,27 @@ async def test_nothing_is_watched_that_is_not_slow() -> None:
         watch = connection._watch  # type: ignore[attr-defined]
         assert isinstance(watch, Watch)
         await until(lambda: watch._timer is None, seconds=5)
+
+
+@pytest.mark.parametrize(("sent", "status"), [(b"", 0), (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", 200)])
+@pytest.mark.parametrize("body", ["", "Content-Length: 100000"])
+async def test_a_caller_that_leaves_is_logged(sent: bytes, status: int, body: str) -> None:
+    """With the status of the answer that it had a part of, whether a task serves it or not."""
+    lines: list[str] = []
+
+    async def script(got: RawRequest, wire: Wire) -> None:
+        await wire.send(sent)
+        await wire.reader.read()
+
+    async with RawUpstream(script, read_body=False) as upstream:
+        routes = [Route(path="/api", upstream=upstream.url, token=ANONYMOUS)]
+        async with ProxyUnderTest(routes, access_log=lines.append) as proxy:
+            async with await proxy.connect() as caller:
+                await caller.send(request("/api/x", *filter(None, [body]), method="POST"))
+                await until(lambda: bool(upstream.requests))
+                if sent:
+                    await caller.head()
+            await until(lambda: bool(lines))
+
+    (line,) = map(json.loads, lines)
+    assert ("/api/x", "/api", status) == (line["path"], line["route"], line["status"])
