@@ -18,6 +18,7 @@ from tests.support.authorization_server import CLIENT_ID, CLIENT_SECRET
 from tests.support.broker_process import Browser, free_port, provider_options
 
 OTHER_COOKIES = "theme=dark; lang=en"
+ADMIN_TOKEN = "for benchmarks on loopback alone"
 TOKEN = "t" * 700
 """About as long as the JWTs that the others send."""
 
@@ -336,7 +337,14 @@ function request() return whole end
 
 
 def _broker(
-    store: str, *, workers: int = 1, script: str = "", path: str = "/small.json", users: int = 1, **settings: Any
+    store: str,
+    *,
+    workers: int = 1,
+    script: str = "",
+    path: str = "/small.json",
+    users: int = 1,
+    by_handle: bool = False,
+    **settings: Any,
 ) -> Any:
     @contextmanager
     def start(lab: Lab, name: str, port: int) -> Iterator[Subject]:
@@ -348,7 +356,7 @@ def _broker(
         document = {
             "public_url": f"http://{HOST}:{port}",
             "listen": f"{HOST}:{port}",
-            "admin": {"listen": f"{HOST}:{admin}"},
+            "admin": {"listen": f"{HOST}:{admin}", "token": {"value": ADMIN_TOKEN}},
             "keys": [{"value": new_key(SystemRandomness()).reveal()}],
             "store": {"url": url, **({"prefix": f"bench{port}:"} if store == "redis" else {})},
             "spool_dir": str(directory / "spool"),
@@ -366,6 +374,10 @@ def _broker(
         command = [sys.executable, "-m", "broker", "run", str(config)]
         core = PROXY_CORE if workers == 1 else f"{PROXY_CORE},{LOAD_CORE}"
         with started(command, core=core, port=port, log=lab.directory / f"{port}.log") as pid:
+            if by_handle:
+                line = asyncio.run(_handle(f"http://{HOST}:{lab.issuer}", f"http://{HOST}:{admin}"))
+                yield Subject(name, port, pid, (*REQUEST_FIELDS, line), workers, script, path)
+                return
             cookies = [
                 f"{OTHER_COOKIES}; {asyncio.run(_broker_session(f'http://{HOST}:{port}'))}" for _ in range(users)
             ]
@@ -381,6 +393,20 @@ async def _broker_session(origin: str) -> str:
         assert (await browser.get("/small.json")).status == 200
         (cookie,) = [cookie for cookie in browser.http.cookie_jar if cookie.key == "session"]
     return f"session={cookie.value}"
+
+
+async def _handle(issuer: str, admin: str) -> str:
+    """Return the field that shows a new handle."""
+    import aiohttp
+
+    async with aiohttp.ClientSession(raise_for_status=True) as http:
+        async with http.post(f"{issuer}/_issue", json={"subject": "batch"}) as response:
+            tokens = await response.json()
+        document = {"provider": "corp", "subject": "batch", "refresh_token": tokens["refresh_token"]}
+        headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+        async with http.post(f"{admin}/api/grants", json=document, headers=headers) as response:
+            issued = await response.json()
+    return f"Authorization: Bearer {issued['handle']}"
 
 
 @contextmanager
@@ -404,6 +430,7 @@ STARTERS: dict[str, Any] = {
     "broker, SQLite, by the handler": _broker("sqlite", script=BY_THE_HANDLER),
     "broker, SQLite, chunked POST": _broker("sqlite", script=CHUNKED_POST),
     "broker, SQLite, scrubbed": _broker("sqlite", path="/scrubbed/small.json"),
+    "broker, SQLite, handle": _broker("sqlite", by_handle=True),
     "broker, SQLite, no session": _broker("sqlite", path="/open/small.json"),
     "broker, SQLite, 2 workers": _broker("sqlite", workers=2),
     "broker, Redis": _broker("redis"),

@@ -27,6 +27,7 @@ COLUMNS = (
 NGINX, SHM, REDIS, CADDY = "nginx", "mod_auth_openidc, shm", "mod_auth_openidc, Redis", "Caddy"
 FAST, SLOW, TWO = "broker, SQLite", "broker, SQLite, by the handler", "broker, SQLite, 2 workers"
 POST, CHUNKED, SCRUBBED = "broker, SQLite, POST", "broker, SQLite, chunked POST", "broker, SQLite, scrubbed"
+HANDLE = "broker, SQLite, handle"
 OPEN, BROKER_REDIS, UNCACHED = "broker, SQLite, no session", "broker, Redis", "broker, Redis, nothing kept"
 CONFIRMED = "broker, Redis, no cache"
 
@@ -56,6 +57,7 @@ TARGETS = (
             ("a POST with a small body", POST),
             ("a POST in chunks", CHUNKED),
             ("a GET whose answer is scrubbed", SCRUBBED),
+            ("a GET by a handle", HANDLE),
             ("any request, without the fast path", SLOW),
         )
         for against, at_most in ((NGINX, 2.8), (SHM, 0.5), (REDIS, 0.2), (CADDY, 0.6), (None, 60))

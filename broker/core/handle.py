@@ -2,7 +2,10 @@
 
 import re
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+
+from broker.core.paths import Target
 
 PREFIX = b"tbh_"
 """Lets secret scanners, and the broker itself, tell a handle from a token."""
@@ -39,20 +42,20 @@ def is_handle(credential: bytes) -> bool:
     return _HANDLE.fullmatch(credential) is not None
 
 
-def permits(handle: Handle, *, path: str, address: str, now: float) -> bool:
+def permits(handle: Handle, *, target: Target, address: str) -> bool:
     """
-    Return whether *handle* may be used.
+    Return whether *handle*, which hasn't ended, may be used.
 
     Args:
         handle: The handle.
-        path: The request's path, in lower case: routes don't tell cases apart.
+        target: What is asked for. Every reading of its path must be permitted; routes don't tell cases apart.
         address: The caller's true address.
-        now: Unix seconds.
     """
-    if handle.ends_at is not None and now >= handle.ends_at:
-        return False
-    if handle.routes and not any(_is_below(path, route.lower()) for route in handle.routes):
-        return False
+    if handle.routes:
+        routes = [route.lower() for route in handle.routes]
+        for path in (target.folded, *target.readings):
+            if not any(_is_below(path.decode("latin-1"), route) for route in routes):
+                return False
     return not handle.networks or _is_within(address, handle.networks)
 
 
@@ -65,4 +68,9 @@ def _is_within(address: str, networks: tuple[str, ...]) -> bool:
         caller = ip_address(address)
     except ValueError:
         return False
-    return any(caller in ip_network(network) for network in networks)
+    return any(caller in _network(network) for network in networks)
+
+
+@lru_cache(maxsize=1024)
+def _network(network: str) -> IPv4Network | IPv6Network:
+    return ip_network(network)

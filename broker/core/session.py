@@ -31,8 +31,8 @@ class SessionOptions:
     )
     same_site: SameSite = option("SameSite of the session cookie.", default=SameSite.STRICT)
     cache_ttl_seconds: float = option(
-        "How long a process may use what it knows of a session without asking the store again. Logouts are pushed to "
-        "every process at once and do not wait for it.",
+        "How long a process may use what it knows of a session, or of a caller without a browser, without asking the "
+        "store again. Logouts and revocations are pushed to every process at once and do not wait for it.",
         default=5.0,
     )
     outage_grace_seconds: float = option(

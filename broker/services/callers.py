@@ -9,25 +9,29 @@ import binascii
 import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
+from typing import NamedTuple
 
 from broker.core.callers import CallerIssuerOptions, CallersOptions
 from broker.core.compact_jws import MalformedToken, read_compact
 from broker.core.grant import Origin
-from broker.core.handle import PREFIX, permits
+from broker.core.handle import PREFIX, Handle, permits
 from broker.core.id_token import ClaimsRefused
+from broker.core.paths import Target
 from broker.core.provider import ProviderOptions
 from broker.errors import BadRequest, Forbidden, NoSession
 from broker.services.clock import Clock
 from broker.services.handles import Handles
 from broker.services.id_tokens import IdTokens
 from broker.services.jwks import Jwks
+from broker.services.lookups import Lookups
 from broker.services.metadata import Metadata
 from broker.services.outbound import Outbound
 from broker.services.tokens import TokenBroker
+from broker.stores.base import Event, Store, Topic
 
-MAX_CACHED = 10_000
+MAX_CHECKED = 10_000
 TOKEN_CACHE_SECONDS = 60.0
 """How long a signature isn't checked again."""
 MAX_TOKEN_BYTES = 16 << 10
@@ -35,8 +39,7 @@ MAX_TOKEN_BYTES = 16 << 10
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
+class Shown(NamedTuple):
     """
     What a request shows of its caller.
 
@@ -44,13 +47,13 @@ class Shown:
         authorization: Its Authorization field lines.
         client_certificate: ``Client-Cert`` field lines from a trusted proxy (RFC 9440 section 2.1).
         address: The caller's true address.
-        paths: Every reading of the request's path, in lower case.
+        target: What it asks for.
     """
 
     authorization: Sequence[bytes]
-    client_certificate: Sequence[bytes] = ()
+    client_certificate: Sequence[bytes]
     address: str
-    paths: Sequence[str]
+    target: Target
 
 
 class CallerIssuer:
@@ -82,24 +85,60 @@ class CallerIssuer:
 class Callers:
     """Finds the grant that a caller speaks for."""
 
-    def __init__(self, options: CallersOptions, *, handles: Handles, tokens: TokenBroker, clock: Clock) -> None:
+    def __init__(
+        self,
+        options: CallersOptions,
+        *,
+        handles: Handles,
+        tokens: TokenBroker,
+        store: Store,
+        clock: Clock,
+        cache_ttl_seconds: float = 5.0,
+        outage_grace_seconds: float = 60.0,
+    ) -> None:
         """
         Args:
             options: The configured issuers and certificates.
             handles: Finds handles.
             tokens: Finds grants by their subjects.
+            store: Tells of grants that end.
             clock: Time.
+            cache_ttl_seconds: How long a subject's grant isn't looked for again while nothing is heard of it.
+            outage_grace_seconds: How long one that is known is used while the store is down.
         """
         self._certificates = options.certificates
         self._issuers = {each.issuer: CallerIssuer(each, clock) for each in options.jwt}
         self._handles = handles
         self._tokens = tokens
         self._clock = clock
-        self._known: OrderedDict[bytes, tuple[str, float]] = OrderedDict()
+        self._checked: OrderedDict[bytes, tuple[_Owner, float]] = OrderedDict()
+        self._grants: Lookups[_Owner, str] = Lookups(
+            clock, ttl_seconds=cache_ttl_seconds, grace_seconds=outage_grace_seconds
+        )
+        store.subscribe(self._heard)
 
     def names_handle(self, authorization: Sequence[bytes]) -> bool:
         """Return whether the caller shows a handle, which goes before any cookie."""
         return len(authorization) == 1 and authorization[0][:16].lower().startswith(b"bearer " + PREFIX)
+
+    def peek(self, shown: Shown) -> str | None:
+        """
+        As :meth:`grant_of`, if this process knows it for sure; None otherwise: then ask that.
+
+        Raises:
+            NoSession: If what the caller shows isn't taken.
+            Forbidden: If it may not be used here.
+        """
+        if shown.authorization:
+            credential = _bearer(shown.authorization)
+            if credential.startswith(PREFIX):
+                handle = self._handles.peek(credential)
+                return None if handle is None else self._permitted(handle, shown)
+            owner = self._owner_by_token(sha256(credential).digest())
+            return None if owner is None else self._grants.peek(owner)
+        if shown.client_certificate and self._certificates:
+            return self._grants.peek(self._owner_by_certificate(shown.client_certificate))
+        return None
 
     async def grant_of(self, shown: Shown) -> str | None:
         """
@@ -114,7 +153,7 @@ class Callers:
         if shown.authorization:
             return await self._by_credential(shown)
         if shown.client_certificate and self._certificates:
-            return await self._by_certificate(shown.client_certificate)
+            return await self._grant_of(self._owner_by_certificate(shown.client_certificate))
         return None
 
     async def _by_credential(self, shown: Shown) -> str:
@@ -129,25 +168,38 @@ class Callers:
         handle = await self._handles.find(credential)
         if handle is None:
             raise NoSession("the handle isn't known or has ended")
-        now = self._clock.now()
-        if not all(permits(handle, path=path, address=shown.address, now=now) for path in shown.paths):
+        return self._permitted(handle, shown)
+
+    def _permitted(self, handle: Handle, shown: Shown) -> str:
+        """Return the grant that *handle* stands for. Raises ``Forbidden`` if it may not be used for this."""
+        if not permits(handle, target=shown.target, address=shown.address):
             log.warning("handle_refused", extra={"handle": handle.id, "client": shown.address})
             raise Forbidden("the handle may not be used here")
         return handle.grant_id
 
+    def _owner_by_token(self, digest: bytes) -> "_Owner | None":
+        """Return whom a token names whose signature was checked lately."""
+        checked = self._checked.get(digest)
+        return checked[0] if checked is not None and self._clock.now() < checked[1] else None
+
     async def _by_token(self, credential: bytes) -> str:
         digest = sha256(credential).digest()
-        known = self._known.get(digest)
-        if known is not None and self._clock.now() < known[1]:
-            return known[0]
+        owner = self._owner_by_token(digest)
+        if owner is None:
+            owner = await self._check(credential, digest)
+        return await self._grant_of(owner)
+
+    async def _check(self, credential: bytes, digest: bytes) -> "_Owner":
         issuer = self._issuer_of(credential)
         try:
             subject, ends_at = await issuer.subject_of(credential.decode("ascii"))
         except (ClaimsRefused, UnicodeDecodeError) as refusal:
             raise NoSession(f"the caller's token is refused: {refusal}") from None
-        grant_id = await self._grant_of(issuer.options.provider, subject)
-        self._remember(digest, grant_id, min(ends_at, self._clock.now() + TOKEN_CACHE_SECONDS))
-        return grant_id
+        owner = _Owner(issuer.options.provider, subject)
+        self._checked[digest] = (owner, min(ends_at, self._clock.now() + TOKEN_CACHE_SECONDS))
+        if len(self._checked) > MAX_CHECKED:
+            self._checked.popitem(last=False)
+        return owner
 
     def _issuer_of(self, credential: bytes) -> CallerIssuer:
         """The issuer that an unchecked token names: it chooses among those configured, and nothing else."""
@@ -160,7 +212,7 @@ class Callers:
             raise NoSession("the token's issuer isn't configured")
         return issuer
 
-    async def _by_certificate(self, lines: Sequence[bytes]) -> str:
+    def _owner_by_certificate(self, lines: Sequence[bytes]) -> "_Owner":
         if len(lines) != 1:
             raise BadRequest("Client-Cert: more than one")
         value = lines[0].strip()
@@ -172,28 +224,40 @@ class Callers:
         caller = self._certificates.get(sha256(certificate).hexdigest())
         if caller is None:
             raise NoSession("the client certificate isn't known")
-        return await self._grant_of(caller.provider, caller.subject)
+        return _Owner(caller.provider, caller.subject)
 
-    async def _grant_of(self, provider: str, subject: str) -> str:
-        """The newest live grant that was imported for *subject*. A browser's grant is its browser's alone."""
+    async def _grant_of(self, owner: "_Owner") -> str:
+        grant_id = await self._grants.find(owner, partial(self._newest, owner))
+        if grant_id is None:
+            raise NoSession("there is no grant for this caller")
+        return grant_id
+
+    async def _newest(self, owner: "_Owner") -> str | None:
+        """The newest live grant that was imported for a subject. A browser's grant is its browser's alone."""
         found = [
             grant
-            for grant in await self._tokens.grants(provider, subject)
+            for grant in await self._tokens.grants(owner.provider, owner.subject)
             if grant.origin is not Origin.BROWSER and grant.ended is None
         ]
-        if not found:
-            raise NoSession("there is no grant for this caller")
-        return max(found, key=lambda grant: grant.chain_started_at).id
+        return max(found, key=lambda grant: grant.chain_started_at).id if found else None
 
-    def _remember(self, digest: bytes, grant_id: str, until: float) -> None:
-        self._known[digest] = (grant_id, until)
-        if len(self._known) > MAX_CACHED:
-            self._known.popitem(last=False)
+    def _heard(self, event: Event) -> None:
+        if event.topic is Topic.RESYNC:
+            self._grants.distrust()
+        elif event.topic is Topic.GRANT_ENDED:
+            self._grants.forget(lambda grant_id: grant_id == event.key)
 
     async def close(self) -> None:
         """Release every resource."""
         for issuer in self._issuers.values():
             await issuer.close()
+
+
+class _Owner(NamedTuple):
+    """Whose grant a caller speaks for."""
+
+    provider: str
+    subject: str
 
 
 def _bearer(lines: Iterable[bytes]) -> bytes:

@@ -3,8 +3,8 @@
 import base64
 import json
 import logging
-from collections import OrderedDict
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from hashlib import sha256
 
 from broker.core.handle import PREFIX, Handle, is_handle
@@ -12,13 +12,12 @@ from broker.core.secret import Secret
 from broker.errors import KeyringError, StoreError
 from broker.services.clock import Clock, Randomness
 from broker.services.keyring import Keyring
-from broker.services.turns import Turns
+from broker.services.lookups import Lookups
 from broker.stores.base import Event, Record, Store, Topic
 
 KIND = "handle"
 _TAG = "handle-tag"
 FOREVER_SECONDS = 50 * 365 * 86400.0
-MAX_CACHED = 10_000
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,14 @@ class Handles:
     """Issues, finds and revokes handles."""
 
     def __init__(
-        self, store: Store, keyring: Keyring, clock: Clock, randomness: Randomness, *, cache_ttl_seconds: float = 5.0
+        self,
+        store: Store,
+        keyring: Keyring,
+        clock: Clock,
+        randomness: Randomness,
+        *,
+        cache_ttl_seconds: float = 5.0,
+        outage_grace_seconds: float = 60.0,
     ) -> None:
         """
         Args:
@@ -45,16 +51,16 @@ class Handles:
             clock: Time.
             randomness: Makes them.
             cache_ttl_seconds: How long one isn't read again while nothing is heard of it.
+            outage_grace_seconds: How long one that is known is taken while the store is down.
         """
         self._store = store
         self._keyring = keyring
         self._clock = clock
         self._randomness = randomness
-        self._cache_ttl_seconds = cache_ttl_seconds
-        # Keyed by a hash, so that a heap dump of the cache holds no usable handle.
-        self._cache: OrderedDict[bytes, tuple[StoredHandle | None, float]] = OrderedDict()
-        self._turns = Turns()
-        self._changes_heard = 0
+        # By a hash, so that a heap dump holds no usable handle.
+        self._found: Lookups[bytes, StoredHandle] = Lookups(
+            clock, ttl_seconds=cache_ttl_seconds, grace_seconds=outage_grace_seconds
+        )
         store.subscribe(self._heard)
 
     async def issue(self, handle: Handle) -> Secret:
@@ -80,42 +86,26 @@ class Handles:
         made = Handle(id=self._randomness.token_bytes(6).hex(), grant_id=grant_id, created_at=self._clock.now())
         return replace(made, **attributes)  # type: ignore[arg-type]  # the admin API checks them
 
+    def peek(self, credential: bytes) -> Handle | None:
+        """Return what *credential* stands for if this process knows it for sure, or None: then ask :meth:`find`."""
+        return self._live(self._found.peek(sha256(credential).digest()))
+
     async def find(self, credential: bytes) -> Handle | None:
         """
         Return what *credential* stands for, or None if it isn't a live handle.
 
         Raises:
-            StoreError: If that can't be known now.
+            StoreError: If the store is down and nothing that may still be used is known.
         """
         if not is_handle(credential):
             return None
         digest = sha256(credential).digest()
-        cached = self._cached(digest)
-        if cached is None:
-            # One read for all who come at once with the same handle.
-            async with self._turns.turn(digest.hex()):
-                cached = self._cached(digest) or await self._load(digest, credential.decode())
-        found = cached[0]
+        return self._live(await self._found.find(digest, partial(self._read, credential.decode())))
+
+    def _live(self, found: StoredHandle | None) -> Handle | None:
         if found is None or (found.handle.ends_at is not None and self._clock.now() >= found.handle.ends_at):
             return None
         return found.handle
-
-    def _cached(self, digest: bytes) -> tuple[StoredHandle | None, float] | None:
-        cached = self._cache.get(digest)
-        if cached is None or self._clock.monotonic() >= cached[1] + self._cache_ttl_seconds:
-            return None
-        return cached
-
-    async def _load(self, digest: bytes, credential: str) -> tuple[StoredHandle | None, float]:
-        read_at, heard = self._clock.monotonic(), self._changes_heard
-        loaded = (await self._read(credential), read_at)
-        if heard != self._changes_heard:
-            return loaded  # some handle ended since it was read: it may have been this one
-        self._cache[digest] = loaded
-        self._cache.move_to_end(digest)
-        if len(self._cache) > MAX_CACHED:
-            self._cache.popitem(last=False)
-        return loaded
 
     async def issued(self, grant_id: str | None = None) -> list[Handle]:
         """Return the live handles, of one grant or all. Raises ``StoreError``."""
@@ -198,12 +188,6 @@ class Handles:
 
     def _heard(self, event: Event) -> None:
         if event.topic is Topic.RESYNC:
-            self._changes_heard += 1
-            self._cache.clear()
+            self._found.distrust()
         elif event.topic is Topic.SESSION_ENDED and event.key.startswith(f"{KIND}:"):
-            self._changes_heard += 1
-            gone = [
-                digest for digest, (found, _) in self._cache.items() if found is not None and found.key == event.key
-            ]
-            for digest in gone:
-                del self._cache[digest]
+            self._found.forget(lambda found: found.key == event.key)

@@ -111,10 +111,14 @@ class Installation:
         self.sessions = Sessions(
             self.store, keyring, settings.session, clock, randomness, touch_grant=self.tokens.touch
         )
-        self.handles = Handles(
-            self.store, keyring, clock, randomness, cache_ttl_seconds=settings.session.cache_ttl_seconds
+        trusted = {
+            "cache_ttl_seconds": settings.session.cache_ttl_seconds,
+            "outage_grace_seconds": settings.session.outage_grace_seconds,
+        }
+        self.handles = Handles(self.store, keyring, clock, randomness, **trusted)
+        self.callers = Callers(
+            settings.callers, handles=self.handles, tokens=self.tokens, store=self.store, clock=clock, **trusted
         )
-        self.callers = Callers(settings.callers, handles=self.handles, tokens=self.tokens, clock=clock)
         self.keep_alive = KeepAlive(vault, self.tokens.refresher, self.tokens.revocations, clock, randomness)
         self.trusted_proxies = TrustedProxies(settings.trusted_proxies, settings.forwarding_field)
         self._limits = SharedLimits(self.store if settings.store.is_shared else None, keyring, clock.monotonic)

@@ -73,6 +73,8 @@ class CallerSource(Protocol):
 
     def names_handle(self, authorization: Sequence[bytes]) -> bool: ...
 
+    def peek(self, shown: Shown) -> str | None: ...
+
     async def grant_of(self, shown: Shown) -> str | None: ...
 
 
@@ -232,12 +234,17 @@ class Gate:
             block = call.head.block
             if block.is_session_ambiguous:
                 raise BadRequest("the session cookie came twice")
-            session = self._sessions.peek(block.session_id) if block.session_id is not None else None
-            if session is None and (block.session_id is not None or self._shows_caller(block)):
-                return False
-            if session is not None and b"authorization" in block.read and self._names_handle(block):
-                return False
-            self._take_session(call, session)
+            if block.session_id is not None and not (b"authorization" in block.read and self._names_handle(block)):
+                session = self._sessions.peek(block.session_id)
+                if session is None:
+                    return False
+                self._take_session(call, session)
+            elif self._callers is not None and self._shows_caller(block):
+                call.grant_id = self._callers.peek(_shown(call))
+                if call.grant_id is None:
+                    return False
+            else:
+                self._take_session(call, None)
         if call.grant_id is not None:
             call.token = self._tokens.peek(call.grant_id, call.lane.audience)
             return call.token is not None
@@ -271,13 +278,7 @@ class Gate:
         if block.session_id is not None and not self._names_handle(block):
             session = await self._sessions.load(block.session_id)
         if session is None and self._callers is not None and self._shows_caller(block):
-            shown = Shown(
-                authorization=block.read.get(b"authorization", ()),
-                client_certificate=block.read.get(b"client-cert", ()),
-                address=call.caller.address,
-                paths=[path.decode("latin-1") for path in (call.head.target.folded, *call.head.target.readings)],
-            )
-            call.grant_id = await self._callers.grant_of(shown)
+            call.grant_id = await self._callers.grant_of(_shown(call))
         if call.grant_id is None:
             self._take_session(call, session)
 
@@ -412,6 +413,11 @@ class Gate:
 
 _MARKED = [b"1"]
 _OWN_SITE = (None, [b"same-origin"], [b"none"])
+
+
+def _shown(call: Call) -> Shown:
+    read = call.head.block.read
+    return Shown(read.get(b"authorization", ()), read.get(b"client-cert", ()), call.caller.address, call.head.target)
 
 
 def _who(call: Call) -> str:

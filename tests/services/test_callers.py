@@ -1,3 +1,4 @@
+import asyncio
 from base64 import b64encode
 from collections.abc import AsyncIterator, Sequence
 from hashlib import sha256
@@ -8,17 +9,21 @@ import pytest
 from broker.core.callers import CallerCertificateOptions, CallerIssuerOptions, CallersOptions
 from broker.core.grant import Ended, EndReason, Grant, Origin
 from broker.core.options import OptionError
-from broker.errors import BadRequest, Forbidden, NoSession
+from broker.core.paths import read_target
+from broker.errors import BadRequest, Forbidden, NoSession, StoreError
 from broker.services.callers import Callers, Shown
 from broker.services.handles import Handles
 from broker.services.keyring import Keyring, new_key
+from broker.stores.base import Event, Topic
 from broker.stores.memory import MemoryBackend, MemoryStore
 from tests.support.clock import ManualClock, SeededRandomness
 from tests.support.document_server import DocumentServer
+from tests.support.faulty_store import FaultyStore
 from tests.support.forge import base64url, ec_key, join, public_jwk, sign
 from tests.support.grants import NOW, grant
 
 CERTIFICATE = b"a certificate in DER"
+FIELD = b":" + b64encode(CERTIFICATE) + b":"
 
 
 class Grants:
@@ -26,8 +31,13 @@ class Grants:
 
     def __init__(self) -> None:
         self.held: list[Grant] = []
+        self.questions = 0
+        self.down = False
 
     async def grants(self, provider: str | None = None, subject: str | None = None) -> list[Grant]:
+        self.questions += 1
+        if self.down:
+            raise StoreError("down")
         return [each for each in self.held if (each.provider, each.subject) == (provider, subject)]
 
 
@@ -46,26 +56,39 @@ def grants() -> Grants:
 
 
 @pytest.fixture
-def handles() -> Handles:
-    clock = ManualClock(NOW)
-    return Handles(MemoryStore(MemoryBackend(clock)), Keyring([new_key(SeededRandomness())]), clock, SeededRandomness())
+def clock() -> ManualClock:
+    return ManualClock(NOW)
 
 
 @pytest.fixture
-async def callers(issuer: DocumentServer, grants: Grants, handles: Handles) -> AsyncIterator[Callers]:
+async def store(clock: ManualClock) -> FaultyStore:
+    store = FaultyStore(MemoryStore(MemoryBackend(clock)))
+    await store.start()
+    return store
+
+
+@pytest.fixture
+def handles(store: FaultyStore, clock: ManualClock) -> Handles:
+    return Handles(store, Keyring([new_key(SeededRandomness())]), clock, SeededRandomness())
+
+
+@pytest.fixture
+async def callers(
+    issuer: DocumentServer, grants: Grants, handles: Handles, store: FaultyStore, clock: ManualClock
+) -> AsyncIterator[Callers]:
     options = CallersOptions(
         jwt=(CallerIssuerOptions(issuer=issuer.url, audience="token-broker", provider="corp"),),
         certificates={
             sha256(CERTIFICATE).hexdigest(): CallerCertificateOptions(provider="corp", subject="batch"),
         },
     )
-    made = Callers(options, handles=handles, tokens=grants, clock=ManualClock(NOW))  # type: ignore[arg-type]
+    made = Callers(options, handles=handles, tokens=grants, store=store, clock=clock)  # type: ignore[arg-type]
     yield made
     await made.close()
 
 
 def shown(*authorization: bytes, certificate: Sequence[bytes] = (), address: str = "192.0.2.1") -> Shown:
-    return Shown(authorization=authorization, client_certificate=certificate, address=address, paths=["/api/orders"])
+    return Shown(authorization, certificate, address, read_target(b"/api/orders", b""))
 
 
 def token(issuer: DocumentServer, header: dict[str, Any] | None = None, **claims: Any) -> bytes:
@@ -172,7 +195,7 @@ async def test_hd_09_two_credentials_are_refused(callers: Callers) -> None:
 async def test_a_client_certificate_names_its_grant(callers: Callers, grants: Grants) -> None:
     """By its SHA-256, in the form of RFC 9440; anything else is refused."""
     grants.held = [grant(id="g1", subject="batch", origin=Origin.STANDING)]
-    field = b":" + b64encode(CERTIFICATE) + b":"
+    field = FIELD
 
     assert "g1" == await callers.grant_of(shown(certificate=[field]))
     for bad in ([field, field], [b"no sequence"], [b"::"], [b":!:"]):
@@ -180,6 +203,88 @@ async def test_a_client_certificate_names_its_grant(callers: Callers, grants: Gr
             await callers.grant_of(shown(certificate=bad))
     with pytest.raises(NoSession):
         await callers.grant_of(shown(certificate=[b":AAAA:"]))
+
+
+async def each_way(handles: Handles, issuer: DocumentServer) -> list[Shown]:
+    """What callers of the grant ``g1`` show: a handle, a signed token, a certificate."""
+    credential = await handles.issue(handles.new("g1"))
+    return [shown(b"Bearer " + credential.reveal().encode()), shown(token(issuer)), shown(certificate=[FIELD])]
+
+
+async def test_a_caller_that_is_known_is_known_at_once(
+    callers: Callers, handles: Handles, grants: Grants, issuer: DocumentServer, store: FaultyStore, clock: ManualClock
+) -> None:
+    """For ``cache_ttl`` nobody is asked about it, nor waited for; and after it the store is, once."""
+    grants.held = [grant(id="g1", subject="batch", origin=Origin.IMPORTED)]
+    ways = await each_way(handles, issuer)
+
+    assert [None] * 3 == [callers.peek(way) for way in ways]
+    assert ["g1"] * 3 == [await callers.grant_of(way) for way in ways]
+    asked = store.calls["get"], grants.questions
+    for _ in range(5):
+        assert ["g1"] * 3 == [callers.peek(way) for way in ways]
+        assert ["g1"] * 3 == [await callers.grant_of(way) for way in ways]
+    assert asked == (store.calls["get"], grants.questions) == (1, 1)  # the subject of both is the same
+
+    clock.advance(5)
+    assert [None] * 3 == [callers.peek(way) for way in ways]
+    assert ["g1"] * 3 == [await callers.grant_of(way) for way in ways]
+    assert (2, 2) == (store.calls["get"], grants.questions)
+
+
+async def test_what_is_refused_is_refused_at_once(callers: Callers, handles: Handles) -> None:
+    """As after asking."""
+    credential = await handles.issue(handles.new("g1", routes=("/other",)))
+    line = b"Bearer " + credential.reveal().encode()
+    with pytest.raises(Forbidden):
+        await callers.grant_of(shown(line))
+
+    with pytest.raises(Forbidden):
+        callers.peek(shown(line))
+    with pytest.raises(BadRequest):
+        callers.peek(shown(line, line))
+    with pytest.raises(NoSession):
+        callers.peek(shown(b"Basic YTpi"))
+    with pytest.raises(NoSession):
+        callers.peek(shown(certificate=[b":AAAA:"]))
+
+
+async def test_ft_02_callers_that_are_known_are_served_through_an_outage(
+    callers: Callers, handles: Handles, grants: Grants, issuer: DocumentServer, store: FaultyStore, clock: ManualClock
+) -> None:
+    """For ``outage_grace``, with one question a second to a store that is down; whoever isn't known hears that it is."""
+    grants.held = [grant(id="g1", subject="batch", origin=Origin.IMPORTED)]
+    ways = await each_way(handles, issuer)
+    for way in ways:
+        await callers.grant_of(way)
+    store.down = grants.down = True
+    clock.advance(10)
+    asked = store.calls["get"]
+
+    for _ in range(20):
+        assert ["g1"] * 3 == [await callers.grant_of(way) for way in ways]
+    assert store.calls["get"] == asked + 1
+    assert 2 == grants.questions
+    with pytest.raises(StoreError):
+        await callers.grant_of(shown(b"Bearer tbh_" + b"A" * 43))
+
+    clock.advance(50)
+    for way in ways:
+        with pytest.raises(StoreError):
+            await callers.grant_of(way)
+
+
+async def test_a_grant_that_ends_makes_room_for_the_next_at_once(
+    callers: Callers, grants: Grants, store: FaultyStore
+) -> None:
+    """Who imports another grant after it needn't wait for ``cache_ttl``."""
+    grants.held = [grant(id="g1", subject="batch", origin=Origin.IMPORTED)]
+    assert "g1" == await callers.grant_of(shown(certificate=[FIELD]))
+    grants.held = [grant(id="g2", subject="batch", origin=Origin.IMPORTED)]
+    await store.publish(Event(Topic.GRANT_ENDED, "g1"))
+    await asyncio.sleep(0)  # the event is heard in the next turn of the loop
+
+    assert "g2" == await callers.grant_of(shown(certificate=[FIELD]))
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from broker.services.pool import UpstreamPools
 from broker.services.session_cache import LiveSession, entry_of
 from broker.services.session_records import StoredSession
 from broker.web.connections import ProxyRunner
+from broker.web.gate import CallerSource
 from broker.web.proxy import Proxy
 from broker.web.streams import Subscription
 
@@ -149,6 +150,7 @@ class ProxyUnderTest:
     sessions: FakeSessions = field(default_factory=FakeSessions)
     tokens: FakeTokens = field(default_factory=FakeTokens)
     standing_grants: dict[str, str] = field(default_factory=dict)
+    callers: CallerSource | None = None
     fast: bool = field(default_factory=lambda: Way.fast)
     access_log: Callable[[str], None] | None = None
     limits: LimitOptions = field(default_factory=LimitOptions)
@@ -172,6 +174,7 @@ class ProxyUnderTest:
             tokens=self.tokens,
             trusted_proxies=TrustedProxies(self.trusted, self.forwarding_field),
             standing_grants=self.standing_grants,
+            callers=self.callers,
             allowed_parameters=dict.fromkeys(self.providers, ()),
             access_log=self.access_log,
             limits=self.limits,
