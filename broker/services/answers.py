@@ -17,7 +17,7 @@ from broker.core.audience import DEFAULT_AUDIENCE, Audience
 from broker.core.compact_jws import unverified_claim
 from broker.core.grant import Ended, EndReason, Grant, Origin
 from broker.core.oauth import TokenSet
-from broker.core.outcome import LoginNeeded, Token, TokenResult
+from broker.core.outcome import LoginNeeded, TokenResult, token_for
 from broker.core.refresh import end, succeed
 from broker.core.secret import IdToken
 from broker.core.upkeep import due_at
@@ -25,7 +25,7 @@ from broker.errors import ProviderError, StoreError
 from broker.services import metrics
 from broker.services.clock import Clock, Randomness
 from broker.services.health import Provider
-from broker.services.known import KnownGrants, token_of
+from broker.services.known import KnownGrants
 from broker.services.provider import Identity
 from broker.services.register import Register, about
 from broker.services.revocations import Revocations
@@ -151,7 +151,7 @@ class Answers:
         after = succeed(stored.grant, entry.audience, entry.answer)
         self._known.learn_unsaved(after)
         self._tasks.launch(self._keep_later(provider, stored, entry), name=f"save:{entry.grant_id}")
-        return as_token(after, entry.audience)
+        return token_for(after, entry.audience)
 
     async def recover(self) -> None:
         """Save what dead processes of this host left in the spool. Whatever can't be saved now is tried again."""
@@ -266,7 +266,7 @@ class Answers:
             return await self._refuse_subject(grant)
         await self._register.tell(grant)
         log.info("token_refreshed", extra=about(grant))
-        return as_token(grant, entry.audience)
+        return token_for(grant, entry.audience)
 
     async def _refuse_late(self, grant: Grant | None, entry: Entry) -> TokenResult:
         """The grant ended while the server answered: what came must not live on here or there."""
@@ -411,9 +411,3 @@ def _ended(entry: Entry, *, grant_id: str, now: float) -> Grant | None:
 def _session_of(id_token: IdToken | None) -> object:
     """Return the ``sid`` of an id token, which nobody need vouch for here; None if it isn't known."""
     return None if id_token is None else unverified_claim(id_token.reveal(), "sid")
-
-
-def as_token(grant: Grant, audience: Audience) -> Token | None:
-    """Return what a caller gets of a grant's token for *audience*; None if there is none."""
-    held = grant.tokens.get(audience.key)
-    return None if held is None else token_of(grant, held)

@@ -18,7 +18,7 @@ from typing import assert_never
 from broker.core.audience import DEFAULT_AUDIENCE, Audience
 from broker.core.grant import Grant, HeldToken
 from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome, TokenSet
-from broker.core.outcome import Cause, LoginNeeded, Token, TokenResult, Unavailable
+from broker.core.outcome import Cause, LoginNeeded, Token, TokenResult, Unavailable, after_failure, token_for
 from broker.core.refresh import (
     LogIn,
     Refresh,
@@ -38,7 +38,7 @@ from broker.core.refresh import (
 from broker.core.upkeep import due_at
 from broker.errors import StoreError
 from broker.services import metrics
-from broker.services.answers import Answers, as_token
+from broker.services.answers import Answers
 from broker.services.clock import Clock, Randomness
 from broker.services.deadline import Stopwatch, deadline
 from broker.services.health import Provider
@@ -64,8 +64,6 @@ PATIENCE_SECONDS = 30.0
 """How long a caller's refresh may take, all waiting included."""
 QUICK_RETRY_SECONDS = (0.1, 0.4)
 """A request that failed in passing is sent again after these, before anybody is told."""
-LEAST_WAIT_SECONDS = 0.5
-"""What a caller is told to wait at least after a failure."""
 
 log = logging.getLogger(__name__)
 
@@ -231,9 +229,9 @@ class Refresher:
         )
         match decision:
             case Use():
-                return as_token(grant, want.audience)
+                return token_for(grant, want.audience)
             case UseAndRefresh() if not under_lease:
-                return as_token(grant, want.audience)
+                return token_for(grant, want.audience)
             case UseAndRefresh() | Refresh():
                 return await self._ask(provider, stored, want) if under_lease else None
             case Wait(retry_at):
@@ -346,7 +344,7 @@ class Refresher:
             return None
         if stored.grant.refresh_token is not None and written.grant.refresh_token is None and not written.grant.ended:
             return None  # the refresh token has ended, the grant hasn't: decide again
-        return self._after_failure(written.grant, want, now=now)
+        return after_failure(written.grant, want.audience, now=now, rejected_generation=want.rejected_generation)
 
     async def _write(
         self, provider: Provider, stored: StoredGrant, result: Callable[[Grant], Grant]
@@ -408,9 +406,9 @@ class Refresher:
             return None
         if isinstance(outcome, TokenFailure):
             self._known.learn(after)
-            return self._after_failure(after, want, now=now)
+            return after_failure(after, want.audience, now=now, rejected_generation=want.rejected_generation)
         await self._register.tell(after)
-        return as_token(after, want.audience)
+        return token_for(after, want.audience)
 
     async def _request_exchange(
         self, provider: Provider, grant: Grant, subject: HeldToken, audience: Audience
@@ -443,14 +441,6 @@ class Refresher:
                 },
             )
         await provider.health.observe(outcome)
-
-    def _after_failure(self, grant: Grant, want: Want, *, now: float) -> TokenResult:
-        if grant.ended is not None:
-            return LoginNeeded(grant.ended.reason)
-        held = held_token(grant, want.audience, now=now, rejected_generation=want.rejected_generation)
-        if held is not None and (token := as_token(grant, want.audience)) is not None:
-            return token
-        return Unavailable(Cause.PROVIDER, max(grant.failures[want.audience.key].retry_at - now, LEAST_WAIT_SECONDS))
 
     def _due_at(self, provider: Provider, grant: Grant) -> float | None:
         jitter = self._randomness.uniform(0, 1)
