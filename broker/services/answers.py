@@ -20,7 +20,6 @@ from broker.core.oauth import TokenSet
 from broker.core.outcome import LoginNeeded, TokenResult, token_for
 from broker.core.refresh import end, succeed
 from broker.core.secret import IdToken
-from broker.core.upkeep import due_at
 from broker.errors import ProviderError, StoreError
 from broker.services import metrics
 from broker.services.clock import Clock, Randomness
@@ -64,7 +63,7 @@ class Answers:
         Args:
             vault: Where grants are kept.
             spool: Where answers are kept until the vault has them. It is open.
-            register: Tells what became of grants.
+            register: Writes down and tells what became of grants.
             revocations: Revokes what came after the end.
             known: What this process serves from memory.
             providers: By configured name.
@@ -250,9 +249,7 @@ class Answers:
                     log.warning("answer_superseded", extra=about(current.grant))
                 return current.grant
             after = succeed(current.grant, entry.audience, entry.answer)
-            options, jitter = provider.server.options, self._randomness.uniform(0, 1)
-            due = due_at(after, options, now=self._clock.now(), jitter=jitter)
-            written = await self._vault.replace(current, after, due_at=due)
+            written = await self._register.write(current, after, options=provider.server.options)
             if written is not None:
                 return written.grant
             current = await self._vault.read(entry.grant_id)

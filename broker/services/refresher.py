@@ -35,7 +35,6 @@ from broker.core.refresh import (
     takes_again,
     withdraw,
 )
-from broker.core.upkeep import due_at
 from broker.errors import StoreError
 from broker.services import metrics
 from broker.services.answers import Answers
@@ -126,7 +125,7 @@ class Refresher:
         Args:
             vault: Where grants are kept.
             answers: Brings what comes into the vault.
-            register: Tells what became of grants.
+            register: Writes down and tells what became of grants.
             known: What this process serves from memory.
             providers: By configured name.
             clock: Time.
@@ -274,7 +273,7 @@ class Refresher:
         attempt, now = self._randomness.token_bytes(8).hex(), self._clock.now()
         intended = begin(stored.grant, attempt=attempt, owner=self._owner, now=now)
         try:
-            return await self._vault.replace(stored, intended, due_at=self._due_at(provider, intended))
+            return await self._register.write(stored, intended, options=provider.server.options)
         except StoreError:
             # It may have been written all the same, and only this process knows that nothing was sent under it.
             self._unwritten.note(attempt, withdraw)
@@ -380,7 +379,7 @@ class Refresher:
         current: StoredGrant | None = stored
         while current is not None and current.grant.intent is not None and current.grant.intent.attempt == attempt:
             after = result(current.grant)
-            written = await self._vault.replace(current, after, due_at=self._due_at(provider, after))
+            written = await self._register.write(current, after, options=provider.server.options)
             if written is not None:
                 return written
             current = await self._vault.read(stored.grant.id)
@@ -402,7 +401,7 @@ class Refresher:
             after = succeed(stored.grant, want.audience, outcome)
         else:
             after = fail(stored.grant, want.audience, provider.server.options, outcome, now=now, jitter=jitter)
-        if await self._vault.replace(stored, after, due_at=self._due_at(provider, after)) is None:
+        if await self._register.write(stored, after, options=provider.server.options) is None:
             return None
         if isinstance(outcome, TokenFailure):
             self._known.learn(after)
@@ -441,7 +440,3 @@ class Refresher:
                 },
             )
         await provider.health.observe(outcome)
-
-    def _due_at(self, provider: Provider, grant: Grant) -> float | None:
-        jitter = self._randomness.uniform(0, 1)
-        return due_at(grant, provider.server.options, now=self._clock.now(), jitter=jitter)
