@@ -44,7 +44,7 @@ from broker.services.health import Provider
 from broker.services.known import KnownGrants
 from broker.services.leases import LEASE_SECONDS, renewed
 from broker.services.news import News
-from broker.services.register import Register, about
+from broker.services.register import Register
 from broker.services.spool import Entry
 from broker.services.tasks import Tasks
 from broker.services.turns import Turns
@@ -289,9 +289,9 @@ class Refresher:
             if isinstance(outcome, TokenSet):
                 # Before anything else is awaited: from here on a crash loses nothing.
                 entry = self._answers.receive(grant, audience, outcome)
-                await self._observe(provider, grant, outcome, self._clock.monotonic() - started)
+                await provider.observe(grant, outcome, seconds=self._clock.monotonic() - started)
                 return entry
-            await self._observe(provider, grant, outcome, self._clock.monotonic() - started)
+            await provider.observe(grant, outcome, seconds=self._clock.monotonic() - started)
             delay = next(delays, None)
             if delay is None or not self._worth_repeating(provider, grant, outcome):
                 return Refusal(outcome, doubted)
@@ -418,25 +418,5 @@ class Refresher:
                 return None
             started = self._clock.monotonic()
             outcome = await provider.server.exchange_token(subject.access_token, audience, dpop_key=grant.dpop_key)
-            await self._observe(provider, grant, outcome, self._clock.monotonic() - started)
+            await provider.observe(grant, outcome, seconds=self._clock.monotonic() - started)
             return outcome
-
-    # --- what both need
-
-    async def _observe(self, provider: Provider, grant: Grant, outcome: TokenOutcome, seconds: float) -> None:
-        result = "success" if isinstance(outcome, TokenSet) else outcome.kind.value
-        metrics.TOKEN_REFRESH.labels(grant.provider, result).inc()
-        metrics.TOKEN_REFRESH_SECONDS.labels(grant.provider).observe(seconds)
-        if isinstance(outcome, TokenFailure):
-            log.warning(
-                "token_request_failed",
-                extra={
-                    **about(grant),
-                    "kind": outcome.kind.value,
-                    "error": outcome.error,
-                    "status": outcome.status,
-                    "detail": outcome.detail,
-                    "look_at": outcome.look_at,
-                },
-            )
-        await provider.health.observe(outcome)

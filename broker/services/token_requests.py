@@ -205,20 +205,10 @@ class TokenRequests:
         return replace(outcome, look_at=yaml_path(self._name, key_to_look_at(outcome, self._options)))
 
     def _told(self, outcome: TokenOutcome, grant_type: str) -> TokenOutcome:
-        """Log a failure of which no grant can be told; the refresher logs the others, each with its grant."""
+        """Log a failure of which no grant can be told; ``health.Provider`` logs the others, each with its grant."""
         if isinstance(outcome, TokenFailure):
-            log.warning(
-                "token_request_failed",
-                extra={
-                    "provider": self._name,
-                    "grant_type": grant_type,
-                    "kind": outcome.kind.value,
-                    "status": outcome.status,
-                    "error": outcome.error,
-                    "detail": outcome.detail,
-                    "look_at": outcome.look_at,
-                },
-            )
+            named = {"provider": self._name, "grant_type": grant_type}
+            log.warning("token_request_failed", extra={**named, **outcome.logged()})
         return outcome
 
     def _authentication(self, method: ClientAuthMethod, client_token: ClientToken | None) -> ClientAuthentication:
