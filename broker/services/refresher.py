@@ -7,6 +7,7 @@ One refresh, from the lease to the answer.
                                 spent
 
 The rules are core.refresh; this module carries them out in the order that loses nothing, and knows no others.
+For an audience whose tokens come by exchange, services.token_exchange takes the place of what follows "decide".
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from broker.core.audience import DEFAULT_AUDIENCE, Audience
-from broker.core.grant import Grant, HeldToken
+from broker.core.grant import Grant
 from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome, TokenSet
 from broker.core.outcome import Cause, LoginNeeded, Token, TokenResult, Unavailable, after_failure, token_for
 from broker.core.refresh import (
@@ -30,8 +31,7 @@ from broker.core.refresh import (
     decide,
     doubt,
     fail,
-    held_token,
-    succeed,
+    subject_token,
     takes_again,
     withdraw,
 )
@@ -47,6 +47,7 @@ from broker.services.news import News
 from broker.services.register import Register
 from broker.services.spool import Entry
 from broker.services.tasks import Tasks
+from broker.services.token_exchange import TokenExchange
 from broker.services.turns import Turns
 from broker.services.unwritten import Unwritten
 from broker.services.vault import StoredGrant, Vault
@@ -111,6 +112,7 @@ class Refresher:
         *,
         vault: Vault,
         answers: Answers,
+        token_exchange: TokenExchange,
         register: Register,
         known: KnownGrants,
         providers: Mapping[str, Provider],
@@ -125,6 +127,7 @@ class Refresher:
         Args:
             vault: Where grants are kept.
             answers: Brings what comes into the vault.
+            token_exchange: Gets the tokens of audiences that are had by exchange.
             register: Writes down and tells what became of grants.
             known: What this process serves from memory.
             providers: By configured name.
@@ -137,6 +140,7 @@ class Refresher:
         """
         self._vault = vault
         self._answers = answers
+        self._token_exchange = token_exchange
         self._register = register
         self._known = known
         self.providers = providers
@@ -243,10 +247,20 @@ class Refresher:
     async def _ask(self, provider: Provider, stored: StoredGrant, want: Want) -> TokenResult | None:
         """Ask the token endpoint, under the lease."""
         if want.audience.exchange:
-            return await self._exchange(provider, stored, want)
+            return await self._exchange_own(provider, stored, want)
         async with provider.health.permit() as permitted:
             # If the breaker has opened meanwhile: decide again.
             return await self._present(provider, stored, want) if permitted else None
+
+    async def _exchange_own(self, provider: Provider, stored: StoredGrant, want: Want) -> TokenResult | None:
+        """Exchange the grant's own access token; if it's dead, first refresh it as for a caller who wants just that."""
+        subject = subject_token(stored.grant, now=self._clock.now())
+        if subject is None:
+            own = await self._decide(stored, Want(grant_id=want.grant_id), under_lease=True)
+            return None if isinstance(own, Token) else own
+        return await self._token_exchange.exchange(
+            provider, stored, subject, want.audience, rejected_generation=want.rejected_generation
+        )
 
     # --- presenting the refresh token
 
@@ -384,39 +398,3 @@ class Refresher:
                 return written
             current = await self._vault.read(stored.grant.id)
         return None
-
-    # --- exchanging an access token
-
-    async def _exchange(self, provider: Provider, stored: StoredGrant, want: Want) -> TokenResult | None:
-        """Exchange the grant's own access token (RFC 8693). No refresh token is spent, so nothing can be lost."""
-        subject = held_token(stored.grant, DEFAULT_AUDIENCE, now=self._clock.now(), rejected_generation=None)
-        if subject is None:
-            own = await self._decide(stored, Want(grant_id=want.grant_id), under_lease=True)
-            return None if isinstance(own, Token) else own
-        outcome = await self._request_exchange(provider, stored.grant, subject, want.audience)
-        if outcome is None:
-            return None
-        now, jitter = self._clock.now(), self._randomness.uniform(0, 1)
-        if isinstance(outcome, TokenSet):
-            after = succeed(stored.grant, want.audience, outcome)
-        else:
-            after = fail(stored.grant, want.audience, provider.server.options, outcome, now=now, jitter=jitter)
-        if await self._register.write(stored, after, options=provider.server.options) is None:
-            return None
-        if isinstance(outcome, TokenFailure):
-            self._known.learn(after)
-            return after_failure(after, want.audience, now=now, rejected_generation=want.rejected_generation)
-        await self._register.tell(after)
-        return token_for(after, want.audience)
-
-    async def _request_exchange(
-        self, provider: Provider, grant: Grant, subject: HeldToken, audience: Audience
-    ) -> TokenOutcome | None:
-        """Return what came; None if the breaker has opened meanwhile."""
-        async with provider.health.permit() as permitted:
-            if not permitted:
-                return None
-            started = self._clock.monotonic()
-            outcome = await provider.server.exchange_token(subject.access_token, audience, dpop_key=grant.dpop_key)
-            await provider.observe(grant, outcome, seconds=self._clock.monotonic() - started)
-            return outcome

@@ -34,6 +34,7 @@ from broker.services.revocations import Revocations
 from broker.services.spool import Entry, Spool
 from broker.services.tasks import Tasks
 from broker.services.together import Together
+from broker.services.token_exchange import TokenExchange
 from broker.services.vault import StoredGrant, Unchanged, Vault
 from broker.stores.base import Event, Store, Topic
 
@@ -115,6 +116,9 @@ class TokenBroker:
         self.refresher = Refresher(
             vault=vault,
             answers=self._answers,
+            token_exchange=TokenExchange(
+                register=self._register, known=self._known, clock=clock, randomness=randomness
+            ),
             register=self._register,
             known=self._known,
             providers=self.providers,

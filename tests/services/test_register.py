@@ -23,8 +23,7 @@ async def test_what_is_written_down_says_when_to_look_at_it(stage: Stage) -> Non
     options = stage.server.options
     known = KnownGrants({"corp": options}, stage.clock, ttl_seconds=5.0, limit=10)
     register = Register(stage.one.vault, known, News(), stage.clock, SeededRandomness())
-    stored = await stage.one.vault.read(stage.grant_id)
-    assert stored is not None
+    stored = await stage.stored()
     open_intent = replace(stored.grant, intent=intent())
 
     written = await register.write(stored, open_intent, options=options)
