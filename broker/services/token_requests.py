@@ -11,7 +11,7 @@ from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome, TokenSet
 from broker.core.provider import Dialect, EmptyAnswer, ProviderOptions
 from broker.core.secret import AccessToken, RefreshToken, Secret
 from broker.core.token_response import ResponseRules
-from broker.core.troubleshooting import key_of_authorization_error, key_to_look_at, refuses_client, yaml_path
+from broker.core.troubleshooting import key_to_look_at, yaml_path
 from broker.errors import ProviderError
 from broker.services.client_auth import ClientAuthentication
 from broker.services.client_proof import ClientProof
@@ -176,18 +176,6 @@ class TokenRequests:
             if last or exchange.status != 401 or not self._client.renew(credentials):
                 return exchange
         raise AssertionError("unreachable")
-
-    def push_refused(self, *, status: int, error: str | None) -> ProviderError:
-        """Log that a pushed authorization request was refused, with the key to look at, and return that as an error."""
-        failure = TokenFailure(kind=FailureKind.OPERATOR, status=status, error=error)
-        by_client = key_to_look_at(failure, self._options) if refuses_client(failure) else None
-        key = by_client or key_of_authorization_error(error or "")
-        log.warning(
-            "pushed_authorization_refused",
-            extra={"provider": self._name, "status": status, "error": error, "look_at": yaml_path(self._name, key)},
-        )
-        named = f" with error {error!r}" if error else ""
-        return ProviderError(f"the pushed authorization request was refused: status {status}{named}", look_at=key)
 
     async def assertion_audience(self) -> str:
         """Return the issuer: the token endpoint as an audience lets one server's assertion serve at another."""
