@@ -11,7 +11,7 @@ from broker.core.outcome import TokenResult
 from broker.services.refresher import Want
 from broker.services.vault import StoredGrant
 from tests.support.clock import ManualClock, SeededRandomness
-from tests.support.engine import PROVIDER, Engine, Replica
+from tests.support.engine import PROVIDER, Engine, Replica, access_token
 from tests.support.grants import LIFE, NOW, failure
 from tests.support.scripted_server import ScriptedServer
 
@@ -60,6 +60,15 @@ class Stage:
         """Refresh the grant, past whatever is known in process."""
         want = Want(grant_id=self.grant_id, audience=audience, rejected_generation=rejected_generation)
         return await (replica or self.one).broker.refresher.refresh(want)
+
+    async def refresh_unsaved(self, replica: Replica) -> str:
+        """Refresh while the store takes the intent and nothing else. Returns the access token that the caller got."""
+        replica.store.trouble("replace", "fails", skip=1, count=None)
+        return access_token(await self.refresh(replica))
+
+    def family(self, number: int = 0) -> str:
+        """The id of a family of refresh tokens at the server: the first is that of the grant."""
+        return list(self.server.families.by_id)[number]
 
     async def rest_the_provider(self) -> None:
         """Let it fail until its breaker opens, and then rest until one request may probe it."""
