@@ -4,8 +4,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from typing import Self
 
-from broker.core.oauth import FailureKind
+from broker.core.audience import DEFAULT_AUDIENCE
+from broker.core.oauth import FailureKind, TokenSet
 from broker.core.secret import AccessToken, IdToken, RefreshToken
 
 FORMAT = 1
@@ -54,6 +56,18 @@ class HeldToken:
     expires_at: float
     scope: str | None = None
     generation: int
+
+    @classmethod
+    def of(cls, answer: TokenSet, *, generation: int) -> Self:
+        """Return what *answer* brought, as *generation* of its grant."""
+        return cls(
+            access_token=answer.access_token,
+            token_type=answer.token_type,
+            issued_at=answer.requested_at,
+            expires_at=answer.expires_at,
+            scope=answer.scope,
+            generation=generation,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +169,36 @@ class Grant:
     failures: Mapping[str, Failure] = field(default_factory=dict)
     ended: Ended | None = None
     dpop_key: RefreshToken | None = None
+
+
+def new_grant(
+    answer: TokenSet,
+    *,
+    grant_id: str,
+    provider: str,
+    subject: str,
+    origin: Origin,
+    keep_until: float | None,
+    dpop_key: RefreshToken | None,
+) -> Grant:
+    """Return the grant of a first token response. Its attributes are those of :class:`Grant`."""
+    return Grant(
+        id=grant_id,
+        provider=provider,
+        subject=subject,
+        origin=origin,
+        generation=1,
+        refresh_token=answer.refresh_token,
+        refresh_expires_at=answer.refresh_expires_at,
+        refreshed_at=answer.requested_at,
+        tokens={DEFAULT_AUDIENCE.key: HeldToken.of(answer, generation=1)},
+        id_token=answer.id_token,
+        scope=answer.scope,
+        session_id=answer.session_id,
+        chain_started_at=answer.requested_at,
+        keep_until=keep_until,
+        dpop_key=dpop_key,
+    )
 
 
 _read_json = json.JSONDecoder().raw_decode

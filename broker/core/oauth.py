@@ -75,6 +75,16 @@ class TokenFailure:
     ahead_seconds: float = field(default=0.0, compare=False)
     look_at: str | None = field(default=None, compare=False)
 
+    def logged(self) -> dict[str, object]:
+        """Return what a log record says of it."""
+        return {
+            "kind": self.kind.value,
+            "error": self.error,
+            "status": self.status,
+            "detail": self.detail,
+            "look_at": self.look_at,
+        }
+
 
 TokenOutcome = TokenSet | TokenFailure
 """What can come of a token request."""

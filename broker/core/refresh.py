@@ -2,7 +2,7 @@
 The refresh machine: when a token is used, when a refresh token is presented, and what an answer does to a grant.
 
 Everything here is a value or a rule. The order in which the rules are carried out, and what is written down before and
-after the token request, is services.refresher.
+after the token request, is services.refresher and, for exchanges, services.token_exchange.
 
 The state of a grant for one audience:
 
@@ -159,9 +159,14 @@ def can_acquire(grant: Grant, options: ProviderOptions) -> bool:
     return grant.origin is Origin.STANDING or (grant.session_id is not None and options.session_endpoint is not None)
 
 
+def subject_token(grant: Grant, *, now: float) -> HeldToken | None:
+    """Return the grant's own token, if it can be exchanged for others at *now* (RFC 8693 section 2.1)."""
+    return held_token(grant, DEFAULT_AUDIENCE, now=now, rejected_generation=None)
+
+
 def can_exchange(grant: Grant, audience: Audience, *, now: float) -> bool:
     """Return whether a token of *audience* can be had for the grant's own one. It spends no refresh token."""
-    return audience.exchange and held_token(grant, DEFAULT_AUDIENCE, now=now, rejected_generation=None) is not None
+    return audience.exchange and subject_token(grant, now=now) is not None
 
 
 def takes_again(grant: Grant, options: ProviderOptions, *, now: float) -> bool:
@@ -316,14 +321,7 @@ def succeed(grant: Grant, audience: Audience, answer: TokenSet) -> Grant:
     if grant.ended is not None:
         return replace(grant, refresh_token=answer.refresh_token or grant.refresh_token)
     generation = grant.generation + 1
-    held = HeldToken(
-        access_token=answer.access_token,
-        token_type=answer.token_type,
-        issued_at=answer.requested_at,
-        expires_at=answer.expires_at,
-        scope=answer.scope,
-        generation=generation,
-    )
+    held = HeldToken.of(answer, generation=generation)
     alive = {key: token for key, token in grant.tokens.items() if token.expires_at > answer.requested_at or key == ""}
     failures = {key: failure for key, failure in grant.failures.items() if key != audience.key}
     after = replace(grant, generation=generation, tokens={**alive, audience.key: held}, failures=failures)

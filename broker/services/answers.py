@@ -7,30 +7,30 @@ A token response on its way home.
 
 A rotated refresh token exists once, in the response that brought it. So it is on the disk before anything is awaited,
 and saved before anything is checked; whatever goes wrong then is tried again, by this process or by the next one.
+What comes in vain is ended by services.unkept.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from broker.core.audience import DEFAULT_AUDIENCE, Audience
 from broker.core.compact_jws import unverified_claim
-from broker.core.grant import Ended, EndReason, Grant, Origin
+from broker.core.grant import EndReason, Grant, Origin
 from broker.core.oauth import TokenSet
-from broker.core.outcome import LoginNeeded, Token, TokenResult
+from broker.core.outcome import LoginNeeded, TokenResult, token_for
 from broker.core.refresh import end, succeed
-from broker.core.secret import IdToken
-from broker.core.upkeep import due_at
 from broker.errors import ProviderError, StoreError
 from broker.services import metrics
 from broker.services.clock import Clock, Randomness
 from broker.services.health import Provider
-from broker.services.known import KnownGrants, token_of
+from broker.services.known import KnownGrants
 from broker.services.provider import Identity
 from broker.services.register import Register, about
 from broker.services.revocations import Revocations
 from broker.services.spool import Entry, Spool
 from broker.services.tasks import Tasks
+from broker.services.unkept import UnkeptAnswers
 from broker.services.vault import StoredGrant, Vault
 
 SAVE_RETRY_SECONDS = (0.05, 0.2, 0.5)
@@ -64,7 +64,7 @@ class Answers:
         Args:
             vault: Where grants are kept.
             spool: Where answers are kept until the vault has them. It is open.
-            register: Tells what became of grants.
+            register: Writes down and tells what became of grants.
             revocations: Revokes what came after the end.
             known: What this process serves from memory.
             providers: By configured name.
@@ -83,6 +83,15 @@ class Answers:
         self._randomness = randomness
         self._tasks = tasks
         self._identified = identified
+        self._unkept = UnkeptAnswers(
+            vault=vault,
+            register=register,
+            revocations=revocations,
+            clock=clock,
+            randomness=randomness,
+            tasks=tasks,
+            cross_out=self._cross_out,
+        )
 
     def receive(self, grant: Grant, audience: Audience, answer: TokenSet) -> Entry:
         """Take the answer to the open intent of *grant*. Once this returns, a crash loses nothing."""
@@ -129,7 +138,7 @@ class Answers:
 
     def abandon_login(self, entry: Entry) -> None:
         """End in the background what a login brought that came to nothing, here and at its server."""
-        self._tasks.launch(self._insistently(self._end_login, entry), name=f"abandon:{entry.grant_id}")
+        self._unkept.abandon_login(entry)
 
     async def keep(self, provider: Provider, stored: StoredGrant, entry: Entry) -> TokenResult | None:
         """
@@ -151,7 +160,7 @@ class Answers:
         after = succeed(stored.grant, entry.audience, entry.answer)
         self._known.learn_unsaved(after)
         self._tasks.launch(self._keep_later(provider, stored, entry), name=f"save:{entry.grant_id}")
-        return as_token(after, entry.audience)
+        return token_for(after, entry.audience)
 
     async def recover(self) -> None:
         """Save what dead processes of this host left in the spool. Whatever can't be saved now is tried again."""
@@ -201,7 +210,7 @@ class Answers:
         if stored is None:
             log.warning("answer_without_a_grant", extra={"grant": entry.grant_id, "provider": entry.provider})
             # A provider that is down must not hold up the start.
-            self._revoke_soon(entry)
+            self._unkept.revoke(entry)
             return
         provider = self._providers.get(stored.grant.provider)
         if provider is None:
@@ -250,9 +259,7 @@ class Answers:
                     log.warning("answer_superseded", extra=about(current.grant))
                 return current.grant
             after = succeed(current.grant, entry.audience, entry.answer)
-            options, jitter = provider.server.options, self._randomness.uniform(0, 1)
-            due = due_at(after, options, now=self._clock.now(), jitter=jitter)
-            written = await self._vault.replace(current, after, due_at=due)
+            written = await self._register.write(current, after, options=provider.server.options)
             if written is not None:
                 return written.grant
             current = await self._vault.read(entry.grant_id)
@@ -266,7 +273,7 @@ class Answers:
             return await self._refuse_subject(grant)
         await self._register.tell(grant)
         log.info("token_refreshed", extra=about(grant))
-        return as_token(grant, entry.audience)
+        return token_for(grant, entry.audience)
 
     async def _refuse_late(self, grant: Grant | None, entry: Entry) -> TokenResult:
         """The grant ended while the server answered: what came must not live on here or there."""
@@ -276,71 +283,8 @@ class Answers:
         if grant is not None:
             _ = await self._revocations.revoke(entry.grant_id)
         else:
-            self._revoke_soon(entry)
+            self._unkept.revoke(entry)
         return LoginNeeded(reason)
-
-    def _revoke_soon(self, entry: Entry) -> None:
-        """Revoke what came for a grant that is gone: nobody would find it there, and a copy of it would stay good."""
-        self._tasks.launch(self._insistently(self._revoke_unkept, entry), name=f"revoke:{entry.grant_id}")
-
-    async def _revoke_unkept(self, entry: Entry) -> None:
-        """Revoke what no record has. Raises ``StoreError`` if it isn't known whether that may be."""
-        ended = _ended(entry, grant_id=self._randomness.token_bytes(16).hex(), now=self._clock.now())
-        may_be = ended is not None and not await self._is_shared(entry, subject=entry.subject)
-        if ended is not None and may_be and not await self._revocations.revoke_unkept(ended):
-            await self._remember(ended)
-        self._cross_out(entry)
-
-    async def _is_shared(self, entry: Entry, *, subject: str | None) -> bool:
-        """
-        Return whether a living grant of the same user may hang on the session that the answer belongs to.
-
-        Some servers end everything that hangs on the session with each of its refresh tokens that is revoked, and the
-        user who has come back meanwhile would be logged out. Raises ``StoreError``.
-        """
-        if entry.provider is None or subject is None:
-            return False
-        mine = _session_of(entry.answer.id_token)
-        for sibling in await self._vault.find(entry.provider, subject):
-            grant = sibling.grant
-            theirs = _session_of(grant.id_token)
-            if grant.id != entry.grant_id and grant.ended is None and (None in (mine, theirs) or mine == theirs):
-                log.info("answer_not_revoked", extra={"grant": entry.grant_id, "beside": grant.id})
-                return True
-        return False
-
-    async def _end_login(self, entry: Entry) -> None:
-        stored = await self._vault.read(entry.grant_id)
-        if stored is None:
-            await self._revoke_unkept(entry)
-            return
-        is_shared = await self._is_shared(entry, subject=stored.grant.subject)
-        _ = await self._register.end(entry.grant_id, EndReason.REVOKED, revoke=not is_shared)
-        self._cross_out(entry)
-        _ = await self._revocations.revoke(entry.grant_id)
-
-    async def _insistently(self, settle: Callable[[Entry], Awaitable[None]], entry: Entry) -> None:
-        """Settle *entry* as soon as the store lets it; until then the spool has it."""
-        has_waited = False
-        while True:
-            try:
-                await settle(entry)
-            except StoreError as fault:
-                if not has_waited:
-                    log.warning("revocation_waits_for_the_store", extra={"grant": entry.grant_id, "error": str(fault)})
-                has_waited = True
-                await asyncio.sleep(self._randomness.uniform(*LATER_SECONDS))
-            else:
-                return
-
-    async def _remember(self, ended: Grant) -> None:
-        while True:
-            try:
-                await self._revocations.remember(ended)
-            except StoreError:
-                await asyncio.sleep(self._randomness.uniform(*LATER_SECONDS))
-            else:
-                return
 
     async def _names_another(self, provider: Provider, grant: Grant, entry: Entry) -> bool:
         """Check the id token of a refresh (OpenID Connect Core section 12.2), and return whether it is another's."""
@@ -383,37 +327,3 @@ class Answers:
             except StoreError:
                 continue
             return
-
-
-def _ended(entry: Entry, *, grant_id: str, now: float) -> Grant | None:
-    """
-    Return what an answer brought as a grant that has ended; None if it brought nothing that can be revoked.
-
-    The id is a new one: a standing grant whose record is gone begins anew under its own.
-    """
-    answer = entry.answer
-    if entry.provider is None or answer.refresh_token is None:
-        return None
-    return Grant(
-        id=grant_id,
-        provider=entry.provider,
-        subject=entry.subject or "",
-        generation=0,
-        refresh_token=answer.refresh_token,
-        refreshed_at=answer.requested_at,
-        session_id=answer.session_id,
-        chain_started_at=answer.requested_at,
-        chain_length=entry.chain_length,
-        ended=Ended(reason=EndReason.REVOKED, at=now),
-    )
-
-
-def _session_of(id_token: IdToken | None) -> object:
-    """Return the ``sid`` of an id token, which nobody need vouch for here; None if it isn't known."""
-    return None if id_token is None else unverified_claim(id_token.reveal(), "sid")
-
-
-def as_token(grant: Grant, audience: Audience) -> Token | None:
-    """Return what a caller gets of a grant's token for *audience*; None if there is none."""
-    held = grant.tokens.get(audience.key)
-    return None if held is None else token_of(grant, held)

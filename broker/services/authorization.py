@@ -1,19 +1,24 @@
 """The authorization request: what the browser is sent to the authorization server with (RFC 6749 section 4.1.1)."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlencode
 
 from broker.core.client_auth import AssertionOptions
 from broker.core.json_object import read_object
+from broker.core.oauth import FailureKind, TokenFailure
 from broker.core.provider import ProviderOptions, PushedAuthorization, ResponseMode
-from broker.errors import ProviderProtocolError
+from broker.core.troubleshooting import key_of_authorization_error, key_to_look_at, refuses_client, yaml_path
+from broker.errors import ProviderError, ProviderProtocolError
 from broker.services.clock import Clock, Randomness
 from broker.services.metadata import Metadata
 from broker.services.signing import SigningKey, load_signing_key
 from broker.services.token_requests import TokenRequests
 
 REQUEST_OBJECT_SECONDS = 300.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +47,7 @@ class Authorization:
 
     def __init__(
         self,
+        name: str,
         options: ProviderOptions,
         *,
         metadata: Metadata,
@@ -53,6 +59,7 @@ class Authorization:
         Raises:
             ConfigError: If requests are to be signed and the key can't be used.
         """
+        self._name = name
         self._options = options
         self._metadata = metadata
         self._requests = requests
@@ -126,10 +133,22 @@ class Authorization:
         if answer.status not in {200, 201}:
             error = members.get("error")
             word = error[:64] if isinstance(error, str) and error.isprintable() else None
-            raise self._requests.push_refused(status=answer.status, error=word)
+            raise self._push_refused(status=answer.status, error=word)
         if not isinstance(request_uri, str) or not 0 < len(request_uri) <= 2048 or not request_uri.isprintable():
             raise ProviderProtocolError("request_uri is missing from the answer to a pushed authorization request")
         return request_uri
+
+    def _push_refused(self, *, status: int, error: str | None) -> ProviderError:
+        """Log that the server refused the push, with the key to look at, and return that as an error."""
+        failure = TokenFailure(kind=FailureKind.OPERATOR, status=status, error=error)
+        by_client = key_to_look_at(failure, self._options) if refuses_client(failure) else None
+        key = by_client or key_of_authorization_error(error or "")
+        log.warning(
+            "pushed_authorization_refused",
+            extra={"provider": self._name, "status": status, "error": error, "look_at": yaml_path(self._name, key)},
+        )
+        named = f" with error {error!r}" if error else ""
+        return ProviderError(f"the pushed authorization request was refused: status {status}{named}", look_at=key)
 
 
 def with_query(endpoint: str, parameters: Mapping[str, str]) -> str:

@@ -193,7 +193,12 @@ class Doctor:
         state, nonce, verifier = (self._randomness.token_bytes(32).hex() for _ in range(3))
         async with self._requests(silent) as requests:
             authorization = Authorization(
-                silent, metadata=self._metadata, requests=requests, clock=self._clock, randomness=self._randomness
+                self._name,
+                silent,
+                metadata=self._metadata,
+                requests=requests,
+                clock=self._clock,
+                randomness=self._randomness,
             )
             return await authorization.url(
                 AuthorizationRequest(

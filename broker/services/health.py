@@ -8,11 +8,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from broker.core.breaker import Breaker, failed, succeeded, told
-from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome
+from broker.core.grant import Grant
+from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome, TokenSet
 from broker.errors import StoreError
 from broker.services import metrics
 from broker.services.clock import Clock, Randomness
 from broker.services.provider import AuthorizationServer
+from broker.services.register import about
 from broker.stores.base import Event, Store, Topic
 
 log = logging.getLogger(__name__)
@@ -114,3 +116,19 @@ class Provider:
 
     server: AuthorizationServer
     health: ProviderHealth
+
+    async def observe(self, grant: Grant, outcome: TokenOutcome, *, seconds: float) -> None:
+        """
+        Count, log and learn from a token request.
+
+        Args:
+            grant: Whose it was.
+            outcome: What came of it.
+            seconds: How long that took.
+        """
+        result = "success" if isinstance(outcome, TokenSet) else outcome.kind.value
+        metrics.TOKEN_REFRESH.labels(grant.provider, result).inc()
+        metrics.TOKEN_REFRESH_SECONDS.labels(grant.provider).observe(seconds)
+        if isinstance(outcome, TokenFailure):
+            log.warning("token_request_failed", extra={**about(grant), **outcome.logged()})
+        await self.health.observe(outcome)

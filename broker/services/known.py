@@ -8,7 +8,7 @@ from typing import Any
 
 from broker.core.audience import Audience
 from broker.core.grant import Grant, HeldToken
-from broker.core.outcome import Token
+from broker.core.outcome import Token, token_of
 from broker.core.provider import ProviderOptions
 from broker.core.refresh import due_from, usable_until
 from broker.core.secret import AccessToken
@@ -204,12 +204,6 @@ class KnownGrants:
                 return
             self.counts[gone.provider, gone.state] -= 1
         self.counts[seen.provider, seen.state] += 1
-
-
-def token_of(grant: Grant, held: HeldToken) -> Token:
-    """Return what a caller gets of a token that *grant* holds."""
-    dpop_key = grant.dpop_key if held.token_type == "DPoP" else None
-    return Token(held.access_token, held.token_type, held.generation, held.expires_at, dpop_key)
 
 
 def _known_token(grant: Grant, key: str, held: HeldToken, options: ProviderOptions) -> KnownToken:

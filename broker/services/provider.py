@@ -92,7 +92,7 @@ class AuthorizationServer:
         )
         self._learning = Learning(name, options, clock=clock)
         self._authorization = Authorization(
-            options, metadata=self._metadata, requests=self._tokens, clock=clock, randomness=randomness
+            name, options, metadata=self._metadata, requests=self._tokens, clock=clock, randomness=randomness
         )
         self._first_tokens = FirstTokens(self._tokens, clock=clock, randomness=randomness)
         self.device_flow = DeviceFlow(self._tokens, metadata=self._metadata, clock=clock)

@@ -7,6 +7,7 @@ One refresh, from the lease to the answer.
                                 spent
 
 The rules are core.refresh; this module carries them out in the order that loses nothing, and knows no others.
+For an audience whose tokens come by exchange, services.token_exchange takes the place of what follows "decide".
 """
 
 import asyncio
@@ -16,9 +17,9 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from broker.core.audience import DEFAULT_AUDIENCE, Audience
-from broker.core.grant import Grant, HeldToken
+from broker.core.grant import Grant
 from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome, TokenSet
-from broker.core.outcome import Cause, LoginNeeded, Token, TokenResult, Unavailable
+from broker.core.outcome import Cause, LoginNeeded, Token, TokenResult, Unavailable, after_failure, token_for
 from broker.core.refresh import (
     LogIn,
     Refresh,
@@ -30,24 +31,23 @@ from broker.core.refresh import (
     decide,
     doubt,
     fail,
-    held_token,
-    succeed,
+    subject_token,
     takes_again,
     withdraw,
 )
-from broker.core.upkeep import due_at
 from broker.errors import StoreError
 from broker.services import metrics
-from broker.services.answers import Answers, as_token
+from broker.services.answers import Answers
 from broker.services.clock import Clock, Randomness
 from broker.services.deadline import Stopwatch, deadline
 from broker.services.health import Provider
 from broker.services.known import KnownGrants
 from broker.services.leases import LEASE_SECONDS, renewed
 from broker.services.news import News
-from broker.services.register import Register, about
+from broker.services.register import Register
 from broker.services.spool import Entry
 from broker.services.tasks import Tasks
+from broker.services.token_exchange import TokenExchange
 from broker.services.turns import Turns
 from broker.services.unwritten import Unwritten
 from broker.services.vault import StoredGrant, Vault
@@ -64,8 +64,6 @@ PATIENCE_SECONDS = 30.0
 """How long a caller's refresh may take, all waiting included."""
 QUICK_RETRY_SECONDS = (0.1, 0.4)
 """A request that failed in passing is sent again after these, before anybody is told."""
-LEAST_WAIT_SECONDS = 0.5
-"""What a caller is told to wait at least after a failure."""
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +112,7 @@ class Refresher:
         *,
         vault: Vault,
         answers: Answers,
+        token_exchange: TokenExchange,
         register: Register,
         known: KnownGrants,
         providers: Mapping[str, Provider],
@@ -128,7 +127,8 @@ class Refresher:
         Args:
             vault: Where grants are kept.
             answers: Brings what comes into the vault.
-            register: Tells what became of grants.
+            token_exchange: Gets the tokens of audiences that are had by exchange.
+            register: Writes down and tells what became of grants.
             known: What this process serves from memory.
             providers: By configured name.
             clock: Time.
@@ -140,6 +140,7 @@ class Refresher:
         """
         self._vault = vault
         self._answers = answers
+        self._token_exchange = token_exchange
         self._register = register
         self._known = known
         self.providers = providers
@@ -231,9 +232,9 @@ class Refresher:
         )
         match decision:
             case Use():
-                return as_token(grant, want.audience)
+                return token_for(grant, want.audience)
             case UseAndRefresh() if not under_lease:
-                return as_token(grant, want.audience)
+                return token_for(grant, want.audience)
             case UseAndRefresh() | Refresh():
                 return await self._ask(provider, stored, want) if under_lease else None
             case Wait(retry_at):
@@ -246,10 +247,20 @@ class Refresher:
     async def _ask(self, provider: Provider, stored: StoredGrant, want: Want) -> TokenResult | None:
         """Ask the token endpoint, under the lease."""
         if want.audience.exchange:
-            return await self._exchange(provider, stored, want)
+            return await self._exchange_own(provider, stored, want)
         async with provider.health.permit() as permitted:
             # If the breaker has opened meanwhile: decide again.
             return await self._present(provider, stored, want) if permitted else None
+
+    async def _exchange_own(self, provider: Provider, stored: StoredGrant, want: Want) -> TokenResult | None:
+        """Exchange the grant's own access token; if it's dead, first refresh it as for a caller who wants just that."""
+        subject = subject_token(stored.grant, now=self._clock.now())
+        if subject is None:
+            own = await self._decide(stored, Want(grant_id=want.grant_id), under_lease=True)
+            return None if isinstance(own, Token) else own
+        return await self._token_exchange.exchange(
+            provider, stored, subject, want.audience, rejected_generation=want.rejected_generation
+        )
 
     # --- presenting the refresh token
 
@@ -276,7 +287,7 @@ class Refresher:
         attempt, now = self._randomness.token_bytes(8).hex(), self._clock.now()
         intended = begin(stored.grant, attempt=attempt, owner=self._owner, now=now)
         try:
-            return await self._vault.replace(stored, intended, due_at=self._due_at(provider, intended))
+            return await self._register.write(stored, intended, options=provider.server.options)
         except StoreError:
             # It may have been written all the same, and only this process knows that nothing was sent under it.
             self._unwritten.note(attempt, withdraw)
@@ -292,9 +303,9 @@ class Refresher:
             if isinstance(outcome, TokenSet):
                 # Before anything else is awaited: from here on a crash loses nothing.
                 entry = self._answers.receive(grant, audience, outcome)
-                await self._observe(provider, grant, outcome, self._clock.monotonic() - started)
+                await provider.observe(grant, outcome, seconds=self._clock.monotonic() - started)
                 return entry
-            await self._observe(provider, grant, outcome, self._clock.monotonic() - started)
+            await provider.observe(grant, outcome, seconds=self._clock.monotonic() - started)
             delay = next(delays, None)
             if delay is None or not self._worth_repeating(provider, grant, outcome):
                 return Refusal(outcome, doubted)
@@ -346,7 +357,7 @@ class Refresher:
             return None
         if stored.grant.refresh_token is not None and written.grant.refresh_token is None and not written.grant.ended:
             return None  # the refresh token has ended, the grant hasn't: decide again
-        return self._after_failure(written.grant, want, now=now)
+        return after_failure(written.grant, want.audience, now=now, rejected_generation=want.rejected_generation)
 
     async def _write(
         self, provider: Provider, stored: StoredGrant, result: Callable[[Grant], Grant]
@@ -382,76 +393,8 @@ class Refresher:
         current: StoredGrant | None = stored
         while current is not None and current.grant.intent is not None and current.grant.intent.attempt == attempt:
             after = result(current.grant)
-            written = await self._vault.replace(current, after, due_at=self._due_at(provider, after))
+            written = await self._register.write(current, after, options=provider.server.options)
             if written is not None:
                 return written
             current = await self._vault.read(stored.grant.id)
         return None
-
-    # --- exchanging an access token
-
-    async def _exchange(self, provider: Provider, stored: StoredGrant, want: Want) -> TokenResult | None:
-        """Exchange the grant's own access token (RFC 8693). No refresh token is spent, so nothing can be lost."""
-        subject = held_token(stored.grant, DEFAULT_AUDIENCE, now=self._clock.now(), rejected_generation=None)
-        if subject is None:
-            own = await self._decide(stored, Want(grant_id=want.grant_id), under_lease=True)
-            return None if isinstance(own, Token) else own
-        outcome = await self._request_exchange(provider, stored.grant, subject, want.audience)
-        if outcome is None:
-            return None
-        now, jitter = self._clock.now(), self._randomness.uniform(0, 1)
-        if isinstance(outcome, TokenSet):
-            after = succeed(stored.grant, want.audience, outcome)
-        else:
-            after = fail(stored.grant, want.audience, provider.server.options, outcome, now=now, jitter=jitter)
-        if await self._vault.replace(stored, after, due_at=self._due_at(provider, after)) is None:
-            return None
-        if isinstance(outcome, TokenFailure):
-            self._known.learn(after)
-            return self._after_failure(after, want, now=now)
-        await self._register.tell(after)
-        return as_token(after, want.audience)
-
-    async def _request_exchange(
-        self, provider: Provider, grant: Grant, subject: HeldToken, audience: Audience
-    ) -> TokenOutcome | None:
-        """Return what came; None if the breaker has opened meanwhile."""
-        async with provider.health.permit() as permitted:
-            if not permitted:
-                return None
-            started = self._clock.monotonic()
-            outcome = await provider.server.exchange_token(subject.access_token, audience, dpop_key=grant.dpop_key)
-            await self._observe(provider, grant, outcome, self._clock.monotonic() - started)
-            return outcome
-
-    # --- what both need
-
-    async def _observe(self, provider: Provider, grant: Grant, outcome: TokenOutcome, seconds: float) -> None:
-        result = "success" if isinstance(outcome, TokenSet) else outcome.kind.value
-        metrics.TOKEN_REFRESH.labels(grant.provider, result).inc()
-        metrics.TOKEN_REFRESH_SECONDS.labels(grant.provider).observe(seconds)
-        if isinstance(outcome, TokenFailure):
-            log.warning(
-                "token_request_failed",
-                extra={
-                    **about(grant),
-                    "kind": outcome.kind.value,
-                    "error": outcome.error,
-                    "status": outcome.status,
-                    "detail": outcome.detail,
-                    "look_at": outcome.look_at,
-                },
-            )
-        await provider.health.observe(outcome)
-
-    def _after_failure(self, grant: Grant, want: Want, *, now: float) -> TokenResult:
-        if grant.ended is not None:
-            return LoginNeeded(grant.ended.reason)
-        held = held_token(grant, want.audience, now=now, rejected_generation=want.rejected_generation)
-        if held is not None and (token := as_token(grant, want.audience)) is not None:
-            return token
-        return Unavailable(Cause.PROVIDER, max(grant.failures[want.audience.key].retry_at - now, LEAST_WAIT_SECONDS))
-
-    def _due_at(self, provider: Provider, grant: Grant) -> float | None:
-        jitter = self._randomness.uniform(0, 1)
-        return due_at(grant, provider.server.options, now=self._clock.now(), jitter=jitter)

@@ -1,22 +1,23 @@
-"""Where grants stand: told to this process and to every other, and the one place where a grant is ended."""
+"""Where grants stand: written down, told to this process and to every other, and the one place where one is ended."""
 
 import logging
 
 from broker.core.grant import EndReason, Grant
+from broker.core.provider import ProviderOptions
 from broker.core.refresh import end
-from broker.core.upkeep import revocation_at
+from broker.core.upkeep import due_at, revocation_at
 from broker.errors import StoreError
 from broker.services import metrics
 from broker.services.clock import Clock, Randomness
 from broker.services.known import KnownGrants
 from broker.services.news import News
-from broker.services.vault import Vault
+from broker.services.vault import StoredGrant, Vault
 
 log = logging.getLogger(__name__)
 
 
 class Register:
-    """Tells what became of grants."""
+    """Writes down and tells what became of grants."""
 
     def __init__(self, vault: Vault, known: KnownGrants, news: News, clock: Clock, randomness: Randomness) -> None:
         self._vault = vault
@@ -24,6 +25,26 @@ class Register:
         self._news = news
         self._clock = clock
         self._randomness = randomness
+
+    async def write(self, stored: StoredGrant, after: Grant, *, options: ProviderOptions) -> StoredGrant | None:
+        """
+        Put *after* in the place of *stored*, with the time at which the keep-alive should look at it.
+
+        Args:
+            stored: The grant as it was read.
+            after: What became of it.
+            options: Of its provider.
+
+        Returns:
+            What is stored now; None if *stored* isn't any more.
+
+        Raises:
+            StoreError: If it isn't known whether that was written.
+        """
+        jitter = self._randomness.uniform(0, 1)
+        return await self._vault.replace(
+            stored, after, due_at=due_at(after, options, now=self._clock.now(), jitter=jitter)
+        )
 
     async def tell(self, grant: Grant) -> None:
         """Tell everybody where *grant* stands in the store."""

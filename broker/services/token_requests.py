@@ -11,7 +11,7 @@ from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome, TokenSet
 from broker.core.provider import Dialect, EmptyAnswer, ProviderOptions
 from broker.core.secret import AccessToken, RefreshToken, Secret
 from broker.core.token_response import ResponseRules
-from broker.core.troubleshooting import key_of_authorization_error, key_to_look_at, refuses_client, yaml_path
+from broker.core.troubleshooting import key_to_look_at, yaml_path
 from broker.errors import ProviderError
 from broker.services.client_auth import ClientAuthentication
 from broker.services.client_proof import ClientProof
@@ -177,18 +177,6 @@ class TokenRequests:
                 return exchange
         raise AssertionError("unreachable")
 
-    def push_refused(self, *, status: int, error: str | None) -> ProviderError:
-        """Log that a pushed authorization request was refused, with the key to look at, and return that as an error."""
-        failure = TokenFailure(kind=FailureKind.OPERATOR, status=status, error=error)
-        by_client = key_to_look_at(failure, self._options) if refuses_client(failure) else None
-        key = by_client or key_of_authorization_error(error or "")
-        log.warning(
-            "pushed_authorization_refused",
-            extra={"provider": self._name, "status": status, "error": error, "look_at": yaml_path(self._name, key)},
-        )
-        named = f" with error {error!r}" if error else ""
-        return ProviderError(f"the pushed authorization request was refused: status {status}{named}", look_at=key)
-
     async def assertion_audience(self) -> str:
         """Return the issuer: the token endpoint as an audience lets one server's assertion serve at another."""
         issuer = self._options.issuer or (await self._metadata.server()).issuer
@@ -205,20 +193,10 @@ class TokenRequests:
         return replace(outcome, look_at=yaml_path(self._name, key_to_look_at(outcome, self._options)))
 
     def _told(self, outcome: TokenOutcome, grant_type: str) -> TokenOutcome:
-        """Log a failure of which no grant can be told; the refresher logs the others, each with its grant."""
+        """Log a failure of which no grant can be told; ``health.Provider`` logs the others, each with its grant."""
         if isinstance(outcome, TokenFailure):
-            log.warning(
-                "token_request_failed",
-                extra={
-                    "provider": self._name,
-                    "grant_type": grant_type,
-                    "kind": outcome.kind.value,
-                    "status": outcome.status,
-                    "error": outcome.error,
-                    "detail": outcome.detail,
-                    "look_at": outcome.look_at,
-                },
-            )
+            named = {"provider": self._name, "grant_type": grant_type}
+            log.warning("token_request_failed", extra={**named, **outcome.logged()})
         return outcome
 
     def _authentication(self, method: ClientAuthMethod, client_token: ClientToken | None) -> ClientAuthentication:

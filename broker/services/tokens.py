@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from broker.core.audience import DEFAULT_AUDIENCE, Audience
 from broker.core.behaviour import Seen
-from broker.core.grant import EndReason, Grant, HeldToken, Origin
+from broker.core.grant import EndReason, Grant, Origin, new_grant
 from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome, TokenSet
 from broker.core.outcome import Cause, LoginNeeded, Token, TokenResult, Unavailable
 from broker.core.secret import RefreshToken
@@ -34,6 +34,7 @@ from broker.services.revocations import Revocations
 from broker.services.spool import Entry, Spool
 from broker.services.tasks import Tasks
 from broker.services.together import Together
+from broker.services.token_exchange import TokenExchange
 from broker.services.vault import StoredGrant, Unchanged, Vault
 from broker.stores.base import Event, Store, Topic
 
@@ -115,6 +116,9 @@ class TokenBroker:
         self.refresher = Refresher(
             vault=vault,
             answers=self._answers,
+            token_exchange=TokenExchange(
+                register=self._register, known=self._known, clock=clock, randomness=randomness
+            ),
             register=self._register,
             known=self._known,
             providers=self.providers,
@@ -289,28 +293,12 @@ class TokenBroker:
         Raises:
             StoreError: If it can't be stored. Nothing is left behind for long.
         """
-        held = HeldToken(
-            access_token=tokens.access_token,
-            token_type=tokens.token_type,
-            issued_at=tokens.requested_at,
-            expires_at=tokens.expires_at,
-            scope=tokens.scope,
-            generation=1,
-        )
-        grant = Grant(
-            id=self._randomness.token_bytes(16).hex() if login is None else login.grant_id,
+        grant = new_grant(
+            tokens,
+            grant_id=self._randomness.token_bytes(16).hex() if login is None else login.grant_id,
             provider=provider,
             subject=subject,
             origin=origin,
-            generation=1,
-            refresh_token=tokens.refresh_token,
-            refresh_expires_at=tokens.refresh_expires_at,
-            refreshed_at=tokens.requested_at,
-            tokens={DEFAULT_AUDIENCE.key: held},
-            id_token=tokens.id_token,
-            scope=tokens.scope,
-            session_id=tokens.session_id,
-            chain_started_at=tokens.requested_at,
             keep_until=keep_until,
             dpop_key=dpop_key,
         )

@@ -1,7 +1,7 @@
-"""The stored form of a grant."""
+"""A grant: what a first token response makes, and its stored form."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -20,10 +20,11 @@ from broker.core.grant import (
     UnknownFormat,
     decode,
     encode,
+    new_grant,
 )
 from broker.core.oauth import FailureKind
 from broker.core.secret import AccessToken, IdToken, RefreshToken
-from tests.support.grants import grant
+from tests.support.grants import LIFE, NOW, answer, grant, held
 
 instants = st.floats(allow_nan=False, allow_infinity=False)
 texts = st.text()
@@ -115,3 +116,32 @@ def test_lk_01_a_grant_shows_no_secret() -> None:
     shown = repr(grant(id_token=IdToken("id-1"), dpop_key=RefreshToken("key-1")))
 
     assert not [secret for secret in ("rt-1", "at-1", "id-1", "key-1") if secret in shown]
+
+
+def test_a_first_answer_makes_a_whole_grant() -> None:
+    """Everything that it says is kept, as the first generation and the first link of the chain."""
+    first = answer(
+        1, refresh_expires_at=NOW + 9, id_token=IdToken("id"), scope="a b", session_id="s", requested_at=NOW, life=LIFE
+    )
+
+    made = new_grant(
+        first,
+        grant_id="0" * 32,
+        provider="corp",
+        subject="alice",
+        origin=Origin.IMPORTED,
+        keep_until=NOW + 99,
+        dpop_key=RefreshToken("{}"),
+    )
+
+    assert made == grant(
+        origin=Origin.IMPORTED,
+        refresh_token=RefreshToken("rt-1"),
+        refresh_expires_at=NOW + 9,
+        tokens={"": replace(held(), scope="a b")},
+        id_token=IdToken("id"),
+        scope="a b",
+        session_id="s",
+        keep_until=NOW + 99,
+        dpop_key=RefreshToken("{}"),
+    )

@@ -7,19 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from broker.core.grant import EndReason, Grant
-from broker.core.oauth import TokenSet
+from broker.core.grant import EndReason
 from broker.core.outcome import LoginNeeded, Token
 from broker.core.provider import Rotation
-from broker.core.secret import IdToken
-from broker.errors import ProviderError, StoreError
+from broker.errors import ProviderError
 from broker.services.answers import IDENTITY_CHECK_SECONDS, SAVE_RETRY_SECONDS
 from broker.services.provider import Identity
 from broker.services.refresher import Want
-from broker.services.spool import Entry
 from tests.services.conftest import StartStage
 from tests.support.engine import Replica, access_token
-from tests.support.forge import join
 from tests.support.grants import LIFE
 from tests.support.stage import Stage
 from tests.support.waiting import until, until_async
@@ -27,15 +23,11 @@ from tests.support.waiting import until, until_async
 SAVES = 1 + len(SAVE_RETRY_SECONDS)
 
 
-def family(stage: Stage, number: int = 0) -> str:
-    return list(stage.server.families.by_id)[number]
-
-
 async def nothing_lost(stage: Stage) -> None:
     """The store has the family's only usable refresh token, and no family was revoked."""
     grant = await stage.grant()
     assert grant.refresh_token is not None
-    assert stage.server.ledger.usable(family(stage)) == {grant.refresh_token.reveal()}
+    assert stage.server.ledger.usable(stage.family()) == {grant.refresh_token.reveal()}
     assert [] == stage.server.ledger.families_revoked()
 
 
@@ -46,12 +38,6 @@ async def die_before_saving(replica: Replica, *grant_ids: str) -> None:
     await until(lambda: len(replica.spool) == len(running))
     await rule.reached.wait()
     await replica.crash()
-
-
-async def refresh_whose_answer_is_not_saved(stage: Stage, replica: Replica) -> str:
-    """Refresh while the store takes the intent and nothing else. Returns the access token that the caller got."""
-    replica.store.trouble("replace", "fails", skip=1, count=None)
-    return access_token(await stage.refresh(replica))
 
 
 async def test_tk_02_an_answer_is_on_the_disk_before_it_is_saved(stage: Stage) -> None:
@@ -103,7 +89,7 @@ async def test_an_answer_that_can_not_be_saved_serves_from_memory_until_it_can(s
 async def test_what_could_not_be_saved_is_saved_by_whoever_asks_first(stage: Stage) -> None:
     """Not at the background's leisure."""
     stage.expire()
-    await refresh_whose_answer_is_not_saved(stage, stage.one)
+    await stage.refresh_unsaved(stage.one)
     stage.one.store.heal()
 
     assert "at-2" == access_token(await stage.refresh())
@@ -144,7 +130,7 @@ async def test_tk_02_another_process_saves_what_a_living_one_can_not(stage: Stag
     """It is cut off from the store; to present the old refresh token would end the family."""
     two = await stage.engine.open()
     stage.expire()
-    assert "at-2" == await refresh_whose_answer_is_not_saved(stage, two)
+    assert "at-2" == await stage.refresh_unsaved(two)
     stage.clock.advance(LIFE + 60)
 
     assert isinstance(await stage.refresh(), Token)
@@ -222,86 +208,12 @@ async def test_an_answer_whose_provider_was_removed_stays_on_the_disk(
     await nothing_lost(stage)
 
 
-async def die_and_lose_the_grant(stage: Stage) -> str:
-    """Kill a process that has an answer in its spool, and empty the store. Returns the answer's refresh token."""
-    two = await stage.engine.open()
-    stage.expire()
-    await refresh_whose_answer_is_not_saved(stage, two)
-    stage.engine.backend.records.clear()
-    await two.crash()
-    (token,) = stage.server.ledger.usable(family(stage))
-    return token
-
-
-async def test_ft_04_an_answer_whose_record_is_gone_is_revoked(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
-    """The store was restarted empty: one clean re-login, and nothing that stays for ever, here or at the server."""
-    token = await die_and_lose_the_grant(stage)
-
-    await stage.one.broker.recover()
-    await until(lambda: len(stage.one.spool) == 0)
-
-    assert [token] == stage.server.revoked
-    assert "answer_without_a_grant" in caplog.text
-    assert token not in caplog.text
-    assert LoginNeeded("unknown_grant") == await stage.refresh()
-    assert {} == stage.engine.backend.records
-
-
-async def test_tk_07_an_answer_whose_record_is_gone_waits_for_a_server_that_is_down(stage: Stage) -> None:
-    """The store remembers it, and whichever replica keeps grants alive revokes it; the start waits for none of that."""
-    token = await die_and_lose_the_grant(stage)
-    stage.server.revocation_fault = ProviderError("down")
-
-    await stage.one.broker.recover()
-    await until(lambda: len(stage.one.spool) == 0)
-    stage.server.revocation_fault = None
-    three = await stage.engine.open()
-    stage.clock.advance(10)
-    assert 1 == await three.keep_alive.scan()
-
-    assert [token] == stage.server.revoked
-    assert [] == await three.vault.due(stage.clock.now() + 30 * 86400, 10)
-
-
-async def test_tk_07_an_answer_whose_record_is_gone_stays_on_the_disk_until_somebody_has_it(stage: Stage) -> None:
-    """Neither the server nor the store takes it: the next start goes on with it."""
-    token = await die_and_lose_the_grant(stage)
-    stage.server.revocation_fault = ProviderError("down")
-    three = await stage.engine.open()
-    three.store.trouble("create", "fails", count=None)
-    await three.broker.recover()
-    await until(lambda: "create" in three.store.calls)
-    await three.crash()
-    stage.server.revocation_fault = None
-
-    await stage.one.broker.recover()
-    await until(lambda: len(stage.one.spool) == 0)
-
-    assert [token] == stage.server.revoked
-
-
-async def test_ft_14_an_answer_of_a_release_that_did_not_say_whose_it_is_is_dropped(stage: Stage) -> None:
-    """Without its grant nobody knows where to revoke it."""
-    two = await stage.engine.open()
-    stage.expire()
-    await refresh_whose_answer_is_not_saved(stage, two)
-    (pending,) = two.spool.pending()
-    two.spool.append(replace(pending, provider=None))
-    stage.engine.backend.records.clear()
-    await two.crash()
-
-    await stage.one.broker.recover()
-    await until(lambda: len(stage.one.spool) == 0)
-
-    assert [] == stage.server.revoked
-
-
 async def test_se_07_an_answer_whose_grant_has_ended_meanwhile_is_revoked_at_the_next_start(stage: Stage) -> None:
     """The logout revoked what it knew; the process that had the younger token was dead by then."""
     two = await stage.engine.open()
     stage.expire()
     await die_before_saving(two, stage.grant_id)
-    (younger,) = stage.server.ledger.usable(family(stage))
+    (younger,) = stage.server.ledger.usable(stage.family())
     before = await stage.one.broker.end(stage.grant_id, EndReason.LOGOUT)
     assert before is not None
     assert before.refresh_token is not None
@@ -315,60 +227,14 @@ async def test_se_07_an_answer_whose_grant_has_ended_meanwhile_is_revoked_at_the
     assert (await stage.grant()).refresh_token is None
 
 
-async def test_se_07_what_comes_for_a_grant_that_was_deleted_meanwhile_is_revoked(stage: Stage) -> None:
-    """Its record ended while the server answered."""
-    stage.expire()
-    step = stage.server.hold()
-    running = stage.one.broker.refresher.start(Want(grant_id=stage.grant_id))
-    await step.reached.wait()
-    assert await stage.one.vault.delete(stage.grant_id)
-
-    step.release()
-
-    assert isinstance(await running, LoginNeeded)
-    await until(lambda: len(stage.one.spool) == 0)
-    assert [stage.server.ledger.newest(family(stage)).token] == stage.server.revoked
-
-
 # --- logins
-
-
-def id_token(**claims: str) -> IdToken:
-    return IdToken(join({"alg": "none"}, {"sub": "alice", **claims}))
-
-
-def login_answer(stage: Stage, **claims: str) -> TokenSet:
-    """The token response of a login of alice, in the provider's session that *claims* names."""
-    return replace(stage.server.login_tokens(), id_token=id_token(**claims))
-
-
-async def adopt_login(replica: Replica, entry: Entry) -> Grant:
-    return await replica.adopt(entry.answer, login=entry)
-
-
-@pytest.mark.parametrize("adopted", [False, True])
-async def test_ft_11_what_a_killed_process_left_of_a_login_is_revoked(stage: Stage, adopted: bool) -> None:
-    """Whether its grant was stored or not: no browser was ever given its session."""
-    await stage.one.broker.end(stage.grant_id, EndReason.LOGOUT, revoke=False)
-    two = await stage.engine.open()
-    entry = two.broker.receive_login("corp", login_answer(stage))
-    if adopted:
-        await adopt_login(two, entry)
-    await two.crash()
-
-    await stage.one.broker.recover()
-    await until(lambda: len(stage.server.revoked) == 1)
-
-    assert [stage.server.ledger.newest(family(stage, 1)).token] == stage.server.revoked
-    await until(lambda: len(stage.one.spool) == 0)
-    assert [] == [grant for grant in await stage.one.broker.grants("corp", "alice") if grant.ended is None]
 
 
 async def test_ft_11_a_login_that_was_finished_outlives_its_process(stage: Stage) -> None:
     """It is crossed out before the browser is answered."""
     two = await stage.engine.open()
-    entry = two.broker.receive_login("corp", login_answer(stage))
-    grant = await adopt_login(two, entry)
+    entry = two.broker.receive_login("corp", stage.server.login_tokens())
+    grant = await two.adopt(entry.answer, login=entry)
     two.broker.finish_login(entry)
     await two.crash()
 
@@ -381,8 +247,8 @@ async def test_ft_11_a_login_that_was_finished_outlives_its_process(stage: Stage
 async def test_a_login_under_way_is_left_to_its_process(stage: Stage) -> None:
     """Nobody takes over what a living process has, nor takes it for the answer to a refresh."""
     two = await stage.engine.open()
-    entry = two.broker.receive_login("corp", login_answer(stage))
-    grant = await adopt_login(two, entry)
+    entry = two.broker.receive_login("corp", stage.server.login_tokens())
+    grant = await two.adopt(entry.answer, login=entry)
     await stage.one.broker.recover()
     stage.expire()
     stage.server.refuse("in_doubt")
@@ -394,84 +260,6 @@ async def test_a_login_under_way_is_left_to_its_process(stage: Stage) -> None:
     assert [entry] == two.spool.pending()
     assert (await stage.one.grant(grant.id)).ended is None
     assert [] == stage.server.revoked
-
-
-async def test_a_login_whose_store_fails_is_revoked_once_it_is_back(stage: Stage) -> None:
-    """Its grant may have been stored although the store said it wasn't."""
-    stage.one.store.trouble("create", "applied")
-    entry = stage.one.broker.receive_login("corp", login_answer(stage, sid="another"))
-    await stage.one.broker.end(stage.grant_id, EndReason.LOGOUT, revoke=False)
-    with pytest.raises(StoreError):
-        await adopt_login(stage.one, entry)
-    stage.one.store.go_down()
-
-    stage.one.broker.abandon_login(entry)
-    await asyncio.sleep(0.05)
-    assert ([entry], []) == (stage.one.spool.pending(), stage.server.revoked)
-    stage.one.store.heal()
-    await until(lambda: len(stage.one.spool) == 0)
-    await until(lambda: len(stage.server.revoked) == 1)
-
-    assert (await stage.one.grant(entry.grant_id)).ended is not None
-
-
-async def test_tk_07_a_login_that_came_to_nothing_is_revoked_once_its_server_is_back(stage: Stage) -> None:
-    """The store remembers it, and whichever replica keeps grants alive revokes it."""
-    await stage.one.broker.end(stage.grant_id, EndReason.LOGOUT, revoke=False)
-    stage.server.revocation_fault = ProviderError("down")
-
-    stage.one.broker.abandon_login(stage.one.broker.receive_login("corp", login_answer(stage)))
-    await until(lambda: len(stage.one.spool) == 0)
-    stage.server.revocation_fault = None
-    two = await stage.engine.open()
-    stage.clock.advance(10)
-    await two.keep_alive.scan()
-
-    assert [stage.server.ledger.newest(family(stage, 1)).token] == stage.server.revoked
-
-
-@pytest.mark.parametrize(
-    ("mine", "theirs", "is_revoked"),
-    [
-        ({"sid": "s1"}, {"sid": "s1"}, False),
-        ({"sid": "s1"}, {"sid": "s2"}, True),
-        ({"sid": "s1"}, {}, False),
-        ({}, {}, False),
-        ({"sub": "bob"}, {}, True),
-    ],
-)
-@pytest.mark.parametrize("adopted", [False, True])
-async def test_a_login_that_came_to_nothing_ends_no_other_of_its_user(
-    stage: Stage, mine: dict[str, str], theirs: dict[str, str], is_revoked: bool, adopted: bool
-) -> None:
-    """Servers end whatever hangs on a session with any refresh token of it that is revoked."""
-    other = await stage.one.adopt(login_answer(stage, **theirs))
-    await stage.one.broker.end(stage.grant_id, EndReason.LOGOUT, revoke=False)
-    entry = stage.one.broker.receive_login("corp", login_answer(stage, **mine))
-    if adopted:
-        await stage.one.adopt(entry.answer, login=entry, subject=mine.get("sub", "alice"))
-
-    stage.one.broker.abandon_login(entry)
-    await until(lambda: len(stage.one.spool) == 0)
-    await until(lambda: len(stage.one.broker._tasks) == 0)
-
-    assert is_revoked == (len(stage.server.revoked) == 1)
-    assert (await stage.one.grant(other.id)).ended is None
-    if adopted:
-        grant = await stage.one.grant(entry.grant_id)
-        assert (True, None) == (grant.ended is not None, grant.refresh_token)
-
-
-async def test_ft_04_a_user_who_has_come_back_is_not_logged_out_by_what_is_found(stage: Stage) -> None:
-    """An answer whose record is gone isn't revoked beside a living grant that may hang on the same session."""
-    await die_and_lose_the_grant(stage)
-    again = await stage.one.adopt(stage.server.login_tokens())
-
-    await stage.one.broker.recover()
-    await until(lambda: len(stage.one.spool) == 0)
-
-    assert [] == stage.server.revoked
-    assert (await stage.one.grant(again.id)).ended is None
 
 
 # --- logout meanwhile
@@ -491,7 +279,7 @@ async def test_se_07_a_logout_during_a_refresh_stays_a_logout(stage: Stage) -> N
     grant = await stage.grant()
     assert grant.ended is not None
     assert (None, {}) == (grant.refresh_token, grant.tokens)
-    assert [stage.server.ledger.newest(family(stage)).token] == stage.server.revoked
+    assert [stage.server.ledger.newest(stage.family()).token] == stage.server.revoked
     assert LoginNeeded("logout") == await stage.one.broker.token(stage.grant_id)
     assert [] == stage.one.spool.pending()
 
@@ -500,7 +288,7 @@ async def test_se_07_a_logout_elsewhere_ends_what_is_served_from_memory(stage: S
     """Even if nothing was heard of it: once the answer can be saved, the grant has ended here too."""
     stage.expire()
     two = await stage.engine.open()
-    await refresh_whose_answer_is_not_saved(stage, stage.one)
+    await stage.refresh_unsaved(stage.one)
     stage.engine.backend.replicas = stage.engine.backend.replicas[1:]  # the first replica hears nothing any more
     await two.broker.end(stage.grant_id, EndReason.LOGOUT)
     assert stage.one.broker.peek(stage.grant_id) is not None
@@ -615,7 +403,7 @@ async def test_a_link_that_is_not_the_last_any_more_replaces_nothing(
     stage = await start_stage(rotation=Rotation.GRACE)
     stage.expire()
     two = await stage.engine.open(directory=tmp_path / "another host")
-    await refresh_whose_answer_is_not_saved(stage, stage.one)
+    await stage.refresh_unsaved(stage.one)
     stage.engine.backend.leases.clear()
     newer = await stage.refresh(two)
 
@@ -632,7 +420,7 @@ async def test_a_record_that_went_back_takes_the_answer_again(stage: Stage) -> N
     stage.expire()
     before = await stage.one.vault.read(stage.grant_id)
     assert before is not None
-    await refresh_whose_answer_is_not_saved(stage, stage.one)
+    await stage.refresh_unsaved(stage.one)
     current = await stage.one.vault.read(stage.grant_id)
     assert current is not None
     stage.one.store.heal()

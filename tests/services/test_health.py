@@ -5,15 +5,17 @@ import logging
 from collections.abc import AsyncIterator
 
 import pytest
+from prometheus_client import REGISTRY
 
 from broker.core.breaker import THRESHOLD
 from broker.core.oauth import TokenOutcome
-from broker.services.health import ProviderHealth
+from broker.services.health import Provider, ProviderHealth
 from broker.services.tasks import Tasks
 from broker.stores.base import Event, Topic
 from broker.stores.memory import MemoryBackend, MemoryStore
 from tests.support.clock import ManualClock, SeededRandomness
-from tests.support.grants import NOW, answer, failure
+from tests.support.grants import NOW, answer, failure, grant
+from tests.support.scripted_server import ScriptedServer
 from tests.support.troubled_store import TroubledStore
 from tests.support.waiting import until
 
@@ -209,3 +211,28 @@ async def test_a_probe_that_is_cancelled_lets_the_next_one_through(
 
     async with asyncio.timeout(1), health.permit() as permitted:
         assert permitted
+
+
+async def test_each_token_request_is_counted_and_a_failure_logged_with_its_grant(
+    health: ProviderHealth, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By provider and result; the health learns from both."""
+    provider = Provider(server=ScriptedServer(clock), health=health)
+
+    def counted() -> list[float]:
+        return [
+            REGISTRY.get_sample_value("token_refresh_total", {"provider": "corp", "result": result}) or 0.0
+            for result in ("success", "transient")
+        ]
+
+    before = counted()
+    await provider.observe(grant(), failure("transient", status=503, detail="busy"), seconds=0.2)
+    assert 1 == health.breaker.failures
+    await provider.observe(grant(), answer(), seconds=0.1)
+
+    assert [1.0, 1.0] == [after - former for after, former in zip(counted(), before, strict=True)]
+    assert 0 == health.breaker.failures
+    (record,) = caplog.records
+    assert "token_request_failed" == record.getMessage()
+    said = {"grant": grant().id, "generation": 1, "provider": "corp", "kind": "transient", "status": 503}
+    assert said.items() <= record.__dict__.items()

@@ -8,8 +8,7 @@ from broker.core.audience import DEFAULT_AUDIENCE
 from broker.core.grant import EndReason, Failure
 from broker.core.oauth import FailureKind
 from broker.core.refresh import due_from, end, succeed, usable_until
-from broker.core.secret import RefreshToken
-from broker.services.known import UNSAVED, KnownGrants, token_of
+from broker.services.known import UNSAVED, KnownGrants
 from tests.support.clock import ManualClock
 from tests.support.grants import NOW, answer, grant, provider_options
 
@@ -192,12 +191,3 @@ def test_the_remembered_grants_are_counted_by_provider_and_state() -> None:
 
     known.learn(grant(id="c"))
     assert {("corp", "live"): 1, ("corp", "ended"): 1} == +known.counts
-
-
-@pytest.mark.parametrize(("token_type", "bound"), [("DPoP", True), ("Bearer", False)])
-def test_a_bound_token_goes_with_its_key(token_type: str, bound: bool) -> None:
-    """Only a token of type DPoP is sent with a proof: a bearer token beside a key stays one (RFC 9449 section 6.1)."""
-    key = RefreshToken("{}")
-    held = replace(FIRST.tokens[""], token_type=token_type)
-
-    assert (key if bound else None) == token_of(replace(FIRST, dpop_key=key), held).dpop_key

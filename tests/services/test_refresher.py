@@ -2,7 +2,6 @@
 
 import asyncio
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -12,23 +11,14 @@ from broker.core.oauth import TokenOutcome
 from broker.core.outcome import Cause, LoginNeeded, Token, Unavailable
 from broker.core.provider import Rotation
 from broker.services.refresher import PATIENCE_SECONDS, QUICK_RETRY_SECONDS, Want
-from broker.services.tasks import Tasks
-from broker.services.vault import StoredGrant
 from tests.services.conftest import StartStage
-from tests.support.engine import Replica, access_token
-from tests.support.grants import LIFE, answer, failure
+from tests.support.engine import access_token
+from tests.support.grants import LIFE, answer
 from tests.support.stage import Stage
 from tests.support.waiting import until
 
 OTHER = Audience(resource="https://orders.example")
-EXCHANGED = Audience(audience="orders", exchange=True)
 TRIES = 1 + len(QUICK_RETRY_SECONDS)
-
-
-async def stored(replica: Replica, grant_id: str) -> StoredGrant:
-    found = await replica.vault.read(grant_id)
-    assert found is not None
-    return found
 
 
 # --- the order
@@ -98,7 +88,7 @@ async def test_an_unknown_grant_needs_a_login(stage: Stage) -> None:
 
 async def test_a_grant_of_an_unconfigured_provider_needs_a_login(stage: Stage) -> None:
     """The configuration has lost it."""
-    found = await stored(stage.one, stage.grant_id)
+    found = await stage.stored()
     await stage.one.vault.replace(found, replace(found.grant, provider="gone"), due_at=None)
 
     assert LoginNeeded("unknown_provider") == await stage.refresh()
@@ -289,13 +279,14 @@ async def test_tk_04_what_each_class_of_failure_does(
 
 
 async def test_what_fails_in_passing_is_tried_again_before_anybody_is_told(stage: Stage) -> None:
-    """Two refusals that processed nothing cost the caller half a second."""
+    """Two refusals that processed nothing cost the caller half a second, and then the provider is well again."""
     stage.expire()
     stage.server.refuse("transient", times=2)
 
     assert isinstance(await stage.refresh(), Token)
     assert 3 == len(stage.presented())
     assert {} == (await stage.grant()).failures
+    assert 0 == stage.one.broker.providers["corp"].health.breaker.failures
 
 
 async def test_retry_after_is_obeyed_and_given(stage: Stage) -> None:
@@ -346,7 +337,7 @@ async def test_a_claim_by_the_keep_alive_does_not_make_an_answer_late(stage: Sta
     step = stage.server.hold(kind, processed=False, retry_after_seconds=1.0)
     running = stage.one.broker.refresher.start(Want(grant_id=stage.grant_id))
     await step.reached.wait()
-    found = await stored(stage.one, stage.grant_id)
+    found = await stage.stored()
     await stage.one.vault.replace(found, found.grant, due_at=stage.clock.now() + 30)
     step.release()
     await running
@@ -412,28 +403,18 @@ async def test_only_the_process_that_knows_settles_a_doubt(stage: Stage) -> None
 @pytest.mark.parametrize(
     ("rotation", "processed"), [("none", True), ("grace", True), ("grace", False), ("strict", False)]
 )
-async def test_ft_08_a_lost_answer_is_asked_for_again_where_nothing_can_be_lost(
+async def test_ft_07_and_ft_08_a_lost_answer_is_asked_for_again_where_nothing_can_be_lost(
     start_stage: StartStage, rotation: str, processed: bool
 ) -> None:
-    """At once where the server takes it again; else when the access token is dead and the answer can't come."""
+    """Within a second: the access token is dead, and the process has noted that no answer comes."""
     stage = await start_stage(rotation=rotation)
     stage.expire()
     stage.server.refuse("in_doubt", processed=processed, retry_after_seconds=0.0)
-    await stage.refresh()
-    stage.clock.advance(15 if rotation == "strict" else 1)
-
-    assert isinstance(await stage.refresh(), Token)
-    assert [] == stage.server.ledger.families_revoked()
-
-
-async def test_ft_07_a_strict_server_that_answered_nonsense_is_asked_again_within_seconds(stage: Stage) -> None:
-    """Once the access token is dead, and the process has noted that no answer comes, nothing is waited for."""
-    stage.expire()
-    stage.server.refuse("in_doubt")
     assert isinstance(await stage.refresh(), Unavailable)
     stage.clock.advance(1)
 
     assert isinstance(await stage.refresh(), Token)
+    assert [] == stage.server.ledger.families_revoked()
 
 
 async def test_two_processes_never_present_a_doubtful_token_at_once(stage: Stage) -> None:
@@ -487,127 +468,21 @@ async def test_the_use_of_the_refresh_token_is_serial_over_all_audiences(stage: 
     ]
 
 
-async def test_an_exchange_spends_no_refresh_token(stage: Stage) -> None:
-    """The grant's own access token is exchanged while it lives."""
-    result = await stage.refresh(audience=EXCHANGED)
-
-    assert "at-2@orders" == access_token(result)
-    assert [("at-1", EXCHANGED)] == stage.server.exchanges
-    assert [] == stage.presented()
-    assert 1 == (await stage.grant()).chain_length
-
-
-async def test_before_an_exchange_the_own_token_is_refreshed(stage: Stage) -> None:
-    """A dead token can't be exchanged."""
-    stage.expire()
-
-    result = await stage.refresh(audience=EXCHANGED)
-
-    assert "at-3@orders" == access_token(result)
-    assert (1, [("at-2", EXCHANGED)]) == (len(stage.presented()), stage.server.exchanges)
-
-
-async def test_a_grant_in_doubt_can_be_exchanged_while_its_token_lives(stage: Stage) -> None:
-    """An exchange can't revoke a family."""
-    stage.come_due()
-    stage.server.refuse("in_doubt", processed=False)
-    await stage.refresh()
-
-    assert isinstance(await stage.refresh(audience=EXCHANGED), Token)
-    assert (await stage.grant()).intent is not None
-
-
-async def test_a_grant_without_a_refresh_token_can_be_exchanged_while_its_token_lives(stage: Stage) -> None:
-    """What isn't needed isn't asked for."""
-    found = await stored(stage.one, stage.grant_id)
-    await stage.one.vault.replace(found, replace(found.grant, refresh_token=None), due_at=None)
-
-    assert isinstance(await stage.refresh(audience=EXCHANGED), Token)
-    stage.expire()
-    assert LoginNeeded("no_refresh_token") == await stage.refresh(audience=EXCHANGED)
-
-
-async def test_an_exchange_that_fails_backs_off_and_ends_nothing(stage: Stage) -> None:
-    """Its failure is its audience's."""
-    stage.server.refuse("operator", error="invalid_target")
-
-    first, second = await stage.refresh(audience=EXCHANGED), await stage.refresh(audience=EXCHANGED)
-
-    assert isinstance(first, Unavailable)
-    assert isinstance(second, Unavailable)
-    assert 1 == len(stage.server.exchanges)
-    assert "at-1" == access_token(await stage.refresh())
-
-
-async def test_exchanges_do_not_pass_by_the_backoff_of_the_refresh(stage: Stage) -> None:
-    """Callers of an exchanged audience don't ask the token endpoint for the own token without rest."""
-    stage.expire()
-    stage.server.refuse_always("operator", error="invalid_client")
-
-    for _ in range(5):
-        assert isinstance(await stage.refresh(audience=EXCHANGED), Unavailable)
-
-    assert 1 == len(stage.presented())
-
-
-async def test_an_exchange_meanwhile_does_not_make_an_answer_late(start_stage: StartStage) -> None:
-    """It is no link of the chain: the refresh token that came must not be dropped for it."""
-    stage = await start_stage(rotation=Rotation.GRACE)
-    stage.come_due()
-    two = await stage.engine.open()
-    step = stage.server.hold()
-    slow = stage.one.broker.refresher.start(Want(grant_id=stage.grant_id))
-    await step.reached.wait()
-    stage.engine.backend.leases.clear()
-    await stage.refresh(two, EXCHANGED)
-    step.release()
-    await slow
-
-    grant = await stage.grant()
-    assert grant.refresh_token is not None
-    assert stage.server.ledger.usable(next(iter(stage.server.families.by_id))) == {grant.refresh_token.reveal()}
-
-
-async def test_an_exchange_that_was_overtaken_is_made_again(stage: Stage) -> None:
-    """Nothing is lost by it."""
-    stage.one.store.trouble("replace", "conflict")
-
-    assert isinstance(await stage.refresh(audience=EXCHANGED), Token)
-    assert 2 == len(stage.server.exchanges)
-
-
-async def test_while_the_provider_rests_nothing_is_exchanged(stage: Stage) -> None:
-    """The breaker holds for every token request."""
-    stage.server.refuse("transient", retry_after_seconds=9.0)
-    await stage.refresh(audience=EXCHANGED)
-
-    assert isinstance(await stage.refresh(audience=EXCHANGED), Unavailable)
-    assert 1 == len(stage.server.exchanges)
-
-
 async def test_who_waited_for_a_permit_decides_again(stage: Stage) -> None:
-    """The breaker opened while two grants waited for a probe; they don't ask in vain."""
+    """The breaker opened while another grant waited for a probe; it doesn't ask in vain."""
     bob = (await stage.one.adopt(stage.server.login_tokens("bob"), subject="bob")).id
     stage.expire()
-    health = stage.one.broker.providers["corp"].health
-    for _ in range(5):
-        await health.observe(failure("transient"))
-    await asyncio.sleep(0)
-    stage.clock.advance(1)
-    tasks = Tasks()
+    await stage.rest_the_provider()
     step = stage.server.hold("transient", processed=False)
     probe = stage.one.broker.refresher.start(Want(grant_id=stage.grant_id))
     await step.reached.wait()
-    waiting = [
-        tasks.spawn(stage.one.broker.refresher.refresh(Want(grant_id=bob, audience=audience)), name="waiting")
-        for audience in (DEFAULT_AUDIENCE, EXCHANGED)
-    ]
+    waiting = stage.one.broker.refresher.start(Want(grant_id=bob))
     await until(lambda: stage.one.store.calls.count("lease") >= 2)
     step.release()
 
-    for result in await asyncio.gather(probe, *waiting):
-        assert isinstance(result, Unavailable)
-    assert (1, []) == (len(stage.presented()), stage.server.exchanges)
+    assert isinstance(await probe, Unavailable)
+    assert isinstance(await waiting, Unavailable)
+    assert 1 == len(stage.presented())
 
 
 # --- without a refresh token
@@ -680,18 +555,3 @@ async def test_ft_15_a_clock_that_jumps_an_hour_keeps_nobody_out(stage: Stage, s
 def test_the_life_of_a_token_in_these_tests_is_longer_than_any_wait() -> None:
     """Else "alive" and "dead" would not be what the tests say."""
     assert LIFE > 4 * 15
-
-
-async def test_metrics_count_every_token_request(stage: Stage) -> None:
-    """By provider and result."""
-    from broker.services.metrics import TOKEN_REFRESH
-
-    def count(result: str) -> Any:
-        return TOKEN_REFRESH.labels("corp", result)._value.get()
-
-    before = count("success"), count("transient")
-    stage.expire()
-    stage.server.refuse("transient")
-    await stage.refresh()
-
-    assert (before[0] + 1, before[1] + 1) == (count("success"), count("transient"))

@@ -1,14 +1,38 @@
-"""Where grants stand, told to everybody; and their end."""
+"""Where grants stand, written down and told to everybody; and their end."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 
 from broker.core.grant import EndReason
 from broker.core.outcome import LoginNeeded
+from broker.core.refresh import SETTLE_SECONDS
 from broker.errors import StoreError
+from broker.services.known import KnownGrants
+from broker.services.news import News
+from broker.services.register import Register
+from tests.support.clock import SeededRandomness
+from tests.support.grants import intent
 from tests.support.stage import Stage
 from tests.support.waiting import until
+
+
+async def test_what_is_written_down_says_when_to_look_at_it(stage: Stage) -> None:
+    """The keep-alive finds it at the time that its rules give; what was read before can't be replaced any more."""
+    options = stage.server.options
+    known = KnownGrants({"corp": options}, stage.clock, ttl_seconds=5.0, limit=10)
+    register = Register(stage.one.vault, known, News(), stage.clock, SeededRandomness())
+    stored = await stage.stored()
+    open_intent = replace(stored.grant, intent=intent())
+
+    written = await register.write(stored, open_intent, options=options)
+
+    assert written is not None
+    assert (open_intent, open_intent) == (written.grant, await stage.grant())
+    assert [] == await stage.one.vault.due(stage.clock.now() + SETTLE_SECONDS - 1, 10)
+    assert 1 == len(await stage.one.vault.due(stage.clock.now() + SETTLE_SECONDS, 10))
+    assert await register.write(stored, stored.grant, options=options) is None
 
 
 async def test_se_03_an_end_is_heard_by_every_replica(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:

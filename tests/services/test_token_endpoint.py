@@ -17,6 +17,7 @@ from broker.core.secret import Secret
 from broker.errors import ProviderError, ProviderProtocolError
 from broker.services.dpop import new_dpop_key
 from broker.services.token_endpoint import encode, not_sent, spared
+from tests.support.clock import ManualClock
 from tests.support.document_server import DocumentServer, Request
 from tests.support.providers import authorization_server, grant
 
@@ -131,10 +132,10 @@ async def test_a_refresh_token_is_presented_once(server: DocumentServer, status:
 
 
 async def test_what_came_of_a_request_decides_its_class(server: DocumentServer) -> None:
-    """Nothing sent is transient, no answer is in doubt, and Retry-After comes along."""
+    """Nothing sent is transient, no answer is in doubt, and Retry-After comes along: a date counts from now."""
 
     async def busy(_request: Request) -> web.Response:
-        return web.Response(status=503, headers={"Retry-After": "7"})
+        return web.Response(status=503, headers={"Retry-After": "Fri, 15 Jan 2027 08:01:00 GMT"})
 
     async def silent(_request: Request) -> web.Response:
         await asyncio.sleep(30)
@@ -144,34 +145,51 @@ async def test_what_came_of_a_request_decides_its_class(server: DocumentServer) 
     outcomes = []
     for path in ("busy", "silent"):
         async with authorization_server(
-            token_endpoint=f"{server.url}/{path}", token_endpoint_timeout_seconds=0.3
+            token_endpoint=f"{server.url}/{path}", token_endpoint_timeout_seconds=1.0, clock=ManualClock(1_800_000_000)
         ) as provider:
             outcomes.append(await provider.refresh(grant(), DEFAULT_AUDIENCE))
     async with authorization_server(token_endpoint="http://127.0.0.1:9/token") as provider:
         outcomes.append(await provider.refresh(grant(), DEFAULT_AUDIENCE))
 
     kinds = [(outcome.kind, outcome.retry_after_seconds) for outcome in outcomes if isinstance(outcome, TokenFailure)]
-    assert [(FailureKind.TRANSIENT, 7.0), (FailureKind.IN_DOUBT, None), (FailureKind.TRANSIENT, None)] == kinds
+    assert [(FailureKind.TRANSIENT, 60.0), (FailureKind.IN_DOUBT, None), (FailureKind.TRANSIENT, None)] == kinds
 
 
 async def test_without_credentials_nothing_is_sent(server: DocumentServer) -> None:
-    """A client that can't prove itself, for want of metadata or of its own token, presents no refresh token."""
+    """
+    A client that can't prove itself, for want of metadata or of its own token, presents no refresh token.
+
+    invalid_grant speaks of the client's own token there, not of the grant.
+    """
+    server.answers["/refusing"] = (400, {"error": "invalid_grant"})
     options: dict[str, Any] = {"client_secret": Secret("s" * 32), "refresh_endpoint": f"{server.url}/refresh"}
-    methods: dict[ClientAuthMethod, dict[str, Any]] = {
-        ClientAuthMethod.CLIENT_SECRET_JWT: {"issuer": None, "metadata_url": f"{server.url}/nowhere"},
-        ClientAuthMethod.CLIENT_ACCESS_TOKEN: {"token_endpoint": f"{server.url}/nowhere"},
-    }
-    for method, more in methods.items():
+    own_token = ClientAuthMethod.CLIENT_ACCESS_TOKEN
+    rows: list[tuple[ClientAuthMethod, dict[str, Any], FailureKind]] = [
+        (
+            ClientAuthMethod.CLIENT_SECRET_JWT,
+            {"issuer": None, "metadata_url": f"{server.url}/nowhere"},
+            FailureKind.TRANSIENT,
+        ),
+        (own_token, {"token_endpoint": f"{server.url}/nowhere"}, FailureKind.TRANSIENT),
+        (own_token, {"token_endpoint": f"{server.url}/refusing"}, FailureKind.OPERATOR),
+    ]
+    for method, more, kind in rows:
         async with authorization_server(token_endpoint_auth_method=method, **options, **more) as provider:
             outcome = await provider.refresh(grant(), DEFAULT_AUDIENCE)
         assert isinstance(outcome, TokenFailure)
-        assert FailureKind.TRANSIENT is outcome.kind
+        assert kind is outcome.kind
     assert 0 == server.count("/refresh")
 
 
-async def test_a_client_token_is_replaced_once_after_a_401(server: DocumentServer) -> None:
-    """A second 401 is an answer."""
-    server.answers |= {"/token": (200, {"access_token": "cat", "expires_in": 60}), "/refresh": (401, {"message": "no"})}
+@pytest.mark.parametrize(
+    ("refusal", "times", "kind"),
+    [({"message": "no"}, 2, FailureKind.TRANSIENT), ({"error": "invalid_grant"}, 1, FailureKind.PERMANENT)],
+)
+async def test_a_client_token_is_replaced_once_after_a_401(
+    server: DocumentServer, refusal: dict[str, str], times: int, kind: FailureKind
+) -> None:
+    """A second 401 is an answer; one about the grant is definite, and the refresh token isn't presented twice."""
+    server.answers |= {"/token": (200, {"access_token": "cat", "expires_in": 60}), "/refresh": (401, refusal)}
     async with authorization_server(
         token_endpoint=f"{server.url}/token",
         refresh_endpoint=f"{server.url}/refresh",
@@ -181,7 +199,8 @@ async def test_a_client_token_is_replaced_once_after_a_401(server: DocumentServe
         outcome = await provider.refresh(grant(), DEFAULT_AUDIENCE)
 
     assert isinstance(outcome, TokenFailure)
-    assert (2, 2) == (server.count("/token"), server.count("/refresh"))
+    assert kind is outcome.kind
+    assert (times, times) == (server.count("/token"), server.count("/refresh"))
 
 
 def test_what_was_not_sent_loses_nothing() -> None:

@@ -1,15 +1,18 @@
 """A scripted server, a clock that stands still, and replicas on one memory: where the engine's parts are tested."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 from broker.core.audience import DEFAULT_AUDIENCE, Audience
+from broker.core.breaker import THRESHOLD
 from broker.core.grant import Grant
 from broker.core.outcome import TokenResult
 from broker.services.refresher import Want
+from broker.services.vault import StoredGrant
 from tests.support.clock import ManualClock, SeededRandomness
-from tests.support.engine import PROVIDER, Engine, Replica
-from tests.support.grants import LIFE, NOW
+from tests.support.engine import PROVIDER, Engine, Replica, access_token
+from tests.support.grants import LIFE, NOW, failure
 from tests.support.scripted_server import ScriptedServer
 
 
@@ -58,9 +61,32 @@ class Stage:
         want = Want(grant_id=self.grant_id, audience=audience, rejected_generation=rejected_generation)
         return await (replica or self.one).broker.refresher.refresh(want)
 
+    async def refresh_unsaved(self, replica: Replica) -> str:
+        """Refresh while the store takes the intent and nothing else. Returns the access token that the caller got."""
+        replica.store.trouble("replace", "fails", skip=1, count=None)
+        return access_token(await self.refresh(replica))
+
+    def family(self, number: int = 0) -> str:
+        """The id of a family of refresh tokens at the server: the first is that of the grant."""
+        return list(self.server.families.by_id)[number]
+
+    async def rest_the_provider(self) -> None:
+        """Let it fail until its breaker opens, and then rest until one request may probe it."""
+        health = self.one.broker.providers[PROVIDER].health
+        for _ in range(THRESHOLD):
+            await health.observe(failure("transient"))
+        await asyncio.sleep(0)  # its own events come back, too
+        self.clock.advance(1)
+
     async def grant(self) -> Grant:
         """The grant as it is stored."""
         return await self.one.grant(self.grant_id)
+
+    async def stored(self) -> StoredGrant:
+        """The same, for whoever writes it."""
+        found = await self.one.vault.read(self.grant_id)
+        assert found is not None
+        return found
 
     def presented(self) -> list[str]:
         """The refresh tokens that were presented, in order."""

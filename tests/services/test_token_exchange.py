@@ -1,0 +1,129 @@
+"""Tokens of other audiences by exchange: what it needs, what it leaves alone, and what its failures mean."""
+
+from dataclasses import replace
+
+from broker.core.audience import Audience
+from broker.core.outcome import LoginNeeded, Token, Unavailable
+from broker.core.provider import Rotation
+from broker.services.refresher import Want
+from tests.services.conftest import StartStage
+from tests.support.engine import access_token
+from tests.support.stage import Stage
+from tests.support.waiting import until
+
+EXCHANGED = Audience(audience="orders", exchange=True)
+
+
+async def test_an_exchange_spends_no_refresh_token(stage: Stage) -> None:
+    """The grant's own access token is exchanged while it lives."""
+    result = await stage.refresh(audience=EXCHANGED)
+
+    assert "at-2@orders" == access_token(result)
+    assert [("at-1", EXCHANGED)] == stage.server.exchanges
+    assert [] == stage.presented()
+    assert 1 == (await stage.grant()).chain_length
+
+
+async def test_before_an_exchange_the_own_token_is_refreshed(stage: Stage) -> None:
+    """A dead token can't be exchanged."""
+    stage.expire()
+
+    result = await stage.refresh(audience=EXCHANGED)
+
+    assert "at-3@orders" == access_token(result)
+    assert (1, [("at-2", EXCHANGED)]) == (len(stage.presented()), stage.server.exchanges)
+
+
+async def test_a_grant_in_doubt_can_be_exchanged_while_its_token_lives(stage: Stage) -> None:
+    """An exchange can't revoke a family."""
+    stage.come_due()
+    stage.server.refuse("in_doubt", processed=False)
+    await stage.refresh()
+
+    assert isinstance(await stage.refresh(audience=EXCHANGED), Token)
+    assert (await stage.grant()).intent is not None
+
+
+async def test_a_grant_without_a_refresh_token_can_be_exchanged_while_its_token_lives(stage: Stage) -> None:
+    """What isn't needed isn't asked for."""
+    found = await stage.stored()
+    await stage.one.vault.replace(found, replace(found.grant, refresh_token=None), due_at=None)
+
+    assert isinstance(await stage.refresh(audience=EXCHANGED), Token)
+    stage.expire()
+    assert LoginNeeded("no_refresh_token") == await stage.refresh(audience=EXCHANGED)
+
+
+async def test_an_exchange_that_fails_backs_off_and_ends_nothing(stage: Stage) -> None:
+    """Its failure is its audience's."""
+    stage.server.refuse("operator", error="invalid_target")
+
+    first, second = await stage.refresh(audience=EXCHANGED), await stage.refresh(audience=EXCHANGED)
+
+    assert isinstance(first, Unavailable)
+    assert isinstance(second, Unavailable)
+    assert 1 == len(stage.server.exchanges)
+    assert "at-1" == access_token(await stage.refresh())
+
+
+async def test_exchanges_do_not_pass_by_the_backoff_of_the_refresh(stage: Stage) -> None:
+    """Callers of an exchanged audience don't ask the token endpoint for the own token without rest."""
+    stage.expire()
+    stage.server.refuse_always("operator", error="invalid_client")
+
+    for _ in range(5):
+        assert isinstance(await stage.refresh(audience=EXCHANGED), Unavailable)
+
+    assert 1 == len(stage.presented())
+
+
+async def test_an_exchange_meanwhile_does_not_make_an_answer_late(start_stage: StartStage) -> None:
+    """It is no link of the chain: the refresh token that came must not be dropped for it."""
+    stage = await start_stage(rotation=Rotation.GRACE)
+    stage.come_due()
+    two = await stage.engine.open()
+    step = stage.server.hold()
+    slow = stage.one.broker.refresher.start(Want(grant_id=stage.grant_id))
+    await step.reached.wait()
+    stage.engine.backend.leases.clear()
+    await stage.refresh(two, EXCHANGED)
+    step.release()
+    await slow
+
+    grant = await stage.grant()
+    assert grant.refresh_token is not None
+    assert stage.server.ledger.usable(next(iter(stage.server.families.by_id))) == {grant.refresh_token.reveal()}
+
+
+async def test_an_exchange_that_was_overtaken_is_made_again(stage: Stage) -> None:
+    """Nothing is lost by it."""
+    stage.one.store.trouble("replace", "conflict")
+
+    assert isinstance(await stage.refresh(audience=EXCHANGED), Token)
+    assert 2 == len(stage.server.exchanges)
+
+
+async def test_while_the_provider_rests_nothing_is_exchanged(stage: Stage) -> None:
+    """The breaker holds for every token request."""
+    stage.server.refuse("transient", retry_after_seconds=9.0)
+    await stage.refresh(audience=EXCHANGED)
+
+    assert isinstance(await stage.refresh(audience=EXCHANGED), Unavailable)
+    assert 1 == len(stage.server.exchanges)
+
+
+async def test_an_exchange_that_waited_for_a_permit_is_decided_again(stage: Stage) -> None:
+    """The breaker opened while it waited for a probe; it doesn't ask in vain."""
+    stage.expire()
+    await stage.rest_the_provider()
+    bob = (await stage.one.adopt(stage.server.login_tokens("bob"), subject="bob")).id
+    step = stage.server.hold("transient", processed=False)
+    probe = stage.one.broker.refresher.start(Want(grant_id=stage.grant_id))
+    await step.reached.wait()
+    waiting = stage.one.broker.refresher.start(Want(grant_id=bob, audience=EXCHANGED))
+    await until(lambda: stage.one.store.calls.count("lease") >= 2)
+    step.release()
+
+    assert isinstance(await probe, Unavailable)
+    assert isinstance(await waiting, Unavailable)
+    assert (1, []) == (len(stage.presented()), stage.server.exchanges)
