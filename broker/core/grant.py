@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 
-from broker.core.oauth import FailureKind
+from broker.core.oauth import FailureKind, TokenSet
 from broker.core.secret import AccessToken, IdToken, RefreshToken
 
 FORMAT = 1
@@ -54,6 +54,18 @@ class HeldToken:
     expires_at: float
     scope: str | None = None
     generation: int
+
+    @classmethod
+    def of(cls, answer: TokenSet, *, generation: int) -> "HeldToken":
+        """Return what *answer* brought as the token of *generation*."""
+        return cls(
+            access_token=answer.access_token,
+            token_type=answer.token_type,
+            issued_at=answer.requested_at,
+            expires_at=answer.expires_at,
+            scope=answer.scope,
+            generation=generation,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

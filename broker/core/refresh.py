@@ -316,14 +316,7 @@ def succeed(grant: Grant, audience: Audience, answer: TokenSet) -> Grant:
     if grant.ended is not None:
         return replace(grant, refresh_token=answer.refresh_token or grant.refresh_token)
     generation = grant.generation + 1
-    held = HeldToken(
-        access_token=answer.access_token,
-        token_type=answer.token_type,
-        issued_at=answer.requested_at,
-        expires_at=answer.expires_at,
-        scope=answer.scope,
-        generation=generation,
-    )
+    held = HeldToken.of(answer, generation=generation)
     alive = {key: token for key, token in grant.tokens.items() if token.expires_at > answer.requested_at or key == ""}
     failures = {key: failure for key, failure in grant.failures.items() if key != audience.key}
     after = replace(grant, generation=generation, tokens={**alive, audience.key: held}, failures=failures)

@@ -289,14 +289,6 @@ class TokenBroker:
         Raises:
             StoreError: If it can't be stored. Nothing is left behind for long.
         """
-        held = HeldToken(
-            access_token=tokens.access_token,
-            token_type=tokens.token_type,
-            issued_at=tokens.requested_at,
-            expires_at=tokens.expires_at,
-            scope=tokens.scope,
-            generation=1,
-        )
         grant = Grant(
             id=self._randomness.token_bytes(16).hex() if login is None else login.grant_id,
             provider=provider,
@@ -306,7 +298,7 @@ class TokenBroker:
             refresh_token=tokens.refresh_token,
             refresh_expires_at=tokens.refresh_expires_at,
             refreshed_at=tokens.requested_at,
-            tokens={DEFAULT_AUDIENCE.key: held},
+            tokens={DEFAULT_AUDIENCE.key: HeldToken.of(tokens, generation=1)},
             id_token=tokens.id_token,
             scope=tokens.scope,
             session_id=tokens.session_id,
