@@ -14,12 +14,11 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from broker.core.audience import DEFAULT_AUDIENCE, Audience
-from broker.core.compact_jws import unverified_claim
+from broker.core.compact_jws import session_of, share_a_session, unverified_claim
 from broker.core.grant import Ended, EndReason, Grant, Origin
 from broker.core.oauth import TokenSet
 from broker.core.outcome import LoginNeeded, Token, TokenResult
 from broker.core.refresh import end, succeed
-from broker.core.secret import IdToken
 from broker.core.upkeep import due_at
 from broker.errors import ProviderError, StoreError
 from broker.services import metrics
@@ -234,7 +233,9 @@ class Answers:
             StoreError: If that isn't known.
         """
         grant = await self._write(provider, stored, entry)
-        if grant is not None:
+        if grant is not None and _is_given_up(grant, entry):
+            self._revoke_soon(entry)
+        elif grant is not None:
             self._cross_out(entry)
         return grant
 
@@ -300,10 +301,10 @@ class Answers:
         """
         if entry.provider is None or subject is None:
             return False
-        mine = _session_of(entry.answer.id_token)
+        mine = session_of(entry.answer.id_token)
         for sibling in await self._vault.find(entry.provider, subject):
             grant = sibling.grant
-            theirs = _session_of(grant.id_token)
+            theirs = session_of(grant.id_token)
             if grant.id != entry.grant_id and grant.ended is None and (None in (mine, theirs) or mine == theirs):
                 log.info("answer_not_revoked", extra={"grant": entry.grant_id, "beside": grant.id})
                 return True
@@ -408,9 +409,16 @@ def _ended(entry: Entry, *, grant_id: str, now: float) -> Grant | None:
     )
 
 
-def _session_of(id_token: IdToken | None) -> object:
-    """Return the ``sid`` of an id token, which nobody need vouch for here; None if it isn't known."""
-    return None if id_token is None else unverified_claim(id_token.reveal(), "sid")
+def _is_given_up(grant: Grant, entry: Entry) -> bool:
+    """
+    Return whether an answer belongs to a chain in whose place *grant* has begun another, which can do without it.
+
+    Of its own chain a token that is late was rotated already, and some servers end the chain with each that is revoked.
+    """
+    is_of_another = entry.answer.refresh_token not in {None, grant.refresh_token} and not share_a_session(
+        entry.answer.id_token, grant.id_token
+    )
+    return entry.chain_length < grant.first_link and is_of_another
 
 
 def as_token(grant: Grant, audience: Audience) -> Token | None:

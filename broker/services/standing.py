@@ -121,6 +121,7 @@ class StandingGrants:
                 self._empty(grant_id, standing),
                 generation=former.generation + 1,
                 chain_length=former.chain_length + 1,  # an answer to the former chain comes too late
+                first_link=former.chain_length + 1,
             )
             if await self._vault.replace(stored, anew, due_at=None) is not None:
                 log.warning(

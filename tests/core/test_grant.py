@@ -56,6 +56,7 @@ grants = st.builds(
     session_id=st.none() | texts,
     chain_started_at=instants,
     chain_length=st.integers(1),
+    first_link=st.integers(1),
     keep_until=st.none() | instants,
     intent=st.none()
     | st.builds(
@@ -99,6 +100,14 @@ def test_a_grant_survives_its_stored_form(before: Grant) -> None:
 def test_every_field_is_stored() -> None:
     """No field is forgotten by the stored form."""
     assert {field.name for field in fields(Grant)} | {"v"} == set(json.loads(encode(grant())))
+
+
+def test_ft_14_what_an_earlier_release_wrote_is_read() -> None:
+    """It knew no chain but the first."""
+    document = json.loads(encode(grant()))
+    del document["first_link"]
+
+    assert grant() == decode(json.dumps(document).encode())
 
 
 @pytest.mark.parametrize("version", [FORMAT + 1, 0, None, "1"])
