@@ -148,6 +148,8 @@ class Grant:
         failures: By :attr:`Audience.key`, the last failure where the last token request failed.
         ended: Set once the grant has ended.
         dpop_key: The private key that the tokens are bound to (RFC 9449), as a JWK in JSON; None for bearer tokens.
+        stands_for: Of a record that only remembers what is to be revoked: the id of the grant in which other tokens
+            take the place of these. As long as that grant goes on with them, they aren't revoked.
     """
 
     id: str
@@ -170,6 +172,7 @@ class Grant:
     failures: Mapping[str, Failure] = field(default_factory=dict)
     ended: Ended | None = None
     dpop_key: RefreshToken | None = None
+    stands_for: str | None = None
 
 
 _read_json = json.JSONDecoder().raw_decode
@@ -218,6 +221,7 @@ def encode(grant: Grant) -> bytes:
         "failures": {key: asdict(failure) for key, failure in grant.failures.items()},
         "ended": asdict(grant.ended) if grant.ended else None,
         "dpop_key": reveal(grant.dpop_key),
+        "stands_for": grant.stands_for,
     }
     return json.dumps(document, separators=(",", ":")).encode()
 
@@ -259,7 +263,7 @@ def decode(stored: bytes) -> Grant:
         session_id=document["session_id"],
         chain_started_at=document["chain_started_at"],
         chain_length=document["chain_length"],
-        first_link=document.get("first_link", 1),  # a release that has no such member may have written it
+        first_link=document.get("first_link", 1),  # a release that has no such members may have written it
         keep_until=document["keep_until"],
         intent=Intent(**intent) if intent else None,
         failures={
@@ -269,4 +273,5 @@ def decode(stored: bytes) -> Grant:
         else {},
         ended=Ended(**{**ended, "reason": EndReason(ended["reason"])}) if ended else None,
         dpop_key=None if dpop_key is None else RefreshToken(dpop_key),
+        stands_for=document.get("stands_for"),
     )
