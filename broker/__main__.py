@@ -82,11 +82,15 @@ def _add_grants(commands: Commands) -> None:
     listing.add_argument("--provider", metavar="NAME", help="of one user: at this provider")
     listing.add_argument("--subject", help="of one user, browsers' grants too")
     taking = _add(
-        commands, "import", _of("grants", "import_grant"), "hand a token response over, and print a handle for it"
+        commands,
+        "import",
+        _of("grants", "import_grant"),
+        "hand a token response over: to a configured grant, or to a new one, and print a handle for it",
     )
     _config(taking)
-    taking.add_argument("--provider", metavar="NAME", required=True, help="whose tokens they are")
-    taking.add_argument("--subject", required=True, help="the user or service that they are for")
+    taking.add_argument("--provider", metavar="NAME", help="a new grant: whose tokens they are")
+    taking.add_argument("--subject", help="a new grant: the user or service that they are for")
+    taking.add_argument("--grant", metavar="NAME", help="a configured grant of type imported; no handle is printed")
     taking.add_argument("--file", metavar="PATH", type=Path, help="where the JSON is; by default standard input")
     _bounds(taking)
     showing = _add(commands, "show", _of("grants", "show_grant"), "show one grant")

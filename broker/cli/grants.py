@@ -11,6 +11,7 @@ from broker.cli.running import show_handle, show_table, with_admin_api
 from broker.config.settings import Settings
 from broker.core.json_object import at_path, read_object
 from broker.core.lifetimes import date_time, number
+from broker.core.provider import ProviderOptions
 
 MAX_RESPONSE_BYTES = 256 << 10
 TEXTS = ("access_token", "refresh_token", "id_token", "scope", "session_id")
@@ -45,17 +46,39 @@ def show_grant(options: argparse.Namespace) -> int:
 
 
 def import_grant(options: argparse.Namespace) -> int:
-    """Hand a token response over to the broker, and print the handle for it."""
+    """Hand a token response over to the broker: for a configured grant, or for a new one whose handle is printed."""
+    owner = (options.provider, options.subject)
+    if None in owner if options.grant is None else owner != (None, None):
+        print("--provider and --subject go together, or --grant takes their place", file=sys.stderr)
+        return 1
+    if options.grant is not None and handle_bounds(options):
+        print("--grant issues no handle that could have bounds: routes name the grant", file=sys.stderr)
+        return 1
 
     async def ask(client: AdminClient, settings: Settings) -> None:
-        provider = settings.providers.get(options.provider)
-        if provider is None:
-            raise CommandRefused(f"providers.{printable(options.provider)}: there is no such provider")
+        provider = _provider(options, settings)
         tokens = read_tokens(read_response(options.file), provider.token_response)
+        if options.grant is not None:
+            answer = await client.ask("POST", "/grants", {"grant": options.grant, **tokens})
+            print(f"{printable(options.grant)}: handed over, as grant {printable(answer.get('id'))}")
+            return
         content = {"provider": options.provider, "subject": options.subject, **tokens, **handle_bounds(options)}
         show_handle(await client.ask("POST", "/grants", content))
 
     return with_admin_api(options.config, ask)
+
+
+def _provider(options: argparse.Namespace, settings: Settings) -> ProviderOptions:
+    """Return whose tokens are handed over."""
+    if options.grant is not None:
+        grant = settings.grants.get(options.grant)
+        if grant is None:
+            raise CommandRefused(f"grants.{printable(options.grant)}: there is no such grant")
+        return settings.providers[grant.provider]
+    provider = settings.providers.get(options.provider)
+    if provider is None:
+        raise CommandRefused(f"providers.{printable(options.provider)}: there is no such provider")
+    return provider
 
 
 def revoke_grant(options: argparse.Namespace) -> int:

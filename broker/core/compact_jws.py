@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 
 from broker.core.json_object import read_object
+from broker.core.secret import IdToken
 
 MAX_TOKEN_BYTES = 64 * 1024
 """Longer tokens are refused unread."""
@@ -72,6 +73,17 @@ def unverified_claim(token: str, name: str) -> object:
         return read_compact(token).claims().get(name)
     except MalformedToken:
         return None
+
+
+def session_of(id_token: IdToken | None) -> object:
+    """Return the ``sid`` of an id token, which nobody need vouch for here; None if it isn't known."""
+    return None if id_token is None else unverified_claim(id_token.reveal(), "sid")
+
+
+def share_a_session(one: IdToken | None, other: IdToken | None) -> bool:
+    """Return whether two id tokens name the same ``sid``; False where one of them names none."""
+    sid = session_of(one)
+    return sid is not None and sid == session_of(other)
 
 
 def _decode(part: str) -> bytes:

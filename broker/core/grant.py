@@ -143,11 +143,15 @@ class Grant:
         chain_started_at: Unix seconds of the first token response; ``max_rotation`` counts from it.
         chain_length: Counts the answers to its refresh tokens, the first token response included. Token exchanges
             don't count. An answer to a link of the chain that isn't the last any more came too late.
+        first_link: The ``chain_length`` with which its present chain began. An answer to an earlier link belongs to a
+            chain that was given up, and nobody else will revoke what it brought.
         keep_until: Unix seconds until which it is worth keeping alive: its session's end. None: without end.
         intent: An open presentation of the refresh token.
         failures: By :attr:`Audience.key`, the last failure where the last token request failed.
         ended: Set once the grant has ended.
         dpop_key: The private key that the tokens are bound to (RFC 9449), as a JWK in JSON; None for bearer tokens.
+        stands_for: Of a record that only remembers what is to be revoked: the id of the grant in which other tokens
+            take the place of these. As long as that grant goes on with them, they aren't revoked.
     """
 
     id: str
@@ -164,11 +168,13 @@ class Grant:
     session_id: str | None = None
     chain_started_at: float
     chain_length: int = 1
+    first_link: int = 1
     keep_until: float | None = None
     intent: Intent | None = None
     failures: Mapping[str, Failure] = field(default_factory=dict)
     ended: Ended | None = None
     dpop_key: RefreshToken | None = None
+    stands_for: str | None = None
 
 
 def new_grant(
@@ -241,11 +247,13 @@ def encode(grant: Grant) -> bytes:
         "session_id": grant.session_id,
         "chain_started_at": grant.chain_started_at,
         "chain_length": grant.chain_length,
+        "first_link": grant.first_link,
         "keep_until": grant.keep_until,
         "intent": asdict(grant.intent) if grant.intent else None,
         "failures": {key: asdict(failure) for key, failure in grant.failures.items()},
         "ended": asdict(grant.ended) if grant.ended else None,
         "dpop_key": reveal(grant.dpop_key),
+        "stands_for": grant.stands_for,
     }
     return json.dumps(document, separators=(",", ":")).encode()
 
@@ -287,6 +295,7 @@ def decode(stored: bytes) -> Grant:
         session_id=document["session_id"],
         chain_started_at=document["chain_started_at"],
         chain_length=document["chain_length"],
+        first_link=document.get("first_link", 1),  # a release that has no such members may have written it
         keep_until=document["keep_until"],
         intent=Intent(**intent) if intent else None,
         failures={
@@ -296,4 +305,5 @@ def decode(stored: bytes) -> Grant:
         else {},
         ended=Ended(**{**ended, "reason": EndReason(ended["reason"])}) if ended else None,
         dpop_key=None if dpop_key is None else RefreshToken(dpop_key),
+        stands_for=document.get("stands_for"),
     )

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from broker.core.audience import DEFAULT_AUDIENCE, Audience
-from broker.core.compact_jws import unverified_claim
+from broker.core.compact_jws import share_a_session, unverified_claim
 from broker.core.grant import EndReason, Grant, Origin
 from broker.core.oauth import TokenSet
 from broker.core.outcome import LoginNeeded, TokenResult, token_for
@@ -243,7 +243,9 @@ class Answers:
             StoreError: If that isn't known.
         """
         grant = await self._write(provider, stored, entry)
-        if grant is not None:
+        if grant is not None and _is_given_up(grant, entry):
+            self._unkept.revoke(entry)
+        elif grant is not None:
             self._cross_out(entry)
         return grant
 
@@ -327,3 +329,15 @@ class Answers:
             except StoreError:
                 continue
             return
+
+
+def _is_given_up(grant: Grant, entry: Entry) -> bool:
+    """
+    Return whether an answer belongs to a chain in whose place *grant* has begun another, which can do without it.
+
+    Of its own chain a token that is late was rotated already, and some servers end the chain with each that is revoked.
+    """
+    is_of_another = entry.answer.refresh_token not in {None, grant.refresh_token} and not share_a_session(
+        entry.answer.id_token, grant.id_token
+    )
+    return entry.chain_length < grant.first_link and is_of_another

@@ -42,10 +42,10 @@ class Revocations:
         As :meth:`revoke`, for a grant as it was read.
 
         Raises:
-            StoreError: If it can't be written down. It is done again then, which servers take as done.
+            StoreError: If that isn't known or can't be written down. It is done again then, which servers take as done.
         """
         grant = stored.grant
-        if grant.ended is None or grant.refresh_token is None:
+        if grant.ended is None or grant.refresh_token is None or await self._goes_on(grant):
             return False
         confirmed = await self.revoke_token(grant.provider, grant.refresh_token)
         if confirmed is None and awaits_revocation(grant, now=self._clock.now()):
@@ -76,6 +76,19 @@ class Revocations:
         """
         due_at = revocation_at(grant, now=self._clock.now(), jitter=0.5)
         _ = await self._vault.create(grant, ttl_seconds=REVOKE_FOR_SECONDS, due_at=due_at)
+
+    async def spare(self, grant: Grant, token: RefreshToken) -> None:
+        """Don't revoke *token*, although others took its place in *grant*: it comes back. Raises ``StoreError``."""
+        for stored in await self._vault.find(grant.provider, grant.subject):
+            if stored.grant.stands_for == grant.id:
+                await self._forget(stored, token)
+
+    async def _goes_on(self, grant: Grant) -> bool:
+        """Return whether what *grant* remembers is still in use: other tokens were to take its place, and haven't."""
+        if grant.stands_for is None:
+            return False
+        stored = await self._vault.read(grant.stands_for)
+        return stored is not None and stored.grant.first_link == grant.first_link
 
     async def revoke_token(self, provider: str, token: RefreshToken) -> bool | None:
         """

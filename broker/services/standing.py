@@ -5,7 +5,7 @@ Each has a record in the store like any other grant, so that the engine renews i
 the first caller gets its first tokens.
 
 One that has ended begins anew, as the configuration still names it: an operator who ends one wants its tokens to end.
-Only one whose tokens somebody else must hand over stays as it is.
+Only one whose tokens somebody else must hand over (type ``imported``) stays as it is, until somebody does.
 """
 
 import asyncio
@@ -17,17 +17,20 @@ from dataclasses import dataclass, replace
 
 from broker.core.audience import Audience
 from broker.core.grant import Grant, Origin
-from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome
+from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome, TokenSet
+from broker.core.secret import RefreshToken
 from broker.core.standing import GrantType, StandingGrantOptions
 from broker.core.upkeep import awaits_revocation
-from broker.errors import StoreError
+from broker.errors import BadRequest, StoreError
 from broker.services.clock import Clock, Randomness
+from broker.services.hand_over import HandOver
 from broker.services.handles import FOREVER_SECONDS
 from broker.services.keyring import Keyring
 from broker.services.leases import LEASE_SECONDS, renewed
 from broker.services.provider import AuthorizationServer
 from broker.services.revocations import Revocations
 from broker.services.tasks import Tasks
+from broker.services.token_endpoint import spared
 from broker.services.vault import Vault
 from broker.stores.base import Busy, Event, Store, StoreDown, Topic
 
@@ -82,6 +85,7 @@ class StandingGrants:
         self._servers = servers
         self._vault = vault
         self._revocations = Revocations(vault, servers, clock)
+        self._hand_over = HandOver(vault, self._revocations, servers, clock, randomness)
         self._clock = clock
         self._randomness = randomness
         self._tasks = Tasks()
@@ -121,6 +125,7 @@ class StandingGrants:
                 self._empty(grant_id, standing),
                 generation=former.generation + 1,
                 chain_length=former.chain_length + 1,  # an answer to the former chain comes too late
+                first_link=former.chain_length + 1,
             )
             if await self._vault.replace(stored, anew, due_at=None) is not None:
                 log.warning(
@@ -128,6 +133,36 @@ class StandingGrants:
                     extra={"grant": grant_id, "grant_name": standing.name, "reason": stored.grant.ended.reason},
                 )
                 await self._vault.announce(anew)
+
+    async def hand_over(self, name: str, tokens: TokenSet, *, dpop_key: RefreshToken | None = None) -> Grant:
+        """
+        Put tokens that somebody else got into a configured grant, in place of whatever it has (services.hand_over).
+
+        Args:
+            name: The grant's configured name.
+            tokens: What it goes on with.
+            dpop_key: The key that they are bound to, if they are.
+
+        Returns:
+            The grant as it is stored.
+
+        Raises:
+            BadRequest: If the configuration has no grant of type ``imported`` by this name.
+            ProviderError: If a refresh is under way, and its server takes its time.
+            StoreError: If it isn't known whether that was written. It may be done again; no token is lost by it.
+        """
+        grant_id = self.ids.get(name)
+        if grant_id is None:
+            raise BadRequest("grant: no such standing grant is configured")
+        standing = self._grants[grant_id]
+        if standing.options.type is not GrantType.IMPORTED:
+            raise BadRequest(f"grant: tokens are handed over to type imported, and its type is {standing.options.type}")
+        grant = await self._hand_over.fill(self._empty(grant_id, standing), tokens, dpop_key=dpop_key)
+        log.info(
+            "standing_grant_handed_over",
+            extra={"grant": grant_id, "grant_name": name, "generation": grant.generation},
+        )
+        return grant
 
     async def run(self) -> None:
         """Ensure now and then, and soon after one has ended, until cancelled."""
@@ -165,11 +200,20 @@ class StandingGrants:
         server = self._servers[grant.provider]
         standing = self._grants.get(grant.id)
         if standing is not None:
-            outcome = await server.first_tokens(standing.options, audience, dpop_key=grant.dpop_key)
+            outcome = await _first_tokens(server, standing.options, grant, audience)
             return _explained(outcome, standing.name) if isinstance(outcome, TokenFailure) else outcome
         if grant.session_id is not None:
             return await server.authenticate_session(grant.session_id, audience)
         return TokenFailure(kind=FailureKind.OPERATOR, detail="the grant isn't configured any more")
+
+
+async def _first_tokens(
+    server: AuthorizationServer, options: StandingGrantOptions, grant: Grant, audience: Audience
+) -> TokenOutcome:
+    if options.type is not GrantType.IMPORTED or grant.session_id is None:
+        return await server.first_tokens(options, audience, dpop_key=grant.dpop_key)
+    outcome = await server.authenticate_session(grant.session_id, audience)
+    return spared(outcome, "session") if isinstance(outcome, TokenFailure) else outcome
 
 
 def _explained(failure: TokenFailure, name: str) -> TokenFailure:

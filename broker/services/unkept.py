@@ -11,9 +11,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from broker.core.compact_jws import unverified_claim
+from broker.core.compact_jws import session_of
 from broker.core.grant import Ended, EndReason, Grant
-from broker.core.secret import IdToken
 from broker.errors import StoreError
 from broker.services.clock import Clock, Randomness
 from broker.services.register import Register
@@ -109,10 +108,10 @@ class UnkeptAnswers:
         """
         if entry.provider is None or subject is None:
             return False
-        mine = _session_of(entry.answer.id_token)
+        mine = session_of(entry.answer.id_token)
         for sibling in await self._vault.find(entry.provider, subject):
             grant = sibling.grant
-            theirs = _session_of(grant.id_token)
+            theirs = session_of(grant.id_token)
             if grant.id != entry.grant_id and grant.ended is None and (None in (mine, theirs) or mine == theirs):
                 log.info("answer_not_revoked", extra={"grant": entry.grant_id, "beside": grant.id})
                 return True
@@ -149,8 +148,3 @@ def _ended(entry: Entry, *, grant_id: str, now: float) -> Grant | None:
         chain_length=entry.chain_length,
         ended=Ended(reason=EndReason.REVOKED, at=now),
     )
-
-
-def _session_of(id_token: IdToken | None) -> object:
-    """Return the ``sid`` of an id token, which nobody need vouch for here; None if it isn't known."""
-    return None if id_token is None else unverified_claim(id_token.reveal(), "sid")

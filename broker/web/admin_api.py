@@ -16,16 +16,18 @@ from broker.core.audience import DEFAULT_AUDIENCE
 from broker.core.behaviour import Seen, judge_behaviour
 from broker.core.grant import EndReason, Grant, Origin
 from broker.core.handle import Handle
+from broker.core.oauth import TokenSet
 from broker.core.refresh import assess
-from broker.core.secret import Secret
+from broker.core.secret import RefreshToken, Secret
 from broker.core.upkeep import login_needed_at
 from broker.errors import BadRequest, BrokerError, NoRoute, NoSession
 from broker.services import metrics
 from broker.services.clock import Clock
 from broker.services.handles import FOREVER_SECONDS, Handles
 from broker.services.provider import AuthorizationServer
+from broker.services.standing import StandingGrants
 from broker.services.tokens import TokenBroker
-from broker.web.admin_content import dpop_key_of, handle_attributes, read_content, tokens_of
+from broker.web.admin_content import Content, dpop_key_of, handle_attributes, read_content, tokens_of
 
 MAX_CONTENT_BYTES = 256 << 10
 
@@ -42,6 +44,7 @@ class AdminApi:
         *,
         token: Secret,
         tokens: TokenBroker,
+        standing: StandingGrants,
         handles: Handles,
         servers: Mapping[str, AuthorizationServer],
         clock: Clock,
@@ -50,12 +53,14 @@ class AdminApi:
         Args:
             token: The bearer token that callers must show.
             tokens: Where grants are.
+            standing: Takes tokens for configured ones.
             handles: Where handles are.
             servers: The providers by their configured names.
             clock: Time.
         """
         self._token = token
         self._tokens = tokens
+        self._standing = standing
         self._handles = handles
         self._servers = servers
         self._clock = clock
@@ -112,15 +117,14 @@ class AdminApi:
         return web.json_response(self._describe(await self._grant(request)))
 
     async def import_grant(self, request: web.Request) -> web.Response:
-        """Take over a grant whose tokens somebody else got, and issue a first handle for it."""
+        """Take over tokens that somebody else got: for a configured grant, or for a new one with a first handle."""
         content = await read_content(request)
+        if (name := content.optional_text("grant")) is not None:
+            return await self._hand_over(name, content)
         provider, subject = content.text("provider"), content.text("subject")
         if provider not in self._servers:
             raise BadRequest("provider: no such provider is configured")
-        tokens = tokens_of(content, now=self._clock.now())
-        dpop_key = dpop_key_of(content)
-        if dpop_key is not None:
-            tokens = replace(tokens, token_type="DPoP")
+        tokens, dpop_key = self._tokens_of(content)
         handle = handle_attributes(content)
         content.refuse_others()
         grant = await self._tokens.adopt(
@@ -133,6 +137,17 @@ class AdminApi:
             dpop_key=dpop_key,
         )
         return await self._issue(grant.id, handle)
+
+    async def _hand_over(self, name: str, content: Content) -> web.Response:
+        tokens, dpop_key = self._tokens_of(content)
+        content.refuse_others()
+        grant = await self._standing.hand_over(name, tokens, dpop_key=dpop_key)
+        return web.json_response(self._describe(grant))
+
+    def _tokens_of(self, content: Content) -> tuple[TokenSet, RefreshToken | None]:
+        """Return the tokens, and the key that they are bound to."""
+        tokens, dpop_key = tokens_of(content, now=self._clock.now()), dpop_key_of(content)
+        return (tokens if dpop_key is None else replace(tokens, token_type="DPoP")), dpop_key
 
     async def revoke_grant(self, request: web.Request) -> web.Response:
         """End a grant here and at its server, with its handles."""

@@ -208,6 +208,7 @@ class Installation:
             api = AdminApi(
                 token=self.settings.admin.token,
                 tokens=self.tokens,
+                standing=self.standing,
                 handles=self.handles,
                 servers=self.servers,
                 clock=self._clock,

@@ -2,7 +2,9 @@
 
 import pytest
 
-from broker.core.compact_jws import MAX_TOKEN_BYTES, MalformedToken, read_compact, unverified_claim
+from broker.core.compact_jws import MAX_TOKEN_BYTES, MalformedToken, read_compact, share_a_session, unverified_claim
+from broker.core.secret import IdToken
+from tests.support.forge import join
 
 # RFC 7515 appendix A.1
 RFC7515_A1 = (
@@ -59,3 +61,22 @@ def test_claims_are_an_object() -> None:
 def test_a_claim_may_be_peeked_at(token: str, expected: object) -> None:
     """A JWT shows its exp as a hint; anything else shows nothing."""
     assert expected == unverified_claim(token, "exp")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ({"sid": "a"}, {"sid": "a"}, True),
+        ({"sid": "a"}, {"sid": "b"}, False),
+        ({"sid": "a"}, {}, False),
+        ({}, {}, False),
+        (None, None, False),
+        (None, {"sid": "a"}, False),
+    ],
+)
+def test_only_a_session_that_both_name_is_shared(
+    one: dict[str, object] | None, other: dict[str, object] | None, expected: bool
+) -> None:
+    """Two tokens that say nothing may be anybody's."""
+    tokens = [None if claims is None else IdToken(join({"alg": "none"}, claims)) for claims in (one, other)]
+    assert expected == share_a_session(*tokens)

@@ -57,6 +57,7 @@ grants = st.builds(
     session_id=st.none() | texts,
     chain_started_at=instants,
     chain_length=st.integers(1),
+    first_link=st.integers(1),
     keep_until=st.none() | instants,
     intent=st.none()
     | st.builds(
@@ -82,6 +83,7 @@ grants = st.builds(
     ),
     ended=st.none() | st.builds(Ended, reason=st.sampled_from(EndReason), at=instants),
     dpop_key=st.none() | st.builds(RefreshToken, texts),
+    stands_for=st.none() | texts,
 )
 
 
@@ -100,6 +102,14 @@ def test_a_grant_survives_its_stored_form(before: Grant) -> None:
 def test_every_field_is_stored() -> None:
     """No field is forgotten by the stored form."""
     assert {field.name for field in fields(Grant)} | {"v"} == set(json.loads(encode(grant())))
+
+
+def test_ft_14_what_an_earlier_release_wrote_is_read() -> None:
+    """It knew no chain but the first, and no grant that stands for another."""
+    document = json.loads(encode(grant()))
+    del document["first_link"], document["stands_for"]
+
+    assert grant() == decode(json.dumps(document).encode())
 
 
 @pytest.mark.parametrize("version", [FORMAT + 1, 0, None, "1"])

@@ -10,12 +10,14 @@ import pytest
 from broker.core.grant import EndReason
 from broker.core.outcome import LoginNeeded, Token
 from broker.core.provider import Rotation
+from broker.core.secret import IdToken
 from broker.errors import ProviderError
 from broker.services.answers import IDENTITY_CHECK_SECONDS, SAVE_RETRY_SECONDS
 from broker.services.provider import Identity
 from broker.services.refresher import Want
 from tests.services.conftest import StartStage
 from tests.support.engine import Replica, access_token
+from tests.support.forge import join
 from tests.support.grants import LIFE
 from tests.support.stage import Stage
 from tests.support.waiting import until, until_async
@@ -413,6 +415,40 @@ async def test_a_link_that_is_not_the_last_any_more_replaces_nothing(
     grant = await stage.grant()
     assert (2, access_token(newer)) == (grant.generation, grant.tokens[""].access_token.reveal())
     assert "answer_superseded" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("sids", "is_revoked"), [((None, None), True), (("s1", "s2"), True), (("s1", "s1"), False)], ids=str
+)
+async def test_tk_07_an_answer_to_a_chain_that_was_given_up_is_revoked(
+    stage: Stage, sids: tuple[str | None, str | None], is_revoked: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its process was killed, and the grant has begun anew since: nobody else would ever revoke what the disk has."""
+    late, present = (None if sid is None else IdToken(join({"alg": "none"}, {"sid": sid})) for sid in sids)
+    if late is not None:
+        stage.server.id_tokens.append(late.reveal())
+    two = await stage.engine.open()
+    stage.expire()
+    await die_before_saving(two, stage.grant_id)
+    token = stage.server.ledger.newest(stage.family()).token
+    stored = await stage.one.vault.read(stage.grant_id)
+    assert stored is not None
+    anew = replace(
+        stored.grant,
+        refresh_token=stage.server.login_tokens().refresh_token,
+        id_token=present,
+        chain_length=2,
+        first_link=2,
+        intent=None,
+    )
+    await stage.one.vault.replace(stored, anew, due_at=None)
+
+    await stage.one.broker.recover()
+    await until(lambda: len(stage.one.spool) == 0)
+
+    assert ([token] if is_revoked else []) == stage.server.revoked
+    assert anew == await stage.grant()
+    assert token not in caplog.text
 
 
 async def test_a_record_that_went_back_takes_the_answer_again(stage: Stage) -> None:

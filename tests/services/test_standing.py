@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from broker.core.outcome import LoginNeeded, Unavailable
 from broker.core.secret import RefreshToken
 from broker.core.standing import GrantType, StandingGrantOptions
 from broker.errors import ProviderError, StoreError
+from broker.services.leases import LEASE_SECONDS
 from broker.services.provider import Identity
 from broker.services.refresher import Want
 from broker.services.standing import ENSURE_SECONDS, StandingGrants
@@ -24,7 +25,7 @@ from tests.support.clock import ManualClock, SeededRandomness
 from tests.support.engine import PROVIDER, Engine, Replica, access_token, ring
 from tests.support.grants import NOW, failure
 from tests.support.scripted_server import ScriptedServer
-from tests.support.waiting import until_async
+from tests.support.waiting import until, until_async
 
 
 class FirstTokensServer(ScriptedServer):
@@ -47,9 +48,11 @@ class Bench:
     directory: Path
     type: GrantType = GrantType.CLIENT_CREDENTIALS
     clock: ManualClock = field(default_factory=lambda: ManualClock(NOW))
+    server_type: Callable[..., FirstTokensServer] = FirstTokensServer
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.server = FirstTokensServer(self.clock)
+        self.server = self.server_type(self.clock, **self.options)
         self.engine = Engine(self.directory, self.clock, SeededRandomness(), {PROVIDER: self.server})
         self.replicas: list[tuple[Replica, StandingGrants]] = []
 
@@ -175,6 +178,27 @@ async def test_what_a_refresh_under_way_brings_belongs_to_what_has_ended(bench: 
 
     assert [bench.server.ledger.newest(next(iter(bench.server.families.by_id))).token] == bench.server.revoked
     assert "at-3" == access_token(await one.broker.token(grant_id))
+
+
+async def test_what_comes_after_the_new_beginning_is_revoked(bench: Bench) -> None:
+    """A process stood still and lost the lease: what it brings belongs to what has ended, and nobody else knows it."""
+    (one, standing), (two, _) = await bench.open(), await bench.open()
+    grant_id = standing.ids["nightly"]
+    await one.broker.token(grant_id)
+    bench.clock.advance(3600)
+    step = bench.server.hold()
+    refreshing = two.broker.refresher.start(Want(grant_id=grant_id))
+    await step.reached.wait()
+    token = await end(one, grant_id)
+    assert await one.broker.revocations.revoke(grant_id)
+    bench.clock.advance(LEASE_SECONDS)
+
+    await look(standing)
+    step.release()
+    await refreshing
+
+    late = bench.server.ledger.newest(next(iter(bench.server.families.by_id))).token
+    await until(lambda: [token, late] == bench.server.revoked)
 
 
 async def test_a_lease_that_can_not_be_asked_for_is_tried_again(bench: Bench) -> None:

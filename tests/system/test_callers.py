@@ -217,6 +217,12 @@ async def test_ad_01_the_admin_api_wants_its_token(broker: BrokerProcess) -> Non
         ({"provider": "corp", "subject": "x", "refresh_token": "r", "network": []}, "network"),
         ({"provider": "corp", "subject": "x", "refresh_token": "r", "networks": ["everywhere"]}, "networks"),
         ({"provider": "corp", "subject": "x", "refresh_token": "r", "routes": ["api"]}, "routes"),
+        ({"grant": "nowhere", "refresh_token": "r"}, "grant"),
+        ({"grant": "nightly", "refresh_token": "r"}, "grant: tokens are handed over to type imported"),
+        ({"grant": 1, "refresh_token": "r"}, "grant"),
+        ({"grant": "nightly"}, "refresh_token"),
+        ({"grant": "nightly", "subject": "x", "refresh_token": "r"}, "subject"),
+        ({"grant": "nightly", "label": "x", "refresh_token": "r"}, "label"),
     ],
 )
 async def test_a_wrong_import_names_the_member(broker: BrokerProcess, document: dict[str, Any], member: str) -> None:

@@ -94,6 +94,22 @@ async def test_what_the_broker_refuses_is_1(broker: BrokerProcess) -> None:
     importing = ("grants", "import", "--subject", "batch", "--provider")
     for words, given, said in (
         ((*importing, "nobody"), "{}", "providers.nobody: there is no such provider\n"),
+        (
+            ("grants", "import", "--subject", "batch"),
+            "{}",
+            "--provider and --subject go together, or --grant takes their place\n",
+        ),
+        (
+            (*importing, "corp", "--grant", "x"),
+            "{}",
+            "--provider and --subject go together, or --grant takes their place\n",
+        ),
+        (("grants", "import", "--grant", "x"), "{}", "grants.x: there is no such grant\n"),
+        (
+            ("grants", "import", "--grant", "x", "--label", "y"),
+            "{}",
+            "--grant issues no handle that could have bounds: routes name the grant\n",
+        ),
         ((*importing, "corp"), "{}", "the token response has neither a refresh_token nor a session_id\n"),
         (
             (*importing, "corp", "--file", "/nowhere"),
