@@ -64,9 +64,10 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "login",
         _of("login", "login"),
-        "get a grant on a machine without a browser, and print a handle for it",
+        "get tokens on a machine without a browser: for a configured grant, or for a new one with a handle",
     )
-    _config(login).add_argument("--provider", metavar="NAME", required=True, help="where the user logs in")
+    _config(login).add_argument("--provider", metavar="NAME", help="a new grant: where the user logs in")
+    login.add_argument("--grant", metavar="NAME", help="a configured grant of type imported; no handle is printed")
     login.add_argument("--subject", help="who must log in; needed where the provider doesn't say who did")
     _bounds(login)
     _add_grants(_group(commands, "grants", "what the broker holds for callers without a browser"))

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from broker.cli.admin_client import AdminClient, CommandRefused, printable, quoted
-from broker.cli.running import show_handle, show_table, with_admin_api
+from broker.cli.running import show_handed_over, show_handle, show_table, with_admin_api
 from broker.config.settings import Settings
 from broker.core.json_object import at_path, read_object
 from broker.core.lifetimes import date_time, number
@@ -60,7 +60,7 @@ def import_grant(options: argparse.Namespace) -> int:
         tokens = read_tokens(read_response(options.file), provider.token_response)
         if options.grant is not None:
             answer = await client.ask("POST", "/grants", {"grant": options.grant, **tokens})
-            print(f"{printable(options.grant)}: handed over, as grant {printable(answer.get('id'))}")
+            show_handed_over(options.grant, answer)
             return
         content = {"provider": options.provider, "subject": options.subject, **tokens, **handle_bounds(options)}
         show_handle(await client.ask("POST", "/grants", content))

@@ -1,4 +1,4 @@
-"""`token-broker login`: a grant for a machine without a browser, which its user allows on another one (RFC 8628)."""
+"""`token-broker login`: tokens for a machine without a browser, which their user allows on another one (RFC 8628)."""
 
 import argparse
 import asyncio
@@ -9,10 +9,12 @@ from contextlib import asynccontextmanager
 
 from broker.cli.admin_client import AdminClient, CommandRefused, printable
 from broker.cli.grants import handle_bounds
-from broker.cli.running import show_handle, with_admin_api
+from broker.cli.running import show_handed_over, show_handle, with_admin_api
 from broker.config.settings import Settings
 from broker.core.oauth import TokenFailure, TokenSet
+from broker.core.provider import ProviderOptions
 from broker.core.secret import RefreshToken
+from broker.core.standing import GrantType
 from broker.errors import BrokerError, ProviderError
 from broker.services.clock import SystemClock, SystemRandomness
 from broker.services.outbound import Outbound
@@ -20,20 +22,24 @@ from broker.services.provider import AuthorizationServer
 
 
 def login(options: argparse.Namespace) -> int:
-    """Let a user allow the grant elsewhere, hand it to the broker, and print its handle."""
+    """Let a user allow it elsewhere, and hand the tokens over: to a configured grant, or to a new one with a handle."""
     logging.getLogger("broker").addHandler(logging.NullHandler())
+    if (options.provider is None) == (options.grant is None):
+        print("--provider, or --grant in its place", file=sys.stderr)
+        return 1
+    if options.grant is not None and handle_bounds(options):
+        print("--grant issues no handle that could have bounds: routes name the grant", file=sys.stderr)
+        return 1
 
     async def ask(client: AdminClient, settings: Settings) -> None:
-        provider = settings.providers.get(options.provider)
-        if provider is None:
-            raise CommandRefused(f"providers.{printable(options.provider)}: there is no such provider")
-        if options.subject is None and "openid" not in provider.scope.split():
+        name, provider = _provider(options, settings)
+        if options.grant is None and options.subject is None and "openid" not in provider.scope.split():
             raise CommandRefused("--subject is needed: without the scope openid nobody says who the user is")
         await client.ask("GET", "/handles")  # nobody shall log in for a broker that doesn't answer
         clock = SystemClock()
         try:
             server = AuthorizationServer(
-                options.provider,
+                name,
                 provider,
                 outbound=Outbound(provider.tls, insecure=provider.insecure),
                 clock=clock,
@@ -44,8 +50,7 @@ def login(options: argparse.Namespace) -> int:
                 tokens = await _device_login(server, dpop_key)
                 async with _revoked_unless_kept(server, tokens):
                     content = {
-                        "provider": options.provider,
-                        "subject": await _subject(server, tokens, options.subject),
+                        **await _owner(server, tokens, options),
                         **_members(tokens, now=clock.now()),
                         **({} if dpop_key is None else {"dpop_key": dpop_key.reveal()}),
                         **handle_bounds(options),
@@ -54,10 +59,36 @@ def login(options: argparse.Namespace) -> int:
             finally:
                 await server.close()
         except BrokerError as fault:
-            raise CommandRefused(f"{printable(options.provider)}: {printable(fault)}") from None
-        show_handle(answer)
+            raise CommandRefused(f"{printable(name)}: {printable(fault)}") from None
+        if options.grant is None:
+            show_handle(answer)
+        else:
+            show_handed_over(options.grant, answer)
 
     return with_admin_api(options.config, ask)
+
+
+def _provider(options: argparse.Namespace, settings: Settings) -> tuple[str, ProviderOptions]:
+    """Return where the user logs in, before anybody does."""
+    name = options.provider
+    if options.grant is not None:
+        grant = settings.grants.get(options.grant)
+        if grant is None or grant.type is not GrantType.IMPORTED:
+            raise CommandRefused(f"grants.{printable(options.grant)}: there is no such grant of type imported")
+        name = grant.provider
+    provider = settings.providers.get(name)
+    if provider is None:
+        raise CommandRefused(f"providers.{printable(name)}: there is no such provider")
+    return name, provider
+
+
+async def _owner(server: AuthorizationServer, tokens: TokenSet, options: argparse.Namespace) -> dict[str, object]:
+    """Return what says whose the tokens are."""
+    if options.grant is None:
+        return {"provider": server.name, "subject": await _subject(server, tokens, options.subject)}
+    if options.subject is not None:
+        _ = await _subject(server, tokens, options.subject)
+    return {"grant": options.grant}
 
 
 async def _device_login(server: AuthorizationServer, dpop_key: RefreshToken | None) -> TokenSet:

@@ -49,5 +49,10 @@ def show_handle(answer: dict[str, object]) -> None:
     print(answer["handle"])
 
 
+def show_handed_over(name: str, answer: dict[str, object]) -> None:
+    """Say that a configured grant has new tokens."""
+    print(f"{printable(name)}: handed over, as grant {printable(answer.get('id'))}")
+
+
 async def _awaited(running: Awaitable[int]) -> int:
     return await running

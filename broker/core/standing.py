@@ -28,7 +28,7 @@ class StandingGrantOptions:
     provider: str = option("The provider (a key of `providers`) that grants it.")
     type: GrantType = option(
         "How it gets its first tokens. Those of type `imported` are handed over, and again where they have ended: by "
-        "`token-broker grants import --grant` or the admin API."
+        "`token-broker grants import --grant`, `token-broker login --grant` or the admin API."
     )
     subject: str | None = option(
         "Whom it speaks for: `sub` of the assertion, and the subject in logs and headers. By default the grant's name.",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+import aiohttp
 import pytest
 from aiohttp import web
 from joserfc.jwk import ECKey
@@ -54,7 +55,7 @@ def installed(
 
 
 async def log_in(broker: BrokerProcess, *words: str, code: int = 0) -> tuple[str, str]:
-    return await command(broker, "login", *words, "--provider", "corp", code=code, count=1)
+    return await command(broker, "login", "--provider", "corp", *words, code=code, count=1)
 
 
 async def test_a_device_login_ends_in_a_handle(tmp_path: Path) -> None:
@@ -67,6 +68,39 @@ async def test_a_device_login_ends_in_a_handle(tmp_path: Path) -> None:
         assert 200 == await call(broker, out.strip())
         assert ["Bearer at-canary"] == upstream.received[-1].header("Authorization")
     assert "canary" not in out + err + broker.log_path.read_text()
+
+
+@pytest.mark.parametrize("type", ["imported", "client_credentials"])
+async def test_a_device_login_may_fill_a_configured_grant(tmp_path: Path, type: str) -> None:  # noqa: A002
+    """Routes name it, so there is no handle; one that gets its tokens otherwise is refused before anybody logs in."""
+    async with DocumentServer() as server, Upstream() as upstream:
+        broker = installed(tmp_path, server, upstream)
+        broker.settings["grants"] = {"nightly": {"provider": "corp", "type": type}}
+        broker.settings["routes"] = [{"path": "/api", "upstream": upstream.url, "token": {"grant": "nightly"}}]
+        async with broker:
+            server.answers["/device"], server.answers["/token"] = (200, CODES), (200, TOKENS)
+            code = 0 if type == "imported" else 1
+            out, err = await command(broker, "login", "--grant", "nightly", code=code, count=1)
+            if code:
+                assert ("", True) == (out, "grants.nightly: there is no such grant of type imported" in err)
+                assert 0 == server.count("/device")
+                return
+            assert out.startswith("nightly: handed over, as grant ")
+            async with aiohttp.ClientSession() as http, http.get(f"{broker.url}/api/x") as response:
+                assert 200 == response.status
+            assert ["Bearer at-canary"] == upstream.received[-1].header("Authorization")
+    assert "canary" not in out + err + broker.log_path.read_text()
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("--provider", "corp", "--grant", "nightly"), ("--grant", "nightly", "--label", "x")], ids=str
+)
+async def test_a_device_login_is_for_one_grant(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """A new one, with a handle, or a configured one."""
+    async with DocumentServer() as server, Upstream() as upstream, installed(tmp_path, server, upstream) as broker:
+        out, err = await command(broker, "login", *words, code=1, count=1)
+    assert ("", True) == (out, "--grant" in err)
+    assert 0 == server.count("/device")
 
 
 async def test_a_device_login_may_be_bound_to_a_key(tmp_path: Path) -> None:
