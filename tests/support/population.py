@@ -162,7 +162,9 @@ class Population:
         calls: list[Call] = []
         match rng.randrange(20):
             case 0:
-                calls = await asyncio.gather(*(user.call(f"/api/parallel/{number}") for number in range(PARALLEL_CALLS)))
+                calls = await asyncio.gather(
+                    *(user.call(f"/api/parallel/{number}") for number in range(PARALLEL_CALLS))
+                )
             case 1 | 2:
                 calls = [await user.call("/api/post", method="POST", data=rng.randbytes(rng.randrange(4000)))]
             case 3 | 4 if self._hangs_up:
