@@ -15,6 +15,7 @@ from broker.errors import ConfigError, UpstreamBusy, UpstreamTimeout, UpstreamUn
 from broker.services import pool as pool_module
 from broker.services.pool import UpstreamPool, UpstreamPools
 from tests.support.certificates import Authority
+from tests.support.ports import free_port
 from tests.support.raw_upstream import OK, RawRequest, RawUpstream, Wire, answering
 from tests.support.receiver import Recorder, exchange_for
 from tests.support.waiting import until
@@ -180,7 +181,7 @@ async def test_least_connections_avoids_the_busy_one() -> None:
 
 async def test_a_host_that_takes_no_connection_is_passed_over_and_rests() -> None:
     """Every request is served by the other host; after some failures the dead one isn't even tried, for a while."""
-    async with RawUpstream() as dead, RawUpstream() as live:
+    async with RawUpstream(port=free_port()) as dead, RawUpstream() as live:
         await dead.stop()
         async with pooled(dead, live, max_failures=2, rest_seconds=2.0) as pool:
             for _ in range(6):

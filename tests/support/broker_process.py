@@ -3,9 +3,7 @@
 import asyncio
 import json
 import os
-import random
 import signal
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from http.cookies import BaseCookie
@@ -18,26 +16,11 @@ from yarl import URL
 from broker.services.clock import SystemRandomness
 from broker.services.keyring import new_key
 from tests.support.authorization_server import CLIENT_ID, CLIENT_SECRET
+from tests.support.ports import free_port
 from tests.support.waiting import until, until_async
 
 ROOT = Path(__file__).parents[2]
 _NO_URL = URL()
-
-
-def free_port() -> int:
-    """
-    Return a TCP port of 127.0.0.1 that was free a moment ago.
-
-    It is below those that outgoing connections are given, so that none of them takes it before the broker does.
-    """
-    while True:
-        port = random.SystemRandom().randrange(12_000, 32_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port
 
 
 def provider_options(issuer: str, **changes: Any) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.support.broker_process import BrokerProcess, Browser, free_port
+from tests.support.broker_process import BrokerProcess, Browser
 from tests.support.checker import violations
 from tests.support.population import Population
+from tests.support.ports import free_port
 from tests.support.remote_authorization_server import RemoteLedgerServer
 from tests.support.upstream import Upstream
 from tests.support.waiting import until, until_async
