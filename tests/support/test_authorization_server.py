@@ -319,6 +319,19 @@ async def test_a_call_whose_caller_gave_up_overlaps_with_no_later_one(when: str)
         assert [] == provider.ledger.overlapping()
 
 
+async def test_a_call_that_waits_is_answered_when_it_is_let_go_on() -> None:
+    """Nothing is done for it before, and its caller gets what any other call gets."""
+    async with LedgerServer() as provider:
+        token = provider.issue()["refresh_token"]
+        provider.fail_next("wait", grant_type="refresh_token")
+        waiting = asyncio.create_task(refresh(provider.url, token))
+        await until(lambda: provider.ledger.count("refresh_token") == 1, what="the call at the server")
+        assert [] == provider.ledger.presented
+        provider.faults.release()
+
+        assert 200 == (await waiting)[0]
+
+
 async def test_latencies_come_from_the_seed() -> None:
     """Equal seeds make equal latencies, so that a storm can be run again."""
     servers = [LedgerServer(latency_seconds=(0.0, 3.0), seed=7) for _ in range(2)]
