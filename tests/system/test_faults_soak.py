@@ -13,7 +13,7 @@ import pytest
 from tests.support.broker_process import BrokerProcess
 from tests.support.checker import RECOVERY_SECONDS, Outage, now, violations
 from tests.support.kill_points import Countdown
-from tests.support.population import Population
+from tests.support.population import PARALLEL_CALLS, Population
 from tests.support.redis_server import RedisServer, running
 from tests.support.remote_authorization_server import RemoteLedgerServer
 from tests.support.tcp_proxy import TcpProxy
@@ -50,8 +50,11 @@ async def test_ft_25_random_faults_leave_nothing_behind(
             async with BrokerProcess(tmp_path, command=command, **installation) as broker:
                 faults = _faults(rng, redis, network, provider, upstream)
                 # The same crowd before, so that caches and pools are as full as they get without faults.
-                async with Population(broker.url, users=10, seed=seed) as population, population.at_work():
-                    await asyncio.sleep(4)
+                async with Population(broker.url, users=10, seed=seed) as population:
+                    async with population.at_work():
+                        await asyncio.sleep(4)
+                    # As many calls as users ever have under way: the pool of the upstream is filled by the crowd.
+                    await asyncio.gather(*(population.everybody_calls() for _ in range(PARALLEL_CALLS)))
                 at_start = await _levels(broker, countdown)
                 async with Population(broker.url, users=10, seed=seed) as population:
                     began = now()
