@@ -160,7 +160,7 @@ async def test_a_standing_grant_that_is_revoked_begins_anew(
     async def works() -> bool:
         return await call(broker, "/reports/daily") == 200
 
-    await until_async(works, seconds=8.0)
+    await until_async(works, what="the new tokens")
     assert 2 == (await provider.ledger()).count("client_credentials")
     assert 2 == len({request.header("authorization")[0] for request in upstream.received})
     refused = [entry["detail"] for entry in broker.log() if entry.get("event") == "request_refused"]
