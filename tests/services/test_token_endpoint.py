@@ -144,7 +144,7 @@ async def test_what_came_of_a_request_decides_its_class(server: DocumentServer) 
     outcomes = []
     for path in ("busy", "silent"):
         async with authorization_server(
-            token_endpoint=f"{server.url}/{path}", token_endpoint_timeout_seconds=0.3
+            token_endpoint=f"{server.url}/{path}", token_endpoint_timeout_seconds=1.0
         ) as provider:
             outcomes.append(await provider.refresh(grant(), DEFAULT_AUDIENCE))
     async with authorization_server(token_endpoint="http://127.0.0.1:9/token") as provider:

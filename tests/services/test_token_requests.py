@@ -253,7 +253,7 @@ async def test_a_silent_server_leaves_it_in_doubt(server: DocumentServer) -> Non
 
     server.answers["/token"] = silent
     async with authorization_server(
-        token_endpoint=f"{server.url}/token", token_endpoint_timeout_seconds=0.2
+        token_endpoint=f"{server.url}/token", token_endpoint_timeout_seconds=1.0
     ) as provider:
         outcome = await provider.refresh(grant(), DEFAULT_AUDIENCE)
 
