@@ -101,7 +101,11 @@ class BrokerProcess:
 
     def log(self) -> list[dict[str, Any]]:
         """Return what was logged, record by record. Anything that isn't JSON fails."""
-        return [json.loads(line) for line in self.log_path.read_text().splitlines()]
+        return [json.loads(line) for line in self._logged().splitlines()]
+
+    def _logged(self) -> str:
+        """Return the lines of the log that are whole: one may be half written."""
+        return self.log_path.read_text().rpartition("\n")[0]
 
     def write_settings(self) -> Path:
         """Write the configuration that :attr:`settings` mean, and return where."""
@@ -112,10 +116,10 @@ class BrokerProcess:
     async def reload(self, event: str = "reloaded") -> None:
         """Let it read the configuration again, and wait until it has logged what came of that."""
         self.write_settings()
-        before = self.log_path.read_text().count(f'"event":"{event}"')
+        before = self._logged().count(f'"event":"{event}"')
         self.send_signal(signal.SIGHUP)
         await until(
-            lambda: self.log_path.read_text().count(f'"event":"{event}"') > before,
+            lambda: self._logged().count(f'"event":"{event}"') > before,
             seconds=20,
             what=lambda: f"{event} in {self.log_path.read_text()[-2000:]}",
         )

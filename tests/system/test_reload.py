@@ -135,6 +135,7 @@ async def test_ad_02_ft_18_a_reload_that_is_refused_keeps_the_old_configuration(
         marked(broker, "better")
         await broker.reload()
         await browser.get("/api/last-of-a-connection")
+        await until(lambda: not set(same) & set(broker.worker_pids()), seconds=15, what="the end of the old process")
         call = await browser.get("/api/x")
 
     assert before == same
