@@ -139,7 +139,7 @@ class BrokerProcess:
                 env=self._environment,
                 start_new_session=True,
             )
-        await until_async(self.is_ready if wait_ready else self.is_alive, seconds=20, what="the broker's start")
+        await until_async(self.is_ready if wait_ready else self.is_alive, seconds=40, what="the broker's start")
 
     async def is_alive(self) -> bool:
         """Return whether the admin listener answers."""
@@ -174,7 +174,7 @@ class BrokerProcess:
     async def ended(self) -> int:
         """Wait for its end, and return the exit code."""
         assert self._process is not None
-        return await asyncio.wait_for(self._process.wait(), 20)
+        return await asyncio.wait_for(self._process.wait(), 40)
 
     def send_signal(self, number: int) -> None:
         assert self._process is not None
