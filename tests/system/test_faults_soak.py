@@ -13,7 +13,7 @@ import pytest
 from tests.support.broker_process import BrokerProcess
 from tests.support.checker import RECOVERY_SECONDS, Outage, now, violations
 from tests.support.kill_points import Countdown
-from tests.support.population import PARALLEL_CALLS, Population
+from tests.support.population import Population
 from tests.support.redis_server import RedisServer, running
 from tests.support.remote_authorization_server import RemoteLedgerServer
 from tests.support.tcp_proxy import TcpProxy
@@ -47,14 +47,14 @@ async def test_ft_25_random_faults_leave_nothing_behind(
                 corp={"rotation_grace": "10m"},
                 store={**redis_store(network.port), "max_connections": POOL},
             )
+            # How many connections to it are idle is the crowd's doing: none of them lives until they are counted.
+            for route in installation["routes"]:
+                route["upstream"] = {"urls": [route["upstream"]], "keepalive_timeout": "1s"}
             async with BrokerProcess(tmp_path, command=command, **installation) as broker:
                 faults = _faults(rng, redis, network, provider, upstream)
                 # The same crowd before, so that caches and pools are as full as they get without faults.
-                async with Population(broker.url, users=10, seed=seed) as population:
-                    async with population.at_work():
-                        await asyncio.sleep(4)
-                    # As many calls as users ever have under way: the pool of the upstream is filled by the crowd.
-                    await asyncio.gather(*(population.everybody_calls() for _ in range(PARALLEL_CALLS)))
+                async with Population(broker.url, users=10, seed=seed) as population, population.at_work():
+                    await asyncio.sleep(4)
                 at_start = await _levels(broker, countdown)
                 async with Population(broker.url, users=10, seed=seed) as population:
                     began = now()
@@ -83,7 +83,7 @@ async def test_ft_25_random_faults_leave_nothing_behind(
 
 
 async def _levels(broker: BrokerProcess, countdown: Countdown) -> dict[str, float]:
-    await asyncio.sleep(2)  # connections that their clients closed are gone, and caches swept
+    await asyncio.sleep(3)  # connections that are idle or that their clients closed are gone, and caches swept
     metrics = await broker.metrics()
     return {
         "tasks": countdown.tasks,
