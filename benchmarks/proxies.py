@@ -15,7 +15,8 @@ from benchmarks.machine import LOAD_CORE, PROXY_CORE, started
 from broker.services.clock import SystemRandomness
 from broker.services.keyring import new_key
 from tests.support.authorization_server import CLIENT_ID, CLIENT_SECRET
-from tests.support.broker_process import Browser, free_port, provider_options
+from tests.support.broker_process import Browser, provider_options
+from tests.support.ports import free_port
 
 OTHER_COOKIES = "theme=dark; lang=en"
 ADMIN_TOKEN = "for benchmarks on loopback alone"

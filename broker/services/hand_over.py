@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from hmac import compare_digest
 
 from broker.core.audience import DEFAULT_AUDIENCE
 from broker.core.compact_jws import share_a_session
@@ -128,9 +129,13 @@ class HandOver:
             ended,
             id=self._randomness.token_bytes(16).hex(),
             origin=Origin.BROWSER,  # operators look for grants that are used, not for this
-            session_id=None if former.session_id == tokens.session_id else former.session_id,
+            session_id=None if _is_same(former.session_id, tokens.session_id) else former.session_id,
             stands_for=former.id,
         )
+
+
+def _is_same(one: str | None, other: str | None) -> bool:
+    return one is not None and other is not None and compare_digest(one.encode(), other.encode())
 
 
 def _filled(former: Grant, tokens: TokenSet, dpop_key: RefreshToken | None) -> Grant:

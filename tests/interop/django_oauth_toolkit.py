@@ -14,7 +14,7 @@ from joserfc.jwk import RSAKey
 
 from tests.interop.cache import cached, run
 from tests.interop.server_process import server_process
-from tests.support.broker_process import free_port
+from tests.support.ports import free_port
 
 SITE = Path(__file__).with_name("django_site")
 REQUIREMENTS = SITE / "requirements.txt"

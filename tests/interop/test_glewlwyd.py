@@ -22,7 +22,7 @@ from tests.interop.glewlwyd.server import (
 )
 from tests.interop.installation import Installation, calls_at_once, calls_for, until_answered
 from tests.interop.introspection import Introspection
-from tests.support.broker_process import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import until
 from tests.system.test_doctor import doctor
 

@@ -12,6 +12,7 @@ from tests.interop.form_browser import FormBrowser
 from tests.interop.installation import Installation, calls_at_once, calls_for, log_in, problem, until_answered
 from tests.interop.introspection import Introspection
 from tests.interop.keycloak.server import LIFE_SECONDS, SECRETS, USER, Keycloak, running_keycloak
+from tests.support.waiting import until
 from tests.system.test_doctor import doctor, run_doctor
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(180, func_only=True)]
@@ -185,6 +186,7 @@ async def test_a_back_channel_logout_ends_the_one_session_that_it_names(keycloak
         await asyncio.to_thread(keycloak.end_session, "strict", state)
         await until_answered(first, 401, code="no_session", seconds=1.0)
         kept = await second.get("/api/items")
+        await until(lambda: bool(installation.events("backchannel_logout")), what="the line in the log")
         ended = installation.events("backchannel_logout")
 
     assert state != other

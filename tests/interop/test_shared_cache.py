@@ -10,7 +10,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.support.broker_process import BrokerProcess, Browser, free_port, navigation, provider_options
+from tests.support.broker_process import BrokerProcess, Browser, navigation, provider_options
+from tests.support.ports import free_port
 from tests.support.raw_upstream import RawRequest, RawUpstream, Wire
 from tests.support.remote_authorization_server import RemoteLedgerServer
 from tests.support.waiting import until_async

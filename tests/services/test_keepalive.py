@@ -294,7 +294,7 @@ async def test_ds_05_a_slow_provider_does_not_starve_another(start_stage: StartS
 
 async def test_a_provider_that_rests_is_passed_over_quickly(start_stage: StartStage) -> None:
     """No budget is spent on requests that aren't made."""
-    stage = await idle_stage(start_stage, keep_alive_per_second=1.0)
+    stage = await idle_stage(start_stage, keep_alive_per_second=0.2)  # one that is spent takes five seconds
     await log_in(stage, 20)
     stage.clock.advance(IDLE / 2)
     stage.server.refuse("transient", retry_after_seconds=60.0)
@@ -302,7 +302,7 @@ async def test_a_provider_that_rests_is_passed_over_quickly(start_stage: StartSt
 
     assert 21 == await stage.one.keep_alive.scan()
 
-    assert asyncio.get_running_loop().time() - began < 1
+    assert asyncio.get_running_loop().time() - began < 4
     assert 1 == len(stage.presented())
 
 

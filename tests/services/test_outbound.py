@@ -171,7 +171,7 @@ async def test_a_silent_server_may_have_processed(outbound: Outbound) -> None:
         await reader.read()
 
     async with raw_server(handler) as url:
-        outcome = await post(outbound, url, timeout_seconds=0.3)
+        outcome = await post(outbound, url, timeout_seconds=1.0)
 
     assert isinstance(outcome, NoAnswer)
     assert (await received).endswith(b"grant_type=x")
@@ -233,7 +233,7 @@ async def test_a_stalled_body_leaves_the_status(outbound: Outbound) -> None:
         await reader.read()
 
     async with raw_server(handler) as url:
-        outcome = await post(outbound, url, timeout_seconds=0.3)
+        outcome = await post(outbound, url, timeout_seconds=1.0)
 
     assert isinstance(outcome, Answer)
     assert (200, None) == (outcome.status, outcome.content)

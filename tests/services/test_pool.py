@@ -15,6 +15,7 @@ from broker.errors import ConfigError, UpstreamBusy, UpstreamTimeout, UpstreamUn
 from broker.services import pool as pool_module
 from broker.services.pool import UpstreamPool, UpstreamPools
 from tests.support.certificates import Authority
+from tests.support.ports import free_port
 from tests.support.raw_upstream import OK, RawRequest, RawUpstream, Wire, answering
 from tests.support.receiver import Recorder, exchange_for
 from tests.support.waiting import until
@@ -128,7 +129,7 @@ async def test_idle_connections_are_few_and_not_for_ever() -> None:
     gate = Gate()
     async with (
         RawUpstream(gate) as upstream,
-        pooled(upstream, max_idle_connections=1, keepalive_timeout_seconds=0.3) as pool,
+        pooled(upstream, max_idle_connections=1, keepalive_timeout_seconds=1.0) as pool,
     ):
         asking = [asyncio.ensure_future(ask(pool)) for _ in range(3)]
         await until(lambda: len(upstream.requests) == 3)
@@ -180,9 +181,9 @@ async def test_least_connections_avoids_the_busy_one() -> None:
 
 async def test_a_host_that_takes_no_connection_is_passed_over_and_rests() -> None:
     """Every request is served by the other host; after some failures the dead one isn't even tried, for a while."""
-    async with RawUpstream() as dead, RawUpstream() as live:
+    async with RawUpstream(port=free_port()) as dead, RawUpstream() as live:
         await dead.stop()
-        async with pooled(dead, live, max_failures=2, rest_seconds=0.5) as pool:
+        async with pooled(dead, live, max_failures=2, rest_seconds=2.0) as pool:
             for _ in range(6):
                 assert b"ok" == (await ask(pool, method="POST")).body
             assert pool.hosts[0].resting_until > asyncio.get_running_loop().time()

@@ -6,6 +6,7 @@ store instances open, as replicas of a broker would.
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -17,8 +18,9 @@ from tests.support.waiting import until
 
 KEY = "grant:00ff"
 OTHER = "grant:11ee"
-SHORT = 0.15
-"""A lifetime in seconds that a test lets pass."""
+SHORT = 0.6
+"""A lifetime in seconds that a test lets pass, and in which a busy machine does four writes."""
+OVER = 1.25 * SHORT
 LONG = 600.0
 
 
@@ -188,7 +190,7 @@ class StoreContract:
             if ending == "delete":
                 assert True is await store.delete(KEY)
             elif ending == "expire":
-                await backing.elapse(2 * SHORT)
+                await backing.elapse(OVER)
 
     # -- lifetimes
 
@@ -196,7 +198,7 @@ class StoreContract:
         """After its lifetime a record can't be read, found, replaced, touched or deleted, but made anew."""
         version = await store.create(KEY, b"1", ttl_seconds=SHORT, tags=["user"], due_at=1)
         assert version is not None
-        await backing.elapse(2 * SHORT)
+        await backing.elapse(OVER)
         assert [None, None] == [await replica.get(KEY), await replica.version(KEY)]
         assert [] == await replica.find("user")
         assert [] == await replica.due("grant", 2, 10)
@@ -212,7 +214,7 @@ class StoreContract:
         version = await store.create(KEY, b"1", ttl_seconds=SHORT, tags=["user"], due_at=7)
         assert version is not None
         assert True is await store.touch(KEY, LONG)
-        await backing.elapse(2 * SHORT)
+        await backing.elapse(OVER)
         assert Record(b"1", version) == await store.get(KEY)
         assert [KEY] == await store.find("user")
         assert [KEY] == await store.due("grant", 7, 10)
@@ -221,7 +223,7 @@ class StoreContract:
         """The lifetime that a touch gives counts from the touch."""
         await store.create(KEY, b"1", ttl_seconds=LONG)
         assert True is await store.touch(KEY, SHORT)
-        await backing.elapse(2 * SHORT)
+        await backing.elapse(OVER)
         assert None is await store.get(KEY)
 
     async def test_replace_keeps_the_end_unless_told(self, store: Store, backing: Backing) -> None:
@@ -233,7 +235,7 @@ class StoreContract:
         assert None is not await store.replace(KEY, b"2", kept)
         new = await store.replace(OTHER, b"2", longer, ttl_seconds=LONG)
         assert new is not None
-        await backing.elapse(2 * SHORT)
+        await backing.elapse(OVER)
         assert None is await store.get(KEY)
         assert Record(b"2", new) == await store.get(OTHER)
 
@@ -243,12 +245,16 @@ class StoreContract:
         """What processes take adds up, and each hears of it; a bucket fills steadily, and once it is full it is new."""
         keys = [f"rate:{number:02x}" for number in range(0, 256, 5)]
         assert {} == await store.draw({})
+        began_at = time.monotonic()
         first = await store.draw(dict.fromkeys(keys, 0.5))
         assert set(keys) == set(first)
         assert all(0.4 < full_in <= 0.5 for full_in in first.values())
-        assert 0.8 < (await replica.draw({keys[0]: 0.5}))[keys[0]] <= 1.0
+        added = (await replica.draw({keys[0]: 0.5}))[keys[0]]
+        # Where the clock can't be moved it also fills while the calls take their time.
+        assert 0.99 - (time.monotonic() - began_at) < added <= 1.0
         await backing.elapse(0.3)
-        assert 0.5 < (await store.draw({keys[0]: 0.001}))[keys[0]] <= 0.71
+        left = (await store.draw({keys[0]: 0.001}))[keys[0]]
+        assert 0.69 - max(0.0, time.monotonic() - began_at - 0.3) < left <= 0.71
         await backing.elapse(0.8)
         assert 0.4 < (await store.draw({keys[0]: 0.5}))[keys[0]] <= 0.5
 
@@ -348,7 +354,7 @@ class StoreContract:
     async def test_a_lease_ends_by_itself(self, store: Store, replica: Store, backing: Backing) -> None:
         """A holder that does nothing loses it; it can neither renew it nor release it from under the next one."""
         late = held(await store.lease(KEY, SHORT))
-        await backing.elapse(2 * SHORT)
+        await backing.elapse(OVER)
         next_one = held(await replica.lease(KEY, LONG))
         assert False is await late.renew(LONG)
         await late.release()
@@ -358,7 +364,7 @@ class StoreContract:
     async def test_an_ended_lease_is_not_renewed(self, store: Store, backing: Backing) -> None:
         """A lease that ended is lost, even if nobody took it."""
         late = held(await store.lease(KEY, SHORT))
-        await backing.elapse(2 * SHORT)
+        await backing.elapse(OVER)
         assert False is await late.renew(LONG)
         assert True is await held(await store.lease(KEY, LONG)).renew(LONG)
 
@@ -366,7 +372,7 @@ class StoreContract:
         """Renewing counts from now."""
         lease = held(await store.lease(KEY, SHORT))
         assert True is await lease.renew(LONG)
-        await backing.elapse(2 * SHORT)
+        await backing.elapse(OVER)
         assert isinstance(await replica.lease(KEY, LONG), Busy)
 
     async def test_a_lease_and_a_record_do_not_meet(self, store: Store) -> None:

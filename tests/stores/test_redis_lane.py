@@ -14,9 +14,9 @@ from broker.stores.redis_lane import MAX_UNANSWERED, PATIENCE_SHARE, Lane
 from broker.stores.redis_topology import Standalone
 from tests.support.redis_server import RedisServer
 from tests.support.tcp_proxy import TcpProxy
-from tests.support.waiting import until
+from tests.support.waiting import awake, until
 
-PATIENCE = 0.2
+PATIENCE = 0.5
 DIALLER = Dialler(username=None, password=None)
 
 
@@ -91,10 +91,12 @@ async def test_a_lane_whose_server_falls_silent_is_lost(lane: Lane, proxy: TcpPr
     proxy.partition()
     loop = asyncio.get_running_loop()
     began_at = loop.time()
-    answers = [ask(lane, echo(str(number))) for number in range(3)]
-    outcomes = await asyncio.gather(*answers, return_exceptions=True)
+    async with awake() as seconds:
+        answers = [ask(lane, echo(str(number))) for number in range(3)]
+        outcomes = await asyncio.gather(*answers, return_exceptions=True)
+        assert PATIENCE <= loop.time() - began_at
+        assert seconds() < PATIENCE + 0.5
 
-    assert PATIENCE <= loop.time() - began_at < PATIENCE + 0.5
     assert {Unreachable} == {type(outcome) for outcome in outcomes}
     assert (True, None) == (lane.is_lost, lane.ask(echo("x")))
 
@@ -112,14 +114,14 @@ async def test_a_lane_is_not_lost_for_its_loops_lateness(lane: Lane) -> None:
 async def test_a_lane_whose_loop_is_late_is_lost_all_the_same(lane: Lane, proxy: TcpProxy) -> None:
     """A silent server is given at most twice the time."""
     proxy.partition()
-    began_at = time.monotonic()
     answer = ask(lane, echo("x"))
     await asyncio.sleep(0)
     time.sleep(1.5 * PATIENCE)  # the loop's lateness is what is tested
 
-    with pytest.raises(Unreachable):
-        await answer
-    assert time.monotonic() - began_at < 2.5 * PATIENCE + 0.2
+    async with awake() as seconds:
+        with pytest.raises(Unreachable):
+            await answer
+        assert seconds() < PATIENCE + 0.2
 
 
 async def test_a_lane_that_is_used_all_the_time_lives_on(lane: Lane) -> None:
@@ -186,10 +188,12 @@ async def test_a_read_keeps_its_deadline_whatever_the_lane_does(client: RedisCli
     proxy.partition()
     loop = asyncio.get_running_loop()
     began_at = loop.time()
-    outcomes = await asyncio.gather(*(client.read("x", "ECHO", "x") for _ in range(5)), return_exceptions=True)
+    async with awake() as seconds:
+        outcomes = await asyncio.gather(*(client.read("x", "ECHO", "x") for _ in range(5)), return_exceptions=True)
+        assert PATIENCE_SHARE <= loop.time() - began_at
+        assert seconds() < 1.4
 
     assert all(isinstance(outcome, Exception) for outcome in outcomes)
-    assert PATIENCE_SHARE <= loop.time() - began_at < 1.4
 
 
 async def test_a_refused_read_is_told_by_the_thorough_way(client: RedisClient) -> None:

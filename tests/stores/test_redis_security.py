@@ -15,7 +15,8 @@ from tests.stores.store_contract import KEY, LONG, held, listening
 from tests.stores.test_redis import RedisBacking
 from tests.support.certificates import Authority
 from tests.support.clock import ManualClock, SeededRandomness
-from tests.support.redis_server import RedisServer, free_port, running, speaks_tls
+from tests.support.ports import free_port
+from tests.support.redis_server import RedisServer, running, speaks_tls
 from tests.support.tcp_proxy import TcpProxy
 
 PASSWORD = "canary-password"

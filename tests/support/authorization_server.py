@@ -46,7 +46,7 @@ from broker.demo.issuer import AccessTokenRecord, Issuer, TokenFormat
 from broker.demo.logins import AuthorizationQuery
 from broker.demo.signing import SigningKey
 from broker.services.clock import Clock, Randomness, SystemClock, SystemRandomness
-from tests.support.faults import Fault, Faults
+from tests.support.faults import Fault, Faults, How
 from tests.support.ledger import Ledger, TokenCall
 
 CLIENT_ID = "broker"
@@ -471,6 +471,9 @@ class LedgerServer(AuthorizationServer):
                 await asyncio.sleep(before)
             family = self.ledger.families.get(call.family or "")
             fault = self.faults.take("token", grant_type=call.grant_type, subject=family.subject if family else None)
+            if fault is not None and fault.how is How.WAIT:
+                await self.faults.released()
+                fault = None
             if fault is not None and fault.when == "before":
                 return await self._fail(call, fault, request)
             call.processed = True

@@ -3,9 +3,7 @@
 import asyncio
 import json
 import os
-import random
 import signal
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from http.cookies import BaseCookie
@@ -18,26 +16,11 @@ from yarl import URL
 from broker.services.clock import SystemRandomness
 from broker.services.keyring import new_key
 from tests.support.authorization_server import CLIENT_ID, CLIENT_SECRET
+from tests.support.ports import free_port
 from tests.support.waiting import until, until_async
 
 ROOT = Path(__file__).parents[2]
 _NO_URL = URL()
-
-
-def free_port() -> int:
-    """
-    Return a TCP port of 127.0.0.1 that was free a moment ago.
-
-    It is below those that outgoing connections are given, so that none of them takes it before the broker does.
-    """
-    while True:
-        port = random.SystemRandom().randrange(12_000, 32_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port
 
 
 def provider_options(issuer: str, **changes: Any) -> dict[str, Any]:
@@ -118,7 +101,11 @@ class BrokerProcess:
 
     def log(self) -> list[dict[str, Any]]:
         """Return what was logged, record by record. Anything that isn't JSON fails."""
-        return [json.loads(line) for line in self.log_path.read_text().splitlines()]
+        return [json.loads(line) for line in self._logged().splitlines()]
+
+    def _logged(self) -> str:
+        """Return the lines of the log that are whole: one may be half written."""
+        return self.log_path.read_text().rpartition("\n")[0]
 
     def write_settings(self) -> Path:
         """Write the configuration that :attr:`settings` mean, and return where."""
@@ -129,10 +116,10 @@ class BrokerProcess:
     async def reload(self, event: str = "reloaded") -> None:
         """Let it read the configuration again, and wait until it has logged what came of that."""
         self.write_settings()
-        before = self.log_path.read_text().count(f'"event":"{event}"')
+        before = self._logged().count(f'"event":"{event}"')
         self.send_signal(signal.SIGHUP)
         await until(
-            lambda: self.log_path.read_text().count(f'"event":"{event}"') > before,
+            lambda: self._logged().count(f'"event":"{event}"') > before,
             seconds=20,
             what=lambda: f"{event} in {self.log_path.read_text()[-2000:]}",
         )
@@ -152,7 +139,7 @@ class BrokerProcess:
                 env=self._environment,
                 start_new_session=True,
             )
-        await until_async(self.is_ready if wait_ready else self.is_alive, seconds=20, what="the broker's start")
+        await until_async(self.is_ready if wait_ready else self.is_alive, seconds=40, what="the broker's start")
 
     async def is_alive(self) -> bool:
         """Return whether the admin listener answers."""
@@ -187,7 +174,7 @@ class BrokerProcess:
     async def ended(self) -> int:
         """Wait for its end, and return the exit code."""
         assert self._process is not None
-        return await asyncio.wait_for(self._process.wait(), 20)
+        return await asyncio.wait_for(self._process.wait(), 40)
 
     def send_signal(self, number: int) -> None:
         assert self._process is not None

@@ -38,6 +38,7 @@ class Call:
         code: The problem's code.
         seen_as: The subject whose token the upstream was shown.
         error: How the connection broke.
+        mark: What ``X-Call`` said, so that the upstream can tell whether this very call reached it.
     """
 
     user: str
@@ -50,6 +51,7 @@ class Call:
     code: str = ""
     seen_as: str | None = None
     error: str = ""
+    mark: str = ""
 
     @property
     def is_sent_away(self) -> bool:

@@ -22,6 +22,8 @@ class How(StrEnum):
     """Resets the connection (RST)."""
     HANG = "hang"
     """Answers nothing until it is released or stopped."""
+    WAIT = "wait"
+    """Goes on with the call, and answers it, once it is released. Only of the token endpoint."""
     GARBAGE = "garbage"
     """A 200 with JSON that ends too early."""
     TRUNCATED = "truncated"
@@ -82,7 +84,7 @@ class Faults:
         self.release()
 
     def release(self) -> None:
-        """Close the connections that hang."""
+        """Close the connections that hang, and let go on what waits."""
         self._released.set()
         self._released = asyncio.Event()
 
@@ -103,6 +105,10 @@ class Faults:
             return fault
         return None
 
+    async def released(self) -> None:
+        """Wait until what hangs or waits is let go of."""
+        await self._released.wait()
+
     async def commit(self, fault: Fault, request: web.Request) -> web.StreamResponse:
         """Do what *fault* says."""
         if fault.delay_seconds:
@@ -115,7 +121,9 @@ class Faults:
             case How.TRUNCATED:
                 return await self._truncated(request)
             case How.HANG:
-                await self._released.wait()
+                await self.released()
+            case How.WAIT:
+                raise NotImplementedError(f"{fault.endpoint} doesn't wait")
             case How.RESET:
                 reset(request)
             case How.CLOSE:

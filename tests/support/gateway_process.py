@@ -13,8 +13,9 @@ from typing import Any, Self
 import aiohttp
 import yaml
 
-from tests.support.broker_process import BrokerProcess, Browser, free_port, provider_options
+from tests.support.broker_process import BrokerProcess, Browser, provider_options
 from tests.support.certificates import Authority
+from tests.support.ports import free_port
 from tests.support.waiting import until_async
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -26,6 +26,7 @@ class User:
         self.session = 0
         self.browser = Browser(origin)
         self._history = history
+        self._sent = 0
 
     async def log_in(self) -> None:
         """Log in, again and again if it must be."""
@@ -52,13 +53,22 @@ class User:
     async def call(self, path: str, *, method: str = "GET", **options: Any) -> Call:
         """Send one request and write it down."""
         session, began = self.session, now()
+        self._sent += 1
+        mark = f"{self.name} {self._sent}"
         try:
-            headers = {"X-Caller": self.name, **options.pop("headers", {})}
+            headers = {"X-Caller": self.name, "X-Call": mark, **options.pop("headers", {})}
             options.setdefault("timeout", aiohttp.ClientTimeout(total=CALL_SECONDS))
             answer = await self.browser.request(method, path, headers=headers, **options)
         except (aiohttp.ClientError, OSError, TimeoutError) as fault:
             call = Call(
-                user=self.name, session=session, path=path, began=began, ended=now(), status=None, error=repr(fault)
+                user=self.name,
+                session=session,
+                path=path,
+                began=began,
+                ended=now(),
+                status=None,
+                error=repr(fault),
+                mark=mark,
             )
         else:
             call = Call(
@@ -69,6 +79,7 @@ class User:
                 ended=now(),
                 status=answer.status,
                 has_retry_after="Retry-After" in answer.headers,
+                mark=mark,
                 **_told(answer.body),
             )
         self._history.calls.append(call)

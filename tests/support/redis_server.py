@@ -8,7 +8,6 @@ import functools
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -21,6 +20,8 @@ import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+from tests.support.ports import free_port
 
 
 def redis_binary() -> str:
@@ -42,15 +43,7 @@ def speaks_tls() -> bool:
     return "connection type tls" not in complaint.stdout + complaint.stderr
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def wait_until(condition: Callable[[], bool], *, seconds: float = 15.0, what: str = "it") -> None:
+def wait_until(condition: Callable[[], bool], *, seconds: float = 30.0, what: str = "it") -> None:
     """Return once *condition* is true; what it raises counts as false."""
     deadline = time.monotonic() + seconds
     while True:

@@ -10,6 +10,7 @@ import aiohttp
 from aiohttp import web
 
 from tests.support.authorization_server import CLIENT_ID, CLIENT_SECRET, LedgerServer, introspection
+from tests.support.ports import free_port
 
 CLAIMS = web.RequestKey("claims", Mapping[str, Any])
 
@@ -73,7 +74,7 @@ class Upstream:
         self._audience = audience
         self._records = records
         self._runner: web.AppRunner | None = None
-        self._port = 0
+        self._port = free_port()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -94,7 +95,6 @@ class Upstream:
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5, auto_decompress=False)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self._port, backlog=2048).start()
-        self._port = self._runner.addresses[0][1]
         self.url = f"http://127.0.0.1:{self._port}"
 
     async def stop(self) -> None:

@@ -13,7 +13,7 @@ import pytest
 from tests.support.broker_process import BrokerProcess, Browser, provider_options
 from tests.support.remote_authorization_server import RemoteLedgerServer
 from tests.support.upstream import Upstream
-from tests.support.waiting import until_async
+from tests.support.waiting import until, until_async
 
 pytestmark = pytest.mark.system
 ADMIN_TOKEN = "an admin token of some length"
@@ -160,12 +160,15 @@ async def test_a_standing_grant_that_is_revoked_begins_anew(
     async def works() -> bool:
         return await call(broker, "/reports/daily") == 200
 
-    await until_async(works, seconds=8.0)
+    await until_async(works, what="the new tokens")
     assert 2 == (await provider.ledger()).count("client_credentials")
     assert 2 == len({request.header("authorization")[0] for request in upstream.received})
-    refused = [entry["detail"] for entry in broker.log() if entry.get("event") == "request_refused"]
-    assert refused
-    assert all(detail.startswith("grants.nightly: ") for detail in refused)
+
+    def refused() -> list[str]:
+        return [entry["detail"] for entry in broker.log() if entry.get("event") == "request_refused"]
+
+    await until(lambda: bool(refused()), what="the line in the log")
+    assert all(detail.startswith("grants.nightly: ") for detail in refused())
 
 
 async def test_hd_01_a_foreign_credential_beside_a_session_is_dropped(

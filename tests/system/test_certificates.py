@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from tests.support.broker_process import BrokerProcess, Browser, free_port, provider_options
+from tests.support.broker_process import BrokerProcess, Browser, provider_options
 from tests.support.certificates import Authority, Leaf
+from tests.support.ports import free_port
 from tests.support.waiting import until_async
 
 pytestmark = pytest.mark.system

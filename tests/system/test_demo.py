@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from tests.support.demo_process import DemoProcess
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.system
 
@@ -66,9 +67,7 @@ async def test_it_stops_cleanly(number: signal.Signals, *, whole_group: bool) ->
 
 async def test_the_port_can_be_chosen_and_a_taken_one_is_named() -> None:
     """--port is obeyed; a second demo on it says so and ends with 1."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     async with DemoProcess("--port", port) as first:
         assert f"http://localhost:{port}/" == first.url
         async with DemoProcess("--port", port) as second:

@@ -16,6 +16,7 @@ import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 from tests.support.demo_process import DemoProcess
+from tests.support.waiting import until_async
 from tests.support.wire import Wire
 
 pytestmark = [pytest.mark.browser, pytest.mark.system, pytest.mark.timeout(300)]
@@ -30,6 +31,8 @@ FLAGS = (
     "--disable-sync",
 )
 TOKEN_SECONDS = 15
+PATIENCE_MILLISECONDS = 30_000
+"""How long a page may take to come: nothing here is about that."""
 SECRETS = re.compile(rb"eyJ[\w-]{8,}|rt_[0-9a-f]{16,}|access_token|refresh_token|id_token")
 """What a JWT, a refresh token and a token response look like."""
 
@@ -79,7 +82,7 @@ async def log_in(page: Page, url: str, name: str = "ada") -> None:
     await page.click("#log-in")
     await page.fill("#username", name)
     await page.click("#log-in")
-    await expect(page.locator("#dashboard")).to_be_visible()
+    await expect(page.locator("#dashboard")).to_be_visible(timeout=PATIENCE_MILLISECONDS)
 
 
 async def number(page: Page, name: str) -> int:
@@ -103,8 +106,12 @@ async def test_one_login_lasts_over_five_token_lifetimes(
 
     await log_in(page, demo.url)
     await asyncio.sleep(5 * TOKEN_SECONDS)  # five lifetimes are what is to be shown
-    assert 5 <= await number(page, "generation")
-    assert 60 <= await number(page, "calls")
+
+    async def has_lived_long() -> bool:
+        return 5 <= await number(page, "generation") and 60 <= await number(page, "calls")
+
+    # How many calls fit into them is the machine's speed: each follows the answer to the last.
+    await until_async(has_lived_long, seconds=2 * TOKEN_SECONDS, what="the fifth token and the sixtieth call")
 
     await page.click("#burst")
     await expect(page.locator("#burst-result")).to_have_text(
@@ -120,9 +127,9 @@ async def test_one_login_lasts_over_five_token_lifetimes(
     assert "empty" == await page.locator("#storage").text_content()
 
     await page.click("#log-out")
-    await expect(page.locator("#welcome")).to_be_visible()
+    await expect(page.locator("#welcome")).to_be_visible(timeout=PATIENCE_MILLISECONDS)
     await page.goto(demo.url)
-    await expect(page.locator("#welcome")).to_be_visible()
+    await expect(page.locator("#welcome")).to_be_visible(timeout=PATIENCE_MILLISECONDS)
 
     assert b"X-CSRF: 1" in wire.sent
     assert wire.received.count(b"\r\n\r\n") > 60
@@ -150,7 +157,7 @@ async def test_a_strict_cookie_makes_no_login_loop(chromium: Browser, demo: Demo
         assert 1 == paths(requests).count(path), path
 
     await page.reload()
-    await expect(page.locator("#dashboard")).to_be_visible()
+    await expect(page.locator("#dashboard")).to_be_visible(timeout=PATIENCE_MILLISECONDS)
     await context.close()
 
 
@@ -161,7 +168,7 @@ async def test_two_tabs_and_two_users_do_not_mix(chromium: Browser, demo: DemoPr
     await asyncio.gather(*(log_in(page, demo.url, name) for page, name in zip(pages, ("ada", "bob"), strict=True)))
     second_tab = await contexts[0].new_page()
     await second_tab.goto(demo.url)
-    await expect(second_tab.locator("#subject")).to_have_text("Ada")
-    await expect(pages[1].locator("#subject")).to_have_text("Bob")
+    await expect(second_tab.locator("#subject")).to_have_text("Ada", timeout=PATIENCE_MILLISECONDS)
+    await expect(pages[1].locator("#subject")).to_have_text("Bob", timeout=PATIENCE_MILLISECONDS)
     for context in contexts:
         await context.close()

@@ -159,7 +159,7 @@ async def test_a_replica_that_is_cut_off_while_it_refreshes_loses_nothing(
         one = await installation.replica(f"redis://127.0.0.1:{proxy.port}/0")
         two = await installation.replica(f"redis://127.0.0.1:{own_redis.port}/0")
         await installation.log_in(two)
-        installation.provider.configure(latency_seconds=(0.8, 0.8))
+        installation.provider.configure(latency_seconds=(2.0, 2.0))  # all are asked for before the first is answered
         calls = asyncio.gather(*(one.broker.token(grant_id) for grant_id in installation.dead))
         while installation.provider.ledger.count("refresh_token") < len(installation.dead):
             await asyncio.sleep(0.01)
@@ -219,7 +219,7 @@ async def test_ft_16_a_store_that_can_not_save_what_a_server_has_answered(
     path = tmp_path / "broker.db"
     replica = await installation.replica(f"sqlite://{path}")
     await installation.log_in(replica)
-    installation.provider.configure(latency_seconds=(0.5, 0.5))
+    installation.provider.configure(latency_seconds=(2.0, 2.0))  # all are asked for before the first is answered
     calls = asyncio.gather(*(replica.broker.token(grant_id) for grant_id in installation.dead))
     while installation.provider.ledger.count("refresh_token") < len(installation.dead):
         await asyncio.sleep(0.01)

@@ -156,6 +156,11 @@ async def test_tk_02_a_broker_killed_while_the_server_thinks_loses_only_what_str
         await provider.configure(latency_seconds=(0.3, 1.8))
         calls = asyncio.gather(*(user.call("/api/during") for user in population.users))
         await asyncio.sleep(0.6)
+
+        async def most_are_asked() -> bool:
+            return (await provider.ledger()).count("refresh_token") > BATCH / 2
+
+        await until_async(most_are_asked, what="the token requests")
         broker.countdown.arm(1)
         await broker.rise(1)
         await calls

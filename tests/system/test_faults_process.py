@@ -49,8 +49,11 @@ async def test_ft_12_sigterm_under_load_ends_nothing_that_began(tmp_path: Path, 
         streamed = await asyncio.gather(*streams)
     history = population.history
     rate = sum(call.began < asked for call in history.calls) / (asked - began)
-    broken = [call for call in history.calls if call.began < asked - 0.01 and call.status is None]
-    cut = [call for call in broken if "ClientConnectorError" not in call.error]  # the others never got in
+    broken = [call for call in history.calls if call.status is None]
+    # What had not arrived when the broker was told to end needn't have got in: the callers are busy, too.
+    reached = {mark for request in upstream.received for mark in request.header("x-call")}
+    early = [call for call in broken if call.began < asked - 0.5 and "ClientConnectorError" not in call.error]
+    cut = [call for call in broken if call.mark in reached or call in early]
     print(f"{rate:.0f} requests/s, ended after {lasted:.1f} s, exit code {code}; {dict(history.statuses())}")
 
     assert 0 == code
@@ -127,7 +130,8 @@ async def test_ft_24_a_worker_that_is_killed_takes_nobody_along(
                 before = children(broker.pid)
                 began = now()
                 os.kill(before[victim], signal.SIGKILL)
-                await until_async(partial(_has_children, broker.pid, len(before)), what="the next worker")
+                has_all = partial(_has_children, broker.pid, len(before))
+                await until_async(has_all, seconds=RECOVERY_SECONDS, what="the next worker")
                 # A lease that died with its holder is free within the lease's time, and its waiters go on.
                 outages.append(Outage(began=began, ended=now(), breaks=True))
                 await asyncio.sleep(RECOVERY_SECONDS + 1)
@@ -211,7 +215,8 @@ async def test_ft_20_too_few_descriptors_are_no_busy_loop(
             for each in crowd:
                 each.close()
         recovered = now()
-        await until_async(lambda: _gets_in(broker.url, population), what="room for a new client")
+        gets_in = partial(_gets_in, broker.url, population)
+        await until_async(gets_in, what="room for a new client")
         recovered = now() - recovered
     print(f"{used:.2f} s of processor time in 2 s; room again after {recovered:.1f} s")
 

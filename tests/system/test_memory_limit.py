@@ -20,8 +20,6 @@ pytestmark = pytest.mark.system
 LIMIT = 128 << 20
 BODY = bytes(1 << 20)
 BLOCK = bytes(256 << 10)
-REFRESH_SECONDS = 8.0
-"""How long a token request takes: longer than the memory needs to be full."""
 
 
 class LimitedBroker(BrokerProcess):
@@ -133,12 +131,18 @@ async def test_ft_22_load_is_shed_before_memory_runs_out_and_no_login_is_lost(
         await alice.log_in(user="alice")
         await bob.log_in(user="bob")
         await asyncio.sleep(1.5)  # these two tokens end
-        await provider.configure(access_token_seconds=300, latency_seconds=[REFRESH_SECONDS, REFRESH_SECONDS])
+        await provider.configure(access_token_seconds=300)
+        await provider.fail_next("wait", grant_type="refresh_token")
         under_way = asyncio.create_task(alice.get("/api/orders"))
+
+        async def is_asked() -> bool:
+            return (await provider.ledger()).count("refresh_token") == 1
+
+        await until_async(is_asked, what="the token request")
         async with carol.http.get(f"{broker.url}/open/stream") as stream:
             assert 200 == stream.status
             await uploads.fill(broker, carol)
-            assert not under_way.done(), "the memory was filled too slowly to show anything"
+            assert not under_way.done(), "the server has answered before it was told to"
 
             refused = await bob.get("/api/orders")
             measured = await broker.metrics()
@@ -149,12 +153,12 @@ async def test_ft_22_load_is_shed_before_memory_runs_out_and_no_login_is_lost(
             # Who is logged in is still said, on the connections that there are.
             assert "bob" == (await bob.get("/bff/user")).json()["claims"]["sub"]
             await _flow(stream, 32 << 20)
+            await provider.clear_faults()
             answered = await under_way
             renewed_for_bob = (await provider.ledger()).count("refresh_token") - 1
             highest = broker.resident_bytes()
         kept = await uploads.answer()
         await until_async(broker.is_ready, seconds=15, what="a broker that takes load again")
-        await provider.configure(latency_seconds=[0.0, 0.0])
         after = [await each.get("/api/orders") for each in (alice, bob, carol)]
         assert worker == broker.worker_pid
         await until(lambda: "load_is_taken_again" in broker.events(), what="the line in the log")

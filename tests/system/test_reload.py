@@ -9,9 +9,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.support.broker_process import BrokerProcess, Browser, free_port
+from tests.support.broker_process import BrokerProcess, Browser
 from tests.support.checker import violations
 from tests.support.population import Population
+from tests.support.ports import free_port
 from tests.support.remote_authorization_server import RemoteLedgerServer
 from tests.support.upstream import Upstream
 from tests.support.waiting import until, until_async
@@ -44,9 +45,12 @@ async def test_a_reload_under_load_fails_nothing(
             for number, count in enumerate((workers, workers + 1, 1, workers)):
                 await asyncio.sleep(0.7)
                 broker.settings["workers"] = count
+                old = set(broker.worker_pids())
                 marked(broker, f"mark-{number}")
                 await broker.reload()
             await asyncio.sleep(TOKEN_SECONDS / 2)
+        # A browser may still keep a connection to a process that only waits for one more call on it.
+        await until(lambda: not old & set(broker.worker_pids()), seconds=15, what="the end of the old processes")
         last = await population.everybody_calls()
         marks = {tuple(each.header("x-mark")) for each in upstream.received[-len(last) :]}
         code = await broker.stop()
@@ -131,6 +135,7 @@ async def test_ad_02_ft_18_a_reload_that_is_refused_keeps_the_old_configuration(
         marked(broker, "better")
         await broker.reload()
         await browser.get("/api/last-of-a-connection")
+        await until(lambda: not set(same) & set(broker.worker_pids()), seconds=15, what="the end of the old process")
         call = await browser.get("/api/x")
 
     assert before == same

@@ -20,10 +20,11 @@ from broker.config import loads
 from broker.services.clock import SystemRandomness
 from broker.services.keyring import new_key
 from broker.web.app import Installation
-from tests.support.broker_process import Browser, free_port
+from tests.support.broker_process import Browser
 from tests.support.clock import ManualClock
 from tests.support.doubles import apiax, mosaic, oracle
 from tests.support.doubles.base import DAY, Double
+from tests.support.ports import free_port
 from tests.system.test_seed_systems import JWK, MOSAIC_FILES, ORACLE_FILES, Secrets, page
 
 pytestmark = pytest.mark.system

@@ -26,6 +26,8 @@ pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(240)]
 DRIVER = (sys.executable, "-m", "tests.support.kill_driver")
 TIMEOUT_SECONDS = 1.0
 """Of the token endpoint: the lease is much longer."""
+LONG_TIMEOUT_SECONDS = 3.0
+"""Twenty requests that are sent at once, and wait a second each, are answered in time by a busy machine too."""
 BATCH = 12
 MOST_BATCHES = 8
 
@@ -132,9 +134,15 @@ async def test_ft_23_an_answer_that_came_while_the_process_stood_still_is_read(
     tmp_path: Path, provider: RemoteLedgerServer
 ) -> None:
     """Every deadline has passed when it goes on, and yet the only copy of the new refresh token isn't dropped."""
-    await provider.configure(rotation="strict", latency_seconds=(0.6, 0.6), omit_at_refresh=frozenset({"id_token"}))
+    await provider.configure(rotation="strict", latency_seconds=(1.0, 1.0), omit_at_refresh=frozenset({"id_token"}))
     async with AsyncExitStack() as stack:
-        stage = Stage(stack, provider, store=f"sqlite://{tmp_path}/broker.db", spool=tmp_path / "spool")
+        stage = Stage(
+            stack,
+            provider,
+            store=f"sqlite://{tmp_path}/broker.db",
+            spool=tmp_path / "spool",
+            token_endpoint_timeout_seconds=LONG_TIMEOUT_SECONDS,
+        )
         worker = await stage.worker()
         grants = [await stage.adopt(worker, f"user{number}") for number in range(20)]
         calling = asyncio.create_task(worker.ask("call", grants, 3))
@@ -144,7 +152,7 @@ async def test_ft_23_an_answer_that_came_while_the_process_stood_still_is_read(
 
         await until_async(is_asked, what="the token requests")
         worker.send_signal(signal.SIGSTOP)
-        await asyncio.sleep(3 * TIMEOUT_SECONDS)
+        await asyncio.sleep(LONG_TIMEOUT_SECONDS + 1)
         worker.send_signal(signal.SIGCONT)
         answers = await calling
         held = await worker.ask("held", grants)
@@ -166,20 +174,24 @@ async def test_ft_23_a_stall_is_reported_and_loses_nobody(
         Population(broker.url, users=8) as population,
     ):
         os.killpg(broker.pid, signal.SIGSTOP)
+        stopped_at = time.monotonic()
         waiting = asyncio.gather(*(user.call("/api/during") for user in population.users))
         await asyncio.sleep(2)
         os.killpg(broker.pid, signal.SIGCONT)
+        stood_still = time.monotonic() - stopped_at
         calls = [*await waiting, *await population.everybody_calls()]
 
-        def stalls() -> list[float]:
-            return [record["seconds"] for record in broker.log() if record["event"] == "event_loop_stalled"]
+        def longest_stall() -> float:
+            # A machine that is busy may have caused shorter ones.
+            lines = [record for record in broker.log() if record["event"] == "event_loop_stalled"]
+            return max((record["seconds"] for record in lines), default=0.0)
 
-        await until(lambda: bool(stalls()), what="the watchdog's line")
+        await until(lambda: longest_stall() > 1.4, what="the watchdog's line")
         counted = (await broker.metrics())["event_loop_stalled_seconds_total"]
-        seconds = stalls()
+        seconds = longest_stall()
     ledger = await provider.ledger()
 
     assert {200} == {call.status for call in calls}
-    assert 1.4 < seconds[0] < 3.5
-    assert counted >= seconds[0] - 0.01
+    assert stood_still - 0.6 < seconds < stood_still + 1.5
+    assert counted >= seconds - 0.01
     assert [] == ledger.families_revoked()

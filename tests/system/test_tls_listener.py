@@ -82,11 +82,14 @@ async def test_ft_19_a_certificate_that_was_replaced_is_shown_after_a_reload(tmp
         leaf = authority.issue("broker", host="localhost")
         await broker.reload()
 
+        second = first
+
         async def is_new() -> bool:
-            return await shown() != first
+            nonlocal second
+            second = await shown()
+            return second != first
 
         await until_async(is_new, seconds=10, what="the new certificate")
-        second = await shown()
         Path(leaf.certificate_file).write_text("none")
         await broker.reload("reload_refused")
         assert second == await shown()

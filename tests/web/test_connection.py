@@ -99,28 +99,28 @@ async def test_ds_01_a_caller_that_takes_nothing_is_cut() -> None:
         await until(lambda: not upstream._tasks)
 
 
-async def worst_wait(proxy: ProxyUnderTest, slow: list[RawCaller]) -> float:
-    """Return the longest of twenty answers' times, while each of *slow* drips."""
-    worst = 0.0
+async def long_wait(proxy: ProxyUnderTest, slow: list[RawCaller]) -> float:
+    """Return the third longest of fifty answers' times, while each of *slow* drips: the machine may stop once or twice."""
+    waits = []
     async with await proxy.connect() as caller:
-        for _ in range(20):
+        for _ in range(50):
             for each in slow:
                 each.writer.write(b"x")
             began = time.monotonic()
             await caller.send(request("/"))
             assert 200 == (await caller.answer()).status
-            worst = max(worst, time.monotonic() - began)
-    return worst
+            waits.append(time.monotonic() - began)
+    return sorted(waits)[-3]
 
 
 async def test_ds_01_slow_callers_slow_nobody_down() -> None:
     """With three hundred that drip, another caller waits no more than 250 ms longer than it would without them."""
     async with RawUpstream() as upstream, proxied(upstream) as proxy:
-        alone = await worst_wait(proxy, [])
+        alone = await long_wait(proxy, [])
         slow = [await proxy.connect() for _ in range(300)]
         for caller in slow:
             await caller.send(b"GET /slow HTTP/1.1\r\nHost: app.exam")
-        among_them = await worst_wait(proxy, slow)
+        among_them = await long_wait(proxy, slow)
         for each in slow:
             each.writer.close()
 
@@ -224,7 +224,10 @@ async def test_connections_are_capped() -> None:
             assert await one_more.is_closed()
         callers[0].writer.close()
         await callers[0].writer.wait_closed()
-        await asyncio.sleep(0.05)
+        assert proxy._runner is not None
+        server = proxy._runner.server
+        assert server is not None
+        await until(lambda: len(server.connections) == 2, what="the end of the first")
         assert 200 == (await proxy.send(request("/"))).status
         for each in callers[1:]:
             each.writer.close()
@@ -235,7 +238,7 @@ async def test_an_idle_connection_is_closed_in_the_end() -> None:
     for fast in (True, False):
         async with (
             RawUpstream() as upstream,
-            proxied(upstream, fast=fast, keepalive_timeout_seconds=0.3) as proxy,
+            proxied(upstream, fast=fast, keepalive_timeout_seconds=1.0) as proxy,
             await proxy.connect() as caller,
         ):
             for _ in range(2):

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from joserfc.jwk import RSAKey
 
 from tests.interop.server_process import server_process
-from tests.support.broker_process import free_port
+from tests.support.ports import free_port
 
 SCHEMA = Path("/usr/share/dbconfig-common/data/glewlwyd/install/sqlite3")
 ADMIN = {"username": "admin", "password": "password"}

@@ -13,7 +13,7 @@ from joserfc.jwk import RSAKey
 
 from tests.interop.cache import cached, run
 from tests.interop.server_process import server_process
-from tests.support.broker_process import free_port
+from tests.support.ports import free_port
 
 VERSION = "26.7.3"
 """The newest that runs on Java 17."""
