@@ -27,7 +27,7 @@ T = TypeVar("T")
 BUSY_RETRY_SECONDS = 0.005
 POLL_SECONDS = 0.025
 """How often other processes' events are looked for, while somebody listens and the store is used."""
-QUIET_POLL_SECONDS = 0.1
+QUIET_POLL_SECONDS = 0.2
 """And how often when it isn't."""
 QUIET_POLLS = 4
 """After so many looks in which nothing was found or done the store isn't used."""

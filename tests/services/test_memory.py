@@ -1,13 +1,15 @@
 """Limits of memory as systems state them, and what is switched near them. The files are a directory of the test's."""
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from broker.services import metrics
+from broker.services import memory, metrics
 from broker.services.memory import GiveBack, MemoryWatch, Shedding, control_groups, resident_bytes
+from tests.support.waiting import until
 
 MIB = 1 << 20
 NO_LIMIT_V1 = 9223372036854771712
@@ -332,6 +334,28 @@ def test_without_a_limit_nothing_is_shed(caplog: pytest.LogCaptureFixture) -> No
     assert (False, False) == unlimited.look(1 << 50)
     assert (False, False) == unknown.look()
     assert ["load_is_shed", "load_is_taken_again"] == [record.getMessage() for record in caplog.records]
+
+
+async def test_a_process_without_a_limit_is_seldom_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But a limit that comes while it runs is seen."""
+    monkeypatch.setattr(memory, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(memory, "UNLIMITED_LOOK_SECONDS", 0.02)
+    looks: list[bool] = []
+
+    class Counting(MemoryWatch):
+        def look(self) -> bool:
+            looks.append(super().look())
+            return looks[-1]
+
+    shedding = Shedding()
+    watch = Counting(shedding, resident=lambda: 990, give_back=lambda: None)
+    running = asyncio.create_task(watch.run())
+    await asyncio.sleep(0.1)
+    assert 0 < len(looks) <= 6
+    watch._max_bytes = 1000
+    await until(lambda: shedding.requests)
+    await until(lambda: looks.count(True) > 20)
+    running.cancel()
 
 
 def test_giving_back_harms_nothing() -> None:
