@@ -22,7 +22,7 @@ from broker.core.paths import Target
 from broker.core.provider import ProviderOptions
 from broker.errors import BadRequest, Forbidden, NoSession
 from broker.services.clock import Clock
-from broker.services.handles import Handles
+from broker.services.handles import HandleBounds, Handles
 from broker.services.id_tokens import IdTokens
 from broker.services.jwks import Jwks
 from broker.services.lookups import Lookups
@@ -123,22 +123,27 @@ class Callers:
 
     def peek(self, shown: Shown) -> str | None:
         """
-        As :meth:`grant_of`, if this process knows it for sure; None otherwise: then ask that.
+        As :meth:`grant_of`, if this process knows it for sure; None otherwise: then ask that, which says why.
 
         Raises:
-            NoSession: If what the caller shows isn't taken.
-            Forbidden: If it may not be used here.
+            BadRequest: If more than one credential is shown.
+            NoSession: If what is shown isn't taken.
         """
         if shown.authorization:
             credential = _bearer(shown.authorization)
             if credential.startswith(PREFIX):
                 handle = self._handles.peek(credential)
-                return None if handle is None else self._permitted(handle, shown)
+                return handle.grant_id if handle is not None and _is_permitted(handle, shown) else None
             owner = self._owner_by_token(sha256(credential).digest())
             return None if owner is None else self._grants.peek(owner)
         if shown.client_certificate and self._certificates:
             return self._grants.peek(self._owner_by_certificate(shown.client_certificate))
         return None
+
+    def handle_of(self, shown: Shown) -> HandleBounds | None:
+        """Return what the handle is good for that the caller shows and that was found; None if it is none."""
+        credential = _bearer(shown.authorization) if shown.authorization else b""
+        return self._handles.bounds(credential) if credential.startswith(PREFIX) else None
 
     async def grant_of(self, shown: Shown) -> str | None:
         """
@@ -168,11 +173,7 @@ class Callers:
         handle = await self._handles.find(credential)
         if handle is None:
             raise NoSession("the handle isn't known or has ended")
-        return self._permitted(handle, shown)
-
-    def _permitted(self, handle: Handle, shown: Shown) -> str:
-        """Return the grant that *handle* stands for. Raises ``Forbidden`` if it may not be used for this."""
-        if not permits(handle, target=shown.target, address=shown.address):
+        if not _is_permitted(handle, shown):
             log.warning("handle_refused", extra={"handle": handle.id, "client": shown.address})
             raise Forbidden("the handle may not be used here")
         return handle.grant_id
@@ -258,6 +259,10 @@ class _Owner(NamedTuple):
 
     provider: str
     subject: str
+
+
+def _is_permitted(handle: Handle, shown: Shown) -> bool:
+    return permits(handle, target=shown.target, address=shown.address)
 
 
 def _bearer(lines: Iterable[bytes]) -> bytes:

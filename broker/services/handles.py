@@ -3,9 +3,11 @@
 import base64
 import json
 import logging
+import math
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
+from typing import NamedTuple
 
 from broker.core.handle import PREFIX, Handle, is_handle
 from broker.core.secret import Secret
@@ -29,6 +31,21 @@ class StoredHandle:
     handle: Handle
     key: str
     version: int
+
+
+class HandleBounds(NamedTuple):
+    """
+    What a handle is good for.
+
+    Attributes:
+        key: Its store key, by which events name it.
+        grant_id: The grant that it stands for.
+        ends_at: Unix seconds from which it isn't taken; infinity for never.
+    """
+
+    key: str
+    grant_id: str
+    ends_at: float
 
 
 class Handles:
@@ -89,6 +106,14 @@ class Handles:
     def peek(self, credential: bytes) -> Handle | None:
         """Return what *credential* stands for if this process knows it for sure, or None: then ask :meth:`find`."""
         return self._live(self._found.peek(sha256(credential).digest()))
+
+    def bounds(self, credential: bytes) -> HandleBounds | None:
+        """Return what a handle is good for that was found before, perhaps some time ago; None if it is none."""
+        found = self._found.last(sha256(credential).digest())
+        if found is None:
+            return None
+        ends_at = found.handle.ends_at
+        return HandleBounds(found.key, found.handle.grant_id, math.inf if ends_at is None else ends_at)
 
     async def find(self, credential: bytes) -> Handle | None:
         """

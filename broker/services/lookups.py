@@ -41,6 +41,11 @@ class Lookups(Generic[K, V]):
         kept = self._kept.get(key)
         return kept[0] if kept is not None and self._is_fresh(kept[1]) else None
 
+    def last(self, key: K) -> V | None:
+        """Return what was found last, however long ago; None if nothing was, or that isn't remembered."""
+        kept = self._kept.get(key)
+        return None if kept is None else kept[0]
+
     async def find(self, key: K, read: Callable[[], Awaitable[V | None]]) -> V | None:
         """
         Return what *read* finds, or has found lately.

@@ -176,10 +176,9 @@ class FastConnection(TurnTaking):
                 return True
         request.relay = relay = Relay(
             self,
-            call.head,
+            call,
             hold_401=call.token is not None,
             streams=proxy.streams,
-            session=call.session,
             done=self._done,
         )
         try:

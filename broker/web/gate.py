@@ -34,6 +34,7 @@ from broker.errors import (
 )
 from broker.services.callers import Shown
 from broker.services.dpop import Proofs
+from broker.services.handles import HandleBounds
 from broker.services.limits import EVERYBODY, Rates
 from broker.services.memory import Shedding
 from broker.services.sessions import LiveSession
@@ -74,6 +75,8 @@ class CallerSource(Protocol):
     def names_handle(self, authorization: Sequence[bytes]) -> bool: ...
 
     def peek(self, shown: Shown) -> str | None: ...
+
+    def handle_of(self, shown: Shown) -> HandleBounds | None: ...
 
     async def grant_of(self, shown: Shown) -> str | None: ...
 
@@ -240,7 +243,7 @@ class Gate:
                     return False
                 self._take_session(call, session)
             elif self._callers is not None and self._shows_caller(block):
-                call.grant_id = self._callers.peek(_shown(call))
+                call.grant_id = self._callers.peek(shown_by(call))
                 if call.grant_id is None:
                     return False
             else:
@@ -278,7 +281,7 @@ class Gate:
         if block.session_id is not None and not self._names_handle(block):
             session = await self._sessions.load(block.session_id)
         if session is None and self._callers is not None and self._shows_caller(block):
-            call.grant_id = await self._callers.grant_of(_shown(call))
+            call.grant_id = await self._callers.grant_of(shown_by(call))
         if call.grant_id is None:
             self._take_session(call, session)
 
@@ -415,7 +418,8 @@ _MARKED = [b"1"]
 _OWN_SITE = (None, [b"same-origin"], [b"none"])
 
 
-def _shown(call: Call) -> Shown:
+def shown_by(call: Call) -> Shown:
+    """Return what a call shows of its caller."""
     read = call.head.block.read
     return Shown(read.get(b"authorization", ()), read.get(b"client-cert", ()), call.caller.address, call.head.target)
 

@@ -1,12 +1,9 @@
 """Answers to requests with a proof of possession (RFC 9449): nonces are read from them, and refusals of the proof."""
 
-from collections.abc import Callable
-
 from broker.core.challenge import refuses_proof
-from broker.core.request_head import RequestHead
 from broker.core.response_head import ResponseHead
-from broker.services.session_cache import LiveSession
 from broker.web.connection import CallerConnection
+from broker.web.gate import Call
 from broker.web.relay import Relay, challenges_of
 from broker.web.streams import Streams
 
@@ -17,24 +14,19 @@ class ProvenRelay(Relay):
     def __init__(
         self,
         connection: CallerConnection,
-        request: RequestHead,
+        call: Call,
         *,
-        learn_nonce: Callable[[bytes], bool],
         hold_401: bool,
         streams: Streams,
-        session: LiveSession | None,
     ) -> None:
         """
         Args:
             connection: Where the answer goes.
-            request: What it answers.
-            learn_nonce: Takes the nonce of the answer; returns whether it is one.
+            call: What it answers. Its lane learns the nonce of the answer.
             hold_401: Whether a 401 is held back, so that the request can be sent again.
-            streams: End it with the session, if it takes longer than one read.
-            session: Whose answer it is; None for nobody's.
+            streams: End it with the leave by which it is given, if it takes longer than one read.
         """
-        super().__init__(connection, request, hold_401=hold_401, streams=streams, session=session)
-        self._learn_nonce = learn_nonce
+        super().__init__(connection, call, hold_401=hold_401, streams=streams)
 
     def on_head(self, head: ResponseHead, body: bytes, *, complete: bool) -> None:
         self._learn(head)
@@ -46,4 +38,4 @@ class ProvenRelay(Relay):
         super().on_upgraded(head, body)
 
     def _learn(self, head: ResponseHead) -> None:
-        self.nonce_given = bool(head.dpop_nonce) and self._learn_nonce(head.dpop_nonce)
+        self.nonce_given = bool(head.dpop_nonce) and self._call.lane.learn_nonce(self._call.head, head.dpop_nonce)

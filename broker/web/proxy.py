@@ -10,7 +10,6 @@ token; with one the request goes up once more, and without one the 401 goes down
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 from typing import assert_never
 
 from aiohttp import web
@@ -33,6 +32,7 @@ from broker.web.connection import CallerConnection
 from broker.web.gate import Call, CallerSource, Gate, SessionSource, TokenSource
 from broker.web.incoming import Content
 from broker.web.middleware import request_names
+from broker.web.owners import Owners
 from broker.web.relay import CLOSED, KEPT, Relay
 from broker.web.sending import Sender, Transit
 from broker.web.streams import Streams, Subscription
@@ -49,7 +49,7 @@ class Proxy:
     Attributes:
         gate: Judges them.
         base_path: The path of the broker's own endpoints.
-        streams: The answers that sessions have open.
+        streams: The answers that callers have open.
         tasks: What runs beside the calls, or for those that no task of aiohttp's serves.
     """
 
@@ -86,7 +86,7 @@ class Proxy:
             allowed_parameters: What a login URL may ask for, by providers; for upstreams that want a stronger login.
             base_path: The path of the broker's own endpoints.
             limits: How long callers may take.
-            events: Tells of sessions and grants that end, so that their streams end too.
+            events: Tells of sessions, handles and grants that end, so that their streams end too.
             access_log: Takes one line of JSON for each request that an upstream answered; the others are the
                 middleware's.
             clock: Time.
@@ -112,7 +112,8 @@ class Proxy:
         self._allowed_parameters = allowed_parameters or {}
         self._access_log = access_log
         self._clock = clock
-        self.streams = Streams(load=partial(sessions.load, used=False), clock=clock, events=events)
+        owners = Owners(sessions=sessions, tokens=tokens, callers=callers)
+        self.streams = Streams(owner_of=owners.of, clock=clock, events=events)
         self._new_request_id = request_names(randomness)
         self.tasks = Tasks()
         self._sender = Sender(self.streams, self.tasks, limits or LimitOptions())

@@ -8,16 +8,18 @@ way that the caller can't take for the end of the answer.
 import asyncio
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from broker.core.request_head import RequestHead
 from broker.core.response_head import ResponseHead
 from broker.errors import BrokerError, UpstreamError
-from broker.services.session_cache import LiveSession
 from broker.services.upstream import Exchange
 from broker.web.connection import CallerConnection
 from broker.web.streams import Streams
+
+if TYPE_CHECKING:
+    from broker.web.gate import Call
 
 MAX_HELD_BYTES = 64 << 10
 """A 401 is held back up to this size, while a newer token is sought."""
@@ -60,35 +62,33 @@ class Relay:
     _chunked = False
     _tunnel = False
     _lingering: asyncio.TimerHandle | None = None
-    _watched: LiveSession | None = None
+    _watched: str | None = None
     _waiter: asyncio.Future[None] | None = None
 
     def __init__(
         self,
         connection: CallerConnection,
-        request: RequestHead,
+        call: "Call",
         *,
         hold_401: bool,
         streams: Streams,
-        session: LiveSession | None,
         done: Callable[[], None] | None = None,
     ) -> None:
         """
         Args:
             connection: Where the answer goes.
-            request: What it answers.
+            call: What it answers.
             hold_401: Whether a 401 is held back, so that the request can be sent again.
-            streams: End it with the session, if it takes longer than one read.
-            session: Whose answer it is; None for nobody's.
+            streams: End it with the leave by which it is given, if it takes longer than one read.
             done: Is called when nothing more comes, for whoever doesn't :meth:`wait`.
         """
         self._connection = connection
-        self._request = request
+        self._call = call
+        self._request = call.head
         self._hold_401 = hold_401
         self._streams = streams
-        self._session = session
         self._done = done
-        self.keep_alive = request.keep_alive
+        self.keep_alive = call.head.keep_alive
         connection.relay = self
 
     async def wait(self) -> None:
@@ -276,10 +276,8 @@ class Relay:
             transport.write(data)
 
     def _be_watched(self) -> None:
-        session_id = self._request.block.session_id
-        if self._session is not None and session_id and not self.ended:
-            self._watched = self._session
-            self._streams.add(self, self._session, session_id)
+        if not self.ended:
+            self._watched = self._streams.watch(self, self._call)
 
     def _finish(self) -> None:
         self.ended = True
@@ -287,7 +285,7 @@ class Relay:
             self._lingering.cancel()
         self.exchange = None
         if self._watched is not None:
-            self._streams.remove(self, self._watched.key)
+            self._streams.remove(self, self._watched)
         if self._connection.relay is self:
             self._connection.relay = None
         if self._waiter is not None and not self._waiter.done():

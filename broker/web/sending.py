@@ -6,7 +6,6 @@ A small body is waited for first. Whether there is a second attempt the proxy de
 
 import asyncio
 from dataclasses import dataclass
-from functools import partial
 
 from broker.core.limit_options import LimitOptions
 from broker.errors import BrokerError
@@ -129,14 +128,8 @@ class Sender:
             transit.connection.body = None
 
     def _relay(self, transit: Transit, *, hold_401: bool) -> Relay:
-        call = transit.call
-        connection, head, streams, session = transit.connection, call.head, self._streams, call.session
-        if not call.is_bound:
-            return Relay(connection, head, hold_401=hold_401, streams=streams, session=session)
-        learn_nonce = partial(call.lane.learn_nonce, head)
-        return ProvenRelay(
-            connection, head, learn_nonce=learn_nonce, hold_401=hold_401, streams=streams, session=session
-        )
+        kind = ProvenRelay if transit.call.is_bound else Relay
+        return kind(transit.connection, transit.call, hold_401=hold_401, streams=self._streams)
 
     async def _send_body(
         self, connection: CallerConnection, body: RequestBody, exchange: Exchange, relay: Relay

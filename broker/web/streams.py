@@ -1,21 +1,23 @@
 """
-Answers that are still under way, by the session and the grant they were begun with.
+Answers that are still under way, by the session, the handle or the grant that they were begun with.
 
-A logout must end what the session has open: event streams, downloads, WebSockets. Every process hears of it by the
-store's events (SECURITY SE-03, BR-03).
+A logout or a revocation must end what is open with it: event streams, downloads, WebSockets. Every process hears of it
+by the store's events (SECURITY SE-03, BR-03).
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Final, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol
 
 from broker.errors import StoreError
 from broker.services.clock import Clock
-from broker.services.session_cache import LiveSession
 from broker.services.tasks import Tasks
 from broker.stores.base import Event, Topic
+
+if TYPE_CHECKING:
+    from broker.web.gate import Call
 
 SWEEP_SECONDS: Final = 0.5
 
@@ -37,13 +39,30 @@ class Subscription(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Open:
-    """A session that has streams open."""
+class Owner:
+    """
+    With whose leave an answer is given.
 
-    session_id: bytes
+    Attributes:
+        key: Names it in events and in the log; of a session or a handle, its store key.
+        grant_id: Whose token went along.
+        ends_at: Unix seconds from which it isn't good any more, whatever happens.
+        look: Returns when it ends now; None if it has ended. Raises ``StoreError`` if that can't be known.
+    """
+
+    key: str
     grant_id: str
     ends_at: float
-    streams: set[Cuttable]
+    look: Callable[[], Awaitable[float | None]]
+
+
+@dataclass(slots=True)
+class _Open:
+    """An owner that has streams open."""
+
+    owner: Owner
+    ends_at: float
+    streams: set[Cuttable] = field(default_factory=set)
 
 
 class Streams:
@@ -52,44 +71,51 @@ class Streams:
     def __init__(
         self,
         *,
-        load: Callable[[bytes], Awaitable[LiveSession | None]],
+        owner_of: "Callable[[Call], Owner | None]",
         clock: Clock,
         events: Subscription | None = None,
     ) -> None:
         """
         Args:
-            load: Finds a session by its id, without counting that as a use.
+            owner_of: Tells with whose leave a call is answered; None for nobody's.
             clock: Time.
-            events: Tells of sessions and grants that ended; None for tests without a store.
+            events: Tells of sessions, handles and grants that ended; None for tests without a store.
         """
-        self._load = load
+        self._owner_of = owner_of
         self._clock = clock
-        self._by_session: dict[str, _Open] = {}
+        self._open: dict[str, _Open] = {}
         self._tasks = Tasks()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._unsubscribe = events.subscribe(self._heard) if events is not None else None
 
     def __len__(self) -> int:
-        return sum(len(each.streams) for each in self._by_session.values())
+        return sum(len(each.streams) for each in self._open.values())
 
-    def add(self, stream: Cuttable, session: LiveSession, session_id: bytes) -> None:
-        """Watch *stream*, which was begun with *session*."""
-        found = self._by_session.get(session.key)
+    def watch(self, stream: Cuttable, call: "Call") -> str | None:
+        """Watch *stream*, which answers *call*. Returns the key of its owner; None if it has none."""
+        owner = self._owner_of(call)
+        if owner is None:
+            return None
+        self.add(stream, owner)
+        return owner.key
+
+    def add(self, stream: Cuttable, owner: Owner) -> None:
+        """Watch *stream*, which was begun with the leave of *owner*."""
+        found = self._open.get(owner.key)
         if found is None:
-            found = _Open(session_id, session.grant_id, session.session.ends_at, set())
-            self._by_session[session.key] = found
+            found = self._open[owner.key] = _Open(owner, owner.ends_at)
         found.streams.add(stream)
         if self._timer is None:
             self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
-    def remove(self, stream: Cuttable, session_key: str) -> None:
+    def remove(self, stream: Cuttable, key: str) -> None:
         """Forget *stream*: it has ended."""
-        found = self._by_session.get(session_key)
+        found = self._open.get(key)
         if found is not None:
             found.streams.discard(stream)
             if not found.streams:
-                del self._by_session[session_key]
+                del self._open[key]
 
     def close(self) -> None:
         """Hear and watch no more."""
@@ -100,41 +126,43 @@ class Streams:
 
     def _heard(self, event: Event) -> None:
         match event.topic:
-            case Topic.SESSION_ENDED if event.key in self._by_session:
-                # It may only have changed: then it is found again.
+            case Topic.SESSION_ENDED if event.key in self._open:
+                # It may only have changed: then it is found again. Handles end by the same event.
                 self._tasks.launch(self._check(event.key), name="streams:check")
             case Topic.GRANT_ENDED:
-                for key in [key for key, each in self._by_session.items() if each.grant_id == event.key]:
+                for key in [key for key, each in self._open.items() if each.owner.grant_id == event.key]:
                     self._cut(key, "grant_ended")
             case Topic.RESYNC:
-                for key in self._by_session:
+                for key in self._open:
                     self._tasks.launch(self._check(key), name="streams:check")
             case _:
                 pass
 
     async def _check(self, key: str) -> None:
-        found = self._by_session.get(key)
+        found = self._open.get(key)
         if found is None:
             return
         try:
-            live = await self._load(found.session_id)
+            ends_at = await found.owner.look()
         except StoreError:
             # As for requests: what is known is used until the store can be asked again.
             return
-        if live is None:
-            self._cut(key, "session_ended")
+        if ends_at is None:
+            self._cut(key, "ended")
+        else:
+            found.ends_at = ends_at
 
     def _sweep(self) -> None:
         self._timer = None
         now = self._clock.now()
-        for key in [key for key, each in self._by_session.items() if each.ends_at <= now]:
-            self._cut(key, "session_expired")
-        if self._by_session:
+        for key in [key for key, each in self._open.items() if each.ends_at <= now]:
+            self._cut(key, "expired")
+        if self._open:
             self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
     def _cut(self, key: str, reason: str) -> None:
-        found = self._by_session.pop(key, None)
+        found = self._open.pop(key, None)
         if found is not None:
-            log.info("streams_cut", extra={"session": key, "reason": reason, "count": len(found.streams)})
+            log.info("streams_cut", extra={"owner": key, "reason": reason, "count": len(found.streams)})
             for stream in list(found.streams):
                 stream.cut()

@@ -24,6 +24,7 @@ async def broker(tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstrea
     routes = [
         {"path": "/api", "upstream": upstream.url, "token": "user"},
         {"path": "/open", "upstream": upstream.url, "token": "user_or_none"},
+        {"path": "/socket", "upstream": upstream.url, "token": "user"},
         {"path": "/reports", "upstream": upstream.url, "token": {"grant": "nightly"}},
     ]
     made = BrokerProcess(
@@ -106,6 +107,24 @@ async def test_an_imported_access_token_is_used_until_its_end(
         refreshed[name] = (await provider.ledger()).count("refresh_token") - before
 
     assert ["nothing", "a past instant", "a past date"] == [name for name, count in refreshed.items() if count]
+
+
+@pytest.mark.parametrize("what", ["handles", "grants"])
+async def test_se_03_a_revocation_cuts_what_a_caller_has_open(
+    broker: BrokerProcess, provider: RemoteLedgerServer, what: str
+) -> None:
+    """That of the handle, and that of the grant: within a second."""
+    issued = await import_grant(broker, provider)
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {issued['handle']}"}) as http,
+        http.ws_connect(f"{broker.url}/socket") as socket,
+    ):
+        await socket.send_str("x")
+        assert "x" == await socket.receive_str(timeout=10)
+        status, _ = await admin(broker, "DELETE", f"/{what}/{issued['id' if what == 'handles' else 'grant']}")
+        assert 200 == status
+        message = await socket.receive(timeout=1)
+    assert message.type in {aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR}
 
 
 async def test_a_handle_is_bound_rotated_and_revoked(broker: BrokerProcess, provider: RemoteLedgerServer) -> None:

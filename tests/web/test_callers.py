@@ -1,22 +1,32 @@
 """Callers without a browser at the gate: what they show, against a cookie that comes along."""
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import pytest
 
 from broker.core.callers import CallersOptions
-from broker.core.routing import Route
+from broker.core.outcome import LoginNeeded
+from broker.core.routing import Route, TokenChoice, TokenKind
 from broker.services.callers import Callers
 from broker.services.handles import Handles
 from broker.services.keyring import Keyring, new_key
+from broker.stores.base import Event, Topic
 from broker.stores.memory import MemoryBackend, MemoryStore
 from tests.support.clock import ManualClock, SeededRandomness
 from tests.support.faulty_store import FaultyStore
-from tests.support.proxying import ALICE, USER, ProxyUnderTest, request, token
-from tests.support.raw_upstream import RawUpstream
+from tests.support.proxying import ALICE, USER, ProxyUnderTest, RawCaller, request, token
+from tests.support.raw_upstream import RawRequest, RawUpstream, Wire
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("either_way")
+
+
+async def endless(got: RawRequest, wire: Wire) -> None:
+    await wire.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
+    await wire.reader.read()
 
 
 @dataclass(slots=True)
@@ -25,6 +35,13 @@ class Site:
     store: FaultyStore
     handles: Handles
     proxy: ProxyUnderTest
+    clock: ManualClock
+
+    @property
+    def open(self) -> int:
+        """How many answers the proxy watches."""
+        assert self.proxy.proxy is not None
+        return len(self.proxy.proxy.streams)
 
     async def line(self, **attributes: object) -> str:
         """Return the field by which a caller shows a new handle of the grant ``batch``."""
@@ -43,10 +60,20 @@ async def site(either_way: None) -> AsyncIterator[Site]:
     handles = Handles(store, Keyring([new_key(randomness)]), clock, randomness)
     callers = Callers(CallersOptions(), handles=handles, tokens=None, store=store, clock=clock)  # type: ignore[arg-type]
     async with RawUpstream() as upstream:
-        proxy = ProxyUnderTest([Route(path="/", upstream=upstream.url, token=USER)], callers=callers)
+        nightly = TokenChoice(TokenKind.GRANT, "nightly")
+        proxy = ProxyUnderTest(
+            [
+                Route(path="/", upstream=upstream.url, token=USER),
+                Route(path="/nightly", upstream=upstream.url, token=nightly),
+            ],
+            callers=callers,
+            standing_grants={"nightly": "batch"},
+            events=store,
+            clock=clock,
+        )
         proxy.tokens.known["batch"] = [token("batchs-token")]
         async with proxy:
-            yield Site(upstream, store, handles, proxy)
+            yield Site(upstream, store, handles, proxy, clock)
 
 
 async def test_a_handle_is_looked_up_once(site: Site) -> None:
@@ -86,3 +113,81 @@ async def test_what_names_nobody_is_refused(site: Site) -> None:
         got = await site.proxy.send(request("/", f"Authorization: {line}"))
         assert (401, "no_session") == (got.status, got.code)
     assert [] == site.upstream.requests
+
+
+# --- what they have open
+
+
+async def is_cut(site: Site, caller: RawCaller) -> bool:
+    """Return whether an answer breaks off within the second that is promised."""
+    with contextlib.suppress(ConnectionError):
+        await asyncio.wait_for(caller.reader.read(), 1)
+    return site.open == 0
+
+
+async def listen(site: Site, caller: RawCaller, *fields: str, target: str = "/") -> None:
+    """Begin an answer that has no end."""
+    site.upstream.script = endless
+    await caller.send(request(target, *fields))
+    await caller.head()
+    await until(lambda: site.open == 1)
+    await caller.reader.readuntil(b"data: 1\n\n")
+
+
+async def test_se_03_a_revoked_handle_cuts_what_is_open_with_it(site: Site) -> None:
+    """And nothing of another handle of the same grant."""
+    async with await site.proxy.connect() as one, await site.proxy.connect() as two:
+        first = site.handles.new("batch")
+        await listen(site, one, f"Authorization: Bearer {(await site.handles.issue(first)).reveal()}")
+        await two.send(request("/", await site.line()))
+        await two.head()
+        await until(lambda: site.open == 2)
+        await site.handles.revoke(first.id)
+        with contextlib.suppress(ConnectionError):
+            await asyncio.wait_for(one.reader.read(), 1)
+        assert 1 == site.open
+
+
+async def test_se_05_what_is_open_ends_with_the_handle(site: Site) -> None:
+    """At its end, and at the end that a rotation gives it."""
+    ending = {"ends_at": site.clock.now() + 100}
+    rotated = site.handles.new("batch")
+    fields = [await site.line(**ending), f"Authorization: Bearer {(await site.handles.issue(rotated)).reveal()}"]
+    for field in fields:
+        async with await site.proxy.connect() as caller:
+            await listen(site, caller, field)
+            if field is fields[1]:
+                await site.handles.rotate(rotated.id, overlap_seconds=60)
+                await asyncio.sleep(0.05)
+            assert 1 == site.open
+            site.clock.advance(101)
+            assert await is_cut(site, caller)
+
+
+@pytest.mark.parametrize("target", ["/", "/nightly"])
+async def test_se_03_a_revoked_grant_cuts_what_callers_have_open(site: Site, target: str) -> None:
+    """Those with a handle, and those who need nothing since the route has a grant."""
+    async with await site.proxy.connect() as caller:
+        await listen(site, caller, *([await site.line()] if target == "/" else []), target=target)
+        await site.store.publish(Event(Topic.GRANT_ENDED, "batch"))
+        assert await is_cut(site, caller)
+
+
+@pytest.mark.parametrize("is_alive", [True, False])
+@pytest.mark.parametrize("target", ["/", "/nightly"])
+async def test_se_03_after_missed_events_callers_are_looked_up(site: Site, target: str, is_alive: bool) -> None:
+    """A revocation that was told in between is noticed; whoever is as before goes on."""
+    handle = site.handles.new("batch")
+    line = f"Authorization: Bearer {(await site.handles.issue(handle)).reveal()}"
+    async with await site.proxy.connect() as caller:
+        await listen(site, caller, *([line] if target == "/" else []), target=target)
+        if not is_alive:
+            site.proxy.tokens.answer = LoginNeeded("revoked")
+            (key,) = [each.key for each in await site.handles._tagged("all")]
+            await site.store._store.delete(key)
+        await site.store.publish(Event(Topic.RESYNC, ""))
+        if is_alive:
+            await asyncio.sleep(0.1)
+            assert 1 == site.open
+        else:
+            assert await is_cut(site, caller)

@@ -1,4 +1,4 @@
-"""What a session has open ends with it."""
+"""What is open with the leave of a session, a handle or a grant ends with it."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,8 @@ import pytest
 
 from broker.core.routing import Route
 from broker.stores.base import Event, Topic
-from broker.web.streams import Streams
+from broker.web.gate import Call
+from broker.web.streams import Owner, Streams
 from tests.support.clock import ManualClock
 from tests.support.proxying import ALICE, USER, FakeSessions, ProxyUnderTest, RawCaller, request
 from tests.support.raw_upstream import RawRequest, RawUpstream, Wire
@@ -42,14 +43,28 @@ class Stream:
         self.cuts += 1
 
 
+def owner(sessions: FakeSessions, session_id: bytes, name: str) -> Owner:
+    """Return a session's leave, as the proxy makes it."""
+    live = sessions.add(session_id, name)
+
+    async def look() -> float | None:
+        return None if await sessions.load(session_id, used=False) is None else live.session.ends_at
+
+    return Owner(live.key, live.grant_id, live.session.ends_at, look)
+
+
+def nobodys(call: Call) -> Owner | None:
+    return None
+
+
 async def open_streams() -> tuple[Streams, Events, FakeSessions, Stream, Stream]:
     """Return streams of Alice's and Bob's, who both have live sessions."""
     sessions, events = FakeSessions(), Events()
-    streams = Streams(load=sessions.load, clock=ManualClock(), events=events)
+    streams = Streams(owner_of=nobodys, clock=ManualClock(), events=events)
     both = []
     for session_id, name in ((ALICE, "alice"), (BOB, "bob")):
         both.append(Stream())
-        streams.add(both[-1], sessions.add(session_id, name), session_id)
+        streams.add(both[-1], owner(sessions, session_id, name))
     return streams, events, sessions, both[0], both[1]
 
 
@@ -108,9 +123,9 @@ async def test_se_03_a_revoked_grant_cuts_too() -> None:
 async def test_se_05_the_absolute_end_cuts() -> None:
     """Without any event, and within a second."""
     sessions, clock = FakeSessions(), ManualClock()
-    streams = Streams(load=sessions.load, clock=clock)
-    stream, live = Stream(), sessions.add(ALICE, "alice")
-    streams.add(stream, live, ALICE)
+    streams = Streams(owner_of=nobodys, clock=clock)
+    stream = Stream()
+    streams.add(stream, owner(sessions, ALICE, "alice"))
     clock.set_wall_clock(4e9)
     await until(lambda: stream.cuts == 1, seconds=2)
 
