@@ -141,9 +141,8 @@ class Callers:
         return None
 
     def handle_of(self, shown: Shown) -> HandleBounds | None:
-        """Return what the handle is good for that the caller shows and that was found; None if it is none."""
-        credential = _bearer(shown.authorization) if shown.authorization else b""
-        return self._handles.bounds(credential) if credential.startswith(PREFIX) else None
+        """Return what the handle is good for by which a caller was let in; None if it was something else."""
+        return self._handles.bounds(_bearer(shown.authorization)) if self.names_handle(shown.authorization) else None
 
     async def grant_of(self, shown: Shown) -> str | None:
         """

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from broker.core.audience import Audience
 from broker.core.outcome import LoginNeeded, TokenResult
+from broker.core.routing import TokenKind
 from broker.errors import CallerError
 from broker.services.callers import Shown
 from broker.services.handles import HandleBounds
@@ -50,10 +51,11 @@ class Owners:
             return Owner(session.key, session.grant_id, ends_at, partial(self._look_at_session, session_id, ends_at))
         if call.grant_id is None:
             return None
-        shown = shown_by(call)
-        handle = None if self._callers is None else self._callers.handle_of(shown)
-        if handle is not None and handle.grant_id == call.grant_id:
-            return Owner(handle.key, call.grant_id, handle.ends_at, partial(self._look_at_handle, shown))
+        if self._callers is not None and call.lane.kind is not TokenKind.GRANT:
+            shown = shown_by(call)
+            handle = self._callers.handle_of(shown)
+            if handle is not None:
+                return Owner(handle.key, call.grant_id, handle.ends_at, partial(self._look_at_handle, shown))
         look = partial(self._look_at_grant, call.grant_id, call.lane.audience)
         return Owner(f"grant:{call.grant_id}", call.grant_id, math.inf, look)
 

@@ -173,6 +173,16 @@ async def test_se_03_a_revoked_grant_cuts_what_callers_have_open(site: Site, tar
         assert await is_cut(site, caller)
 
 
+@pytest.mark.parametrize("fields", [("Basic YTpi",), ("Bearer a", "Bearer b"), ("Bearer tbh_x y",), ("Bearer tbh_x",)])
+async def test_what_a_route_with_a_grant_is_shown_does_not_matter(site: Site, fields: tuple[str, ...]) -> None:
+    """Nobody asks for it, when the answer begins or while it goes on."""
+    async with await site.proxy.connect() as caller:
+        await listen(site, caller, *(f"Authorization: {field}" for field in fields), target="/nightly")
+        assert [b"Bearer batchs-token"] == site.tokens()
+        await site.store.publish(Event(Topic.GRANT_ENDED, "batch"))
+        assert await is_cut(site, caller)
+
+
 @pytest.mark.parametrize("is_alive", [True, False])
 @pytest.mark.parametrize("target", ["/", "/nightly"])
 async def test_se_03_after_missed_events_callers_are_looked_up(site: Site, target: str, is_alive: bool) -> None:
