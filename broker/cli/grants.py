@@ -12,6 +12,7 @@ from broker.config.settings import Settings
 from broker.core.json_object import at_path, read_object
 from broker.core.lifetimes import date_time, number
 from broker.core.provider import ProviderOptions
+from broker.core.standing import GrantType
 
 MAX_RESPONSE_BYTES = 256 << 10
 TEXTS = ("access_token", "refresh_token", "id_token", "scope", "session_id")
@@ -56,7 +57,7 @@ def import_grant(options: argparse.Namespace) -> int:
         return 1
 
     async def ask(client: AdminClient, settings: Settings) -> None:
-        provider = _provider(options, settings)
+        _, provider = provider_of(options, settings)
         tokens = read_tokens(read_response(options.file), provider.token_response)
         if options.grant is not None:
             answer = await client.ask("POST", "/grants", {"grant": options.grant, **tokens})
@@ -68,17 +69,18 @@ def import_grant(options: argparse.Namespace) -> int:
     return with_admin_api(options.config, ask)
 
 
-def _provider(options: argparse.Namespace, settings: Settings) -> ProviderOptions:
-    """Return whose tokens are handed over."""
+def provider_of(options: argparse.Namespace, settings: Settings) -> tuple[str, ProviderOptions]:
+    """Return the name and the options of whose tokens are handed over: ``--provider``, or that of ``--grant``."""
+    name = options.provider
     if options.grant is not None:
         grant = settings.grants.get(options.grant)
-        if grant is None:
-            raise CommandRefused(f"grants.{printable(options.grant)}: there is no such grant")
-        return settings.providers[grant.provider]
-    provider = settings.providers.get(options.provider)
+        if grant is None or grant.type is not GrantType.IMPORTED:
+            raise CommandRefused(f"grants.{printable(options.grant)}: there is no such grant of type imported")
+        name = grant.provider
+    provider = settings.providers.get(name)
     if provider is None:
-        raise CommandRefused(f"providers.{printable(options.provider)}: there is no such provider")
-    return provider
+        raise CommandRefused(f"providers.{printable(name)}: there is no such provider")
+    return name, provider
 
 
 def revoke_grant(options: argparse.Namespace) -> int:

@@ -8,13 +8,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from broker.cli.admin_client import AdminClient, CommandRefused, printable
-from broker.cli.grants import handle_bounds
+from broker.cli.grants import handle_bounds, provider_of
 from broker.cli.running import show_handed_over, show_handle, with_admin_api
 from broker.config.settings import Settings
 from broker.core.oauth import TokenFailure, TokenSet
-from broker.core.provider import ProviderOptions
 from broker.core.secret import RefreshToken
-from broker.core.standing import GrantType
 from broker.errors import BrokerError, ProviderError
 from broker.services.clock import SystemClock, SystemRandomness
 from broker.services.outbound import Outbound
@@ -32,7 +30,7 @@ def login(options: argparse.Namespace) -> int:
         return 1
 
     async def ask(client: AdminClient, settings: Settings) -> None:
-        name, provider = _provider(options, settings)
+        name, provider = provider_of(options, settings)
         if options.grant is None and options.subject is None and "openid" not in provider.scope.split():
             raise CommandRefused("--subject is needed: without the scope openid nobody says who the user is")
         await client.ask("GET", "/handles")  # nobody shall log in for a broker that doesn't answer
@@ -66,20 +64,6 @@ def login(options: argparse.Namespace) -> int:
             show_handed_over(options.grant, answer)
 
     return with_admin_api(options.config, ask)
-
-
-def _provider(options: argparse.Namespace, settings: Settings) -> tuple[str, ProviderOptions]:
-    """Return where the user logs in, before anybody does."""
-    name = options.provider
-    if options.grant is not None:
-        grant = settings.grants.get(options.grant)
-        if grant is None or grant.type is not GrantType.IMPORTED:
-            raise CommandRefused(f"grants.{printable(options.grant)}: there is no such grant of type imported")
-        name = grant.provider
-    provider = settings.providers.get(name)
-    if provider is None:
-        raise CommandRefused(f"providers.{printable(name)}: there is no such provider")
-    return name, provider
 
 
 async def _owner(server: AuthorizationServer, tokens: TokenSet, options: argparse.Namespace) -> dict[str, object]:

@@ -55,6 +55,9 @@ class Shown(NamedTuple):
     address: str
     target: Target
 
+    def __repr__(self) -> str:
+        return f"Shown(…, {self.address})"
+
 
 class CallerIssuer:
     """An issuer whose tokens name callers."""

@@ -75,8 +75,12 @@ class Vault:
         No version is ever used twice under one key, so what has the same one needn't be opened again.
         """
         for key in self._keys_of(grant_id):
-            if version and await self._store.version(key) == version:
-                return Unchanged()
+            if version:
+                found = await self._store.version(key)
+                if found == version:
+                    return Unchanged()
+                if found is None:
+                    continue
             record = await self._store.get(key)
             if record is not None:
                 grant = self._open(key, record.value)

@@ -2,37 +2,20 @@
 
 import math
 from functools import partial
-from typing import Protocol
 
 from broker.core.audience import Audience
-from broker.core.outcome import LoginNeeded, TokenResult
+from broker.core.outcome import LoginNeeded
 from broker.core.routing import TokenKind
 from broker.errors import CallerError
 from broker.services.callers import Shown
-from broker.services.handles import HandleBounds
-from broker.services.session_cache import LiveSession
-from broker.web.gate import Call, shown_by
+from broker.web.gate import Call, CallerSource, SessionSource, TokenSource, shown_by
 from broker.web.streams import Owner
-
-
-class _Sessions(Protocol):
-    async def load(self, session_id: bytes, *, used: bool = True) -> LiveSession | None: ...
-
-
-class _Tokens(Protocol):
-    async def token(self, grant_id: str, audience: Audience = ...) -> TokenResult: ...
-
-
-class _Callers(Protocol):
-    def handle_of(self, shown: Shown) -> HandleBounds | None: ...
-
-    async def grant_of(self, shown: Shown) -> str | None: ...
 
 
 class Owners:
     """Tells whose an answer is."""
 
-    def __init__(self, *, sessions: _Sessions, tokens: _Tokens, callers: _Callers | None) -> None:
+    def __init__(self, *, sessions: SessionSource, tokens: TokenSource, callers: CallerSource | None) -> None:
         """
         Args:
             sessions: Finds sessions.

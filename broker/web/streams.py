@@ -53,7 +53,7 @@ class Owner:
     key: str
     grant_id: str
     ends_at: float
-    look: Callable[[], Awaitable[float | None]]
+    look: Callable[[], Awaitable[float | None]] = field(repr=False)  # it holds what the caller has shown
 
 
 @dataclass(slots=True)
@@ -97,17 +97,13 @@ class Streams:
         owner = self._owner_of(call)
         if owner is None:
             return None
-        self.add(stream, owner)
-        return owner.key
-
-    def add(self, stream: Cuttable, owner: Owner) -> None:
-        """Watch *stream*, which was begun with the leave of *owner*."""
         found = self._open.get(owner.key)
         if found is None:
             found = self._open[owner.key] = _Open(owner, owner.ends_at)
         found.streams.add(stream)
         if self._timer is None:
             self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        return owner.key
 
     def remove(self, stream: Cuttable, key: str) -> None:
         """Forget *stream*: it has ended."""

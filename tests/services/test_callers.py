@@ -1,6 +1,7 @@
 import asyncio
 from base64 import b64encode
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -16,6 +17,7 @@ from broker.services.handles import Handles
 from broker.services.keyring import Keyring, new_key
 from broker.stores.base import Event, Topic
 from broker.stores.memory import MemoryBackend, MemoryStore
+from broker.web.streams import Owner
 from tests.support.clock import ManualClock, SeededRandomness
 from tests.support.document_server import DocumentServer
 from tests.support.faulty_store import FaultyStore
@@ -184,6 +186,14 @@ async def test_only_a_bearer_credential_is_taken(callers: Callers, lines: tuple[
     """Another scheme, or none, is refused."""
     with pytest.raises(NoSession):
         await callers.grant_of(shown(*lines))
+
+
+def test_lk_01_what_a_caller_shows_hides_itself() -> None:
+    """In whatever is printed of it, and of what watches its answers."""
+    what = shown(b"Bearer tbh_canary", certificate=[b":canary:"])
+    watched = Owner("handle:1", "g1", 1.0, partial(print, what, b"canary"))  # type: ignore[arg-type]
+
+    assert "canary" not in f"{what} {what!r} {watched!r} {partial(print, what)!r}"
 
 
 async def test_hd_09_two_credentials_are_refused(callers: Callers) -> None:

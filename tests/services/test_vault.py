@@ -60,6 +60,15 @@ async def test_a_grant_that_is_known_is_not_opened_again(vault: Vault) -> None:
     assert await vault.read_again(grant().id, version=second.version) is None
 
 
+async def test_a_known_grant_under_an_older_key_is_asked_for_its_version_alone(store: TroubledStore) -> None:
+    """After a change of keys, too, nothing is read that is known."""
+    first = await Vault(store, Keyring([OLD])).create(grant(), ttl_seconds=TTL, due_at=None)
+    store.calls.clear()
+
+    assert Unchanged() == await Vault(store, Keyring([NEW, OLD])).read_again(grant().id, version=first.version)
+    assert ["version", "version"] == store.calls
+
+
 async def test_an_older_grant_never_wins(vault: Vault) -> None:
     """Of two writers that read the same version, the second writes nothing."""
     read = await vault.create(grant(), ttl_seconds=TTL, due_at=None)

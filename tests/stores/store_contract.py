@@ -170,7 +170,7 @@ class StoreContract:
         assert second is not None
         assert False is await replica.delete(KEY, first)
         assert Record(b"2", second) == await store.get(KEY)
-        assert True is await replica.delete(KEY, second)
+        assert await replica.delete(KEY, second) is True
         assert None is await store.get(KEY)
 
     async def test_a_version_is_never_used_again(self, store: Store, backing: Backing) -> None:
@@ -188,7 +188,7 @@ class StoreContract:
                 assert False is await store.delete(KEY, old)
             seen += [created, replaced]
             if ending == "delete":
-                assert True is await store.delete(KEY)
+                assert await store.delete(KEY) is True
             elif ending == "expire":
                 await backing.elapse(OVER)
 
@@ -213,7 +213,7 @@ class StoreContract:
         """A touched record lives on with its value, version, tags and due time."""
         version = await store.create(KEY, b"1", ttl_seconds=SHORT, tags=["user"], due_at=7)
         assert version is not None
-        assert True is await store.touch(KEY, LONG)
+        assert await store.touch(KEY, LONG) is True
         await backing.elapse(OVER)
         assert Record(b"1", version) == await store.get(KEY)
         assert [KEY] == await store.find("user")
@@ -222,7 +222,7 @@ class StoreContract:
     async def test_touch_can_shorten(self, store: Store, backing: Backing) -> None:
         """The lifetime that a touch gives counts from the touch."""
         await store.create(KEY, b"1", ttl_seconds=LONG)
-        assert True is await store.touch(KEY, SHORT)
+        assert await store.touch(KEY, SHORT) is True
         await backing.elapse(OVER)
         assert None is await store.get(KEY)
 
@@ -275,7 +275,7 @@ class StoreContract:
             assert ["session:01", "session:02"] == sorted(await one.find("user"))
             assert ["session:01"] == await one.find("sid")
             assert [] == await one.find("use")
-        assert True is await replica.delete("session:02")
+        assert await replica.delete("session:02") is True
         assert ["session:01"] == await store.find("user")
 
     async def test_due_reports_the_oldest_first(self, store: Store, replica: Store) -> None:
@@ -349,7 +349,7 @@ class StoreContract:
         await first.release()
         assert False is await first.renew(LONG)
         assert isinstance(await store.lease(KEY, LONG), Busy)
-        assert True is await second.renew(LONG)
+        assert await second.renew(LONG) is True
 
     async def test_a_lease_ends_by_itself(self, store: Store, replica: Store, backing: Backing) -> None:
         """A holder that does nothing loses it; it can neither renew it nor release it from under the next one."""
@@ -359,19 +359,19 @@ class StoreContract:
         assert False is await late.renew(LONG)
         await late.release()
         assert isinstance(await store.lease(KEY, LONG), Busy)
-        assert True is await next_one.renew(LONG)
+        assert await next_one.renew(LONG) is True
 
     async def test_an_ended_lease_is_not_renewed(self, store: Store, backing: Backing) -> None:
         """A lease that ended is lost, even if nobody took it."""
         late = held(await store.lease(KEY, SHORT))
         await backing.elapse(OVER)
         assert False is await late.renew(LONG)
-        assert True is await held(await store.lease(KEY, LONG)).renew(LONG)
+        assert await held(await store.lease(KEY, LONG)).renew(LONG) is True
 
     async def test_a_renewed_lease_lives_on(self, store: Store, replica: Store, backing: Backing) -> None:
         """Renewing counts from now."""
         lease = held(await store.lease(KEY, SHORT))
-        assert True is await lease.renew(LONG)
+        assert await lease.renew(LONG) is True
         await backing.elapse(OVER)
         assert isinstance(await replica.lease(KEY, LONG), Busy)
 
@@ -381,8 +381,8 @@ class StoreContract:
         assert None is await store.get(KEY)
         version = await store.create(KEY, b"1", ttl_seconds=LONG)
         assert version is not None
-        assert True is await store.delete(KEY)
-        assert True is await lease.renew(LONG)
+        assert await store.delete(KEY) is True
+        assert await lease.renew(LONG) is True
         assert False is await store.touch(KEY, LONG)
 
     # -- events

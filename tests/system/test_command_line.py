@@ -104,7 +104,7 @@ async def test_what_the_broker_refuses_is_1(broker: BrokerProcess) -> None:
             "{}",
             "--provider and --subject go together, or --grant takes their place\n",
         ),
-        (("grants", "import", "--grant", "x"), "{}", "grants.x: there is no such grant\n"),
+        (("grants", "import", "--grant", "x"), "{}", "grants.x: there is no such grant of type imported\n"),
         (
             ("grants", "import", "--grant", "x", "--label", "y"),
             "{}",
