@@ -1,6 +1,7 @@
 """npm oidc-provider as a process of its own, and a browser that gets through its forms."""
 
 import asyncio
+import functools
 import html
 import json
 import re
@@ -13,12 +14,20 @@ from urllib.parse import urljoin
 
 import aiohttp
 
+from tests.support.forge import ec_key, rsa_key
 from tests.support.waiting import until
 
 HERE = Path(__file__).parent
 _ACTION = re.compile(r'<form[^>]* action="([^"]+)"')
 _PROMPT = re.compile(r'name="prompt" value="([a-z_]+)"')
 _XSRF = re.compile(r'name="xsrf" value="([^"]+)"')
+
+
+@functools.cache
+def _keys() -> dict[str, Any]:
+    """What every server signs with, as a JWK set."""
+    keys = ((rsa_key("oidc-provider"), "rsa-1", "RS256"), (ec_key(name="oidc-provider"), "ec-1", "ES256"))
+    return {"keys": [{**key.as_dict(private=True), "kid": kid, "alg": alg, "use": "sig"} for key, kid, alg in keys]}
 
 
 async def run(*command: str) -> None:
@@ -50,7 +59,7 @@ class OidcProvider:
         self.url = ""
         self.output = ""
         self.events: list[dict[str, Any]] = []
-        self._options = {"clients": clients, "accessTokenSeconds": access_token_seconds, **options}
+        self._options = {"clients": clients, "accessTokenSeconds": access_token_seconds, "jwks": _keys(), **options}
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
 
@@ -70,7 +79,9 @@ class OidcProvider:
         self._process.stdin.write(json.dumps(self._options).encode())
         self._process.stdin.close()
         self._reading = asyncio.ensure_future(self._read())
-        await until(lambda: bool(self.url) or self._reading is None or self._reading.done(), seconds=30, what="it")
+        await until(
+            lambda: bool(self.url) or self._reading is None or self._reading.done(), seconds=30, what="its start"
+        )
         assert self.url, self.output
         return self
 
