@@ -201,7 +201,7 @@ def check_caller_token(claims: Mapping[str, object], expected: Expected, *, subj
         subject_claim: The claim that names the caller.
 
     Returns:
-        The caller's name, and the Unix seconds at which the token ends.
+        The caller's name, and the Unix seconds from which the token is refused.
 
     Raises:
         ClaimsRefused: If any rule is broken.
@@ -220,7 +220,7 @@ def check_caller_token(claims: Mapping[str, object], expected: Expected, *, subj
         raise ClaimsRefused("nbf: the token isn't good yet")
     if "nonce" in claims or "events" in claims:
         raise ClaimsRefused("nonce, events: an id token or a security event is no access token")
-    return _text(claims, subject_claim), exp
+    return _text(claims, subject_claim), exp + expected.skew_seconds
 
 
 def check_authorization_response(claims: Mapping[str, object], expected: Expected) -> dict[str, str]:

@@ -22,7 +22,7 @@ from broker.core.paths import Target
 from broker.core.provider import ProviderOptions
 from broker.errors import BadRequest, Forbidden, NoSession
 from broker.services.clock import Clock
-from broker.services.handles import HandleBounds, Handles
+from broker.services.handles import Bounds, Handles
 from broker.services.id_tokens import IdTokens
 from broker.services.jwks import Jwks
 from broker.services.lookups import Lookups
@@ -76,7 +76,13 @@ class CallerIssuer:
         self._tokens = IdTokens(as_provider, metadata=self._metadata, jwks=self._jwks, clock=clock)
 
     async def subject_of(self, token: str) -> tuple[str, float]:
-        """Return whom *token* names and until when. Raises ``ClaimsRefused`` or ``ProviderError``."""
+        """
+        Return whom *token* names, and the Unix seconds from which it isn't taken.
+
+        Raises:
+            ClaimsRefused: If it isn't taken.
+            ProviderError: If the issuer's keys can't be had.
+        """
         return await self._tokens.check_caller(token, subject_claim=self.options.subject_claim)
 
     async def close(self) -> None:
@@ -114,7 +120,7 @@ class Callers:
         self._handles = handles
         self._tokens = tokens
         self._clock = clock
-        self._checked: OrderedDict[bytes, tuple[_Owner, float]] = OrderedDict()
+        self._checked: OrderedDict[bytes, _Checked] = OrderedDict()
         self._grants: Lookups[_Owner, str] = Lookups(
             clock, ttl_seconds=cache_ttl_seconds, grace_seconds=outage_grace_seconds
         )
@@ -143,9 +149,16 @@ class Callers:
             return self._grants.peek(self._owner_by_certificate(shown.client_certificate))
         return None
 
-    def handle_of(self, shown: Shown) -> HandleBounds | None:
-        """Return what the handle is good for by which a caller was let in; None if it was something else."""
-        return self._handles.bounds(_bearer(shown.authorization)) if self.names_handle(shown.authorization) else None
+    def bounds_of(self, shown: Shown) -> Bounds | None:
+        """Return how long the credential is taken by which a caller was let in; None for as long as its grant lives."""
+        if not shown.authorization:
+            return None
+        credential = _bearer(shown.authorization)
+        if credential.startswith(PREFIX):
+            return self._handles.bounds(credential)
+        digest = sha256(credential).digest()
+        checked = self._checked.get(digest)
+        return None if checked is None else Bounds(f"token:{digest.hex()[:16]}", checked.ends_at)
 
     async def grant_of(self, shown: Shown) -> str | None:
         """
@@ -183,7 +196,7 @@ class Callers:
     def _owner_by_token(self, digest: bytes) -> "_Owner | None":
         """Return whom a token names whose signature was checked lately."""
         checked = self._checked.get(digest)
-        return checked[0] if checked is not None and self._clock.now() < checked[1] else None
+        return checked.owner if checked is not None and self._clock.now() < checked.good_until else None
 
     async def _by_token(self, credential: bytes) -> str:
         digest = sha256(credential).digest()
@@ -199,7 +212,8 @@ class Callers:
         except (ClaimsRefused, UnicodeDecodeError) as refusal:
             raise NoSession(f"the caller's token is refused: {refusal}") from None
         owner = _Owner(issuer.options.provider, subject)
-        self._checked[digest] = (owner, min(ends_at, self._clock.now() + TOKEN_CACHE_SECONDS))
+        self._checked[digest] = _Checked(owner, min(ends_at, self._clock.now() + TOKEN_CACHE_SECONDS), ends_at)
+        self._checked.move_to_end(digest)
         if len(self._checked) > MAX_CHECKED:
             self._checked.popitem(last=False)
         return owner
@@ -261,6 +275,14 @@ class _Owner(NamedTuple):
 
     provider: str
     subject: str
+
+
+class _Checked(NamedTuple):
+    """A token whose signature was checked: whom it names, until when that needn't be checked again, and its end."""
+
+    owner: _Owner
+    good_until: float
+    ends_at: float
 
 
 def _is_permitted(handle: Handle, shown: Shown) -> bool:

@@ -33,18 +33,16 @@ class StoredHandle:
     version: int
 
 
-class HandleBounds(NamedTuple):
+class Bounds(NamedTuple):
     """
-    What a handle is good for.
+    How long a credential lets its caller in.
 
     Attributes:
-        key: Its store key, by which events name it.
-        grant_id: The grant that it stands for.
+        key: Names it in events and in the log; of a handle, its store key.
         ends_at: Unix seconds from which it isn't taken; infinity for never.
     """
 
     key: str
-    grant_id: str
     ends_at: float
 
 
@@ -107,13 +105,13 @@ class Handles:
         """Return what *credential* stands for if this process knows it for sure, or None: then ask :meth:`find`."""
         return self._live(self._found.peek(sha256(credential).digest()))
 
-    def bounds(self, credential: bytes) -> HandleBounds | None:
-        """Return what a handle is good for that was found before, perhaps some time ago; None if it is none."""
+    def bounds(self, credential: bytes) -> Bounds | None:
+        """Return how long a handle is taken that was found before, perhaps some time ago; None if it is none."""
         found = self._found.last(sha256(credential).digest())
         if found is None:
             return None
         ends_at = found.handle.ends_at
-        return HandleBounds(found.key, found.handle.grant_id, math.inf if ends_at is None else ends_at)
+        return Bounds(found.key, math.inf if ends_at is None else ends_at)
 
     async def find(self, credential: bytes) -> Handle | None:
         """

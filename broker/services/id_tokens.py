@@ -106,7 +106,7 @@ class IdTokens:
 
     async def check_caller(self, token: str, *, subject_claim: str) -> tuple[str, float]:
         """
-        Return whom an API client's token names, and the Unix seconds at which it ends.
+        Return whom an API client's token names, and the Unix seconds from which it is refused.
 
         Raises:
             ClaimsRefused: If it must not be believed.

@@ -1,5 +1,6 @@
 """What the store was asked lately: trusted for a while, and, while the store is down, for longer."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from functools import partial
@@ -15,10 +16,16 @@ STORE_RETRY_SECONDS: Final = 1.0
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+T = TypeVar("T")
 
 
 class Lookups(Generic[K, V]):
-    """Reads of the store, each shared by all who want the same at once, and remembered; that nothing was found, too."""
+    """
+    Reads of the store, each shared by all who want the same at once, and remembered.
+
+    That nothing was found is remembered, too, but apart: whoever asks for much that isn't there pushes out nothing of
+    what others need while the store is down.
+    """
 
     def __init__(self, clock: Clock, *, ttl_seconds: float, grace_seconds: float) -> None:
         """
@@ -30,7 +37,8 @@ class Lookups(Generic[K, V]):
         self._clock = clock
         self._ttl_seconds = ttl_seconds
         self._grace_seconds = grace_seconds
-        self._kept: OrderedDict[K, tuple[V | None, float]] = OrderedDict()
+        self._kept: OrderedDict[K, tuple[V, float]] = OrderedDict()
+        self._absent: OrderedDict[K, float] = OrderedDict()
         self._reading: Together[K, V | StoreError | None] = Together()
         self._changes_heard = 0
         self._distrusted_at = -1.0
@@ -60,6 +68,8 @@ class Lookups(Generic[K, V]):
         kept = self._kept.get(key)
         if kept is not None and self._is_fresh(kept[1]):
             return kept[0]
+        if self._is_fresh(self._absent.get(key, -math.inf)):
+            return None
         if self._clock.monotonic() < self._store_rests_until and (usable := self._through_outage(key)) is not None:
             return usable
         outcome = await self._reading.read(key, partial(self._read, key, read))
@@ -73,7 +83,7 @@ class Lookups(Generic[K, V]):
     def forget(self, is_gone: Callable[[V], bool]) -> None:
         """Forget what *is_gone*, and what is being read now: it may have been read before it went."""
         self._changes_heard += 1
-        for key in [key for key, (found, _) in self._kept.items() if found is not None and is_gone(found)]:
+        for key in [key for key, (found, _) in self._kept.items() if is_gone(found)]:
             del self._kept[key]
 
     def distrust(self) -> None:
@@ -99,8 +109,20 @@ class Lookups(Generic[K, V]):
             self._store_rests_until = self._clock.monotonic() + STORE_RETRY_SECONDS
             return fault
         if heard == self._changes_heard:
-            self._kept[key] = (found, read_at)
-            self._kept.move_to_end(key)
-            if len(self._kept) > MAX_KEPT:
-                self._kept.popitem(last=False)
+            self._remember(key, found, read_at)
         return found
+
+    def _remember(self, key: K, found: V | None, read_at: float) -> None:
+        if found is None:
+            self._kept.pop(key, None)
+            _put(self._absent, key, read_at)
+        else:
+            self._absent.pop(key, None)
+            _put(self._kept, key, (found, read_at))
+
+
+def _put(kept: OrderedDict[K, T], key: K, value: T) -> None:
+    kept[key] = value
+    kept.move_to_end(key)
+    if len(kept) > MAX_KEPT:
+        kept.popitem(last=False)

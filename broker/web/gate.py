@@ -34,7 +34,7 @@ from broker.errors import (
 )
 from broker.services.callers import Shown
 from broker.services.dpop import Proofs
-from broker.services.handles import HandleBounds
+from broker.services.handles import Bounds
 from broker.services.limits import EVERYBODY, Rates
 from broker.services.memory import Shedding
 from broker.services.sessions import LiveSession
@@ -76,7 +76,7 @@ class CallerSource(Protocol):
 
     def peek(self, shown: Shown) -> str | None: ...
 
-    def handle_of(self, shown: Shown) -> HandleBounds | None: ...
+    def bounds_of(self, shown: Shown) -> Bounds | None: ...
 
     async def grant_of(self, shown: Shown) -> str | None: ...
 

@@ -9,9 +9,9 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
-from broker.errors import StoreError
+from broker.errors import ProviderError, StoreError
 from broker.services.clock import Clock
 from broker.services.tasks import Tasks
 from broker.stores.base import Event, Topic
@@ -38,6 +38,9 @@ class Subscription(Protocol):
     def subscribe(self, listener: Callable[[Event], None]) -> Callable[[], None]: ...
 
 
+Look: TypeAlias = Callable[[], Awaitable[float | None]]
+
+
 @dataclass(frozen=True, slots=True)
 class Owner:
     """
@@ -47,13 +50,13 @@ class Owner:
         key: Names it in events and in the log; of a session or a handle, its store key.
         grant_id: Whose token went along.
         ends_at: Unix seconds from which it isn't good any more, whatever happens.
-        look: Returns when it ends now; None if it has ended. Raises ``StoreError`` if that can't be known.
+        look: Returns when it ends now; None if it has. Raises ``StoreError`` or ``ProviderError`` if nobody can say.
     """
 
     key: str
     grant_id: str
     ends_at: float
-    look: Callable[[], Awaitable[float | None]] = field(repr=False)  # it holds what the caller has shown
+    look: Look = field(repr=False)  # it holds what the caller has shown
 
 
 @dataclass(slots=True)
@@ -140,7 +143,7 @@ class Streams:
             return
         try:
             ends_at = await found.owner.look()
-        except StoreError:
+        except (StoreError, ProviderError):
             # As for requests: what is known is used until the store can be asked again.
             return
         if ends_at is None:

@@ -106,3 +106,29 @@ async def test_they_are_bounded(lookups: Lookups[str, str]) -> None:
         await lookups.find(str(number), source.read)
 
     assert [None, "one", "one"] == [lookups.peek(name) for name in ("0", "1", str(MAX_KEPT))]
+
+
+async def test_what_is_not_there_pushes_out_nothing(lookups: Lookups[str, str], clock: ManualClock) -> None:
+    """A flood of forged credentials leaves those of others usable while the store is down, and is bounded itself."""
+    source, nothing = Source(), Source()
+    nothing.value = None
+    assert "one" == await lookups.find("a", source.read)
+    for number in range(MAX_KEPT + 1):
+        assert None is await lookups.find(f"forged {number}", nothing.read)
+    assert None is await lookups.find(f"forged {MAX_KEPT}", nothing.read)
+    assert MAX_KEPT + 1 == nothing.reads
+
+    source.down = True
+    clock.advance(11)
+    assert "one" == await lookups.find("a", source.read)
+
+
+async def test_what_comes_and_goes_is_known_as_it_is(lookups: Lookups[str, str], clock: ManualClock) -> None:
+    """Neither its absence nor its presence outlives the other."""
+    source = Source()
+    for value in (None, "one", None, "two"):
+        source.value = value
+        clock.advance(1000)
+        assert [value, value] == [await lookups.find("a", source.read) for _ in range(2)]
+        assert value == lookups.peek("a")
+    assert 4 == source.reads

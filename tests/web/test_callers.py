@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from broker.core.callers import CallersOptions
+from broker.core.callers import CallerIssuerOptions, CallersOptions
+from broker.core.grant import Grant, Origin
 from broker.core.outcome import LoginNeeded
 from broker.core.routing import Route, TokenChoice, TokenKind
 from broker.services.callers import Callers
@@ -15,18 +16,34 @@ from broker.services.handles import Handles
 from broker.services.keyring import Keyring, new_key
 from broker.stores.base import Event, Topic
 from broker.stores.memory import MemoryBackend, MemoryStore
+from broker.web.streams import SWEEP_SECONDS
 from tests.support.clock import ManualClock, SeededRandomness
+from tests.support.document_server import DocumentServer
 from tests.support.faulty_store import FaultyStore
+from tests.support.forge import ec_key, public_jwk, sign
+from tests.support.grants import grant, provider_options
 from tests.support.proxying import ALICE, USER, ProxyUnderTest, RawCaller, request, token
 from tests.support.raw_upstream import RawRequest, RawUpstream, Wire
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("either_way")
 
+SKEW_SECONDS = provider_options().clock_skew_seconds
+
 
 async def endless(got: RawRequest, wire: Wire) -> None:
     await wire.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
     await wire.reader.read()
+
+
+class Grants:
+    """The one thing that callers ask of the token broker."""
+
+    def __init__(self) -> None:
+        self.held = [grant(id="batch", origin=Origin.IMPORTED)]
+
+    async def grants(self, _provider: str, _subject: str) -> list[Grant]:
+        return self.held
 
 
 @dataclass(slots=True)
@@ -36,6 +53,8 @@ class Site:
     handles: Handles
     proxy: ProxyUnderTest
     clock: ManualClock
+    issuer: DocumentServer
+    grants: Grants
 
     @property
     def open(self) -> int:
@@ -58,8 +77,19 @@ async def site(either_way: None) -> AsyncIterator[Site]:
     store = FaultyStore(MemoryStore(MemoryBackend(clock)))
     await store.start()
     handles = Handles(store, Keyring([new_key(randomness)]), clock, randomness)
-    callers = Callers(CallersOptions(), handles=handles, tokens=None, store=store, clock=clock)  # type: ignore[arg-type]
-    async with RawUpstream() as upstream:
+    grants = Grants()
+    async with RawUpstream() as upstream, DocumentServer() as issuer:
+        issuer.answers["/jwks"] = (200, {"keys": [public_jwk(ec_key(), "ec-1")]})
+        taken = CallerIssuerOptions(
+            issuer=issuer.url, audience="broker", provider="corp", jwks_uri=f"{issuer.url}/jwks"
+        )
+        callers = Callers(
+            CallersOptions(jwt=(taken,)),
+            handles=handles,
+            tokens=grants,  # type: ignore[arg-type]
+            store=store,
+            clock=clock,
+        )
         nightly = TokenChoice(TokenKind.GRANT, "nightly")
         proxy = ProxyUnderTest(
             [
@@ -73,7 +103,8 @@ async def site(either_way: None) -> AsyncIterator[Site]:
         )
         proxy.tokens.known["batch"] = [token("batchs-token")]
         async with proxy:
-            yield Site(upstream, store, handles, proxy, clock)
+            yield Site(upstream, store, handles, proxy, clock, issuer, grants)
+        await callers.close()
 
 
 async def test_a_handle_is_looked_up_once(site: Site) -> None:
@@ -162,6 +193,35 @@ async def test_se_05_what_is_open_ends_with_the_handle(site: Site) -> None:
             assert 1 == site.open
             site.clock.advance(101)
             assert await is_cut(site, caller)
+
+
+async def test_se_05_what_is_open_ends_with_the_token(site: Site) -> None:
+    """By which a caller says who it is: when such a token is refused, and no sooner."""
+    claims = {"iss": site.issuer.url, "aud": "broker", "sub": "alice", "exp": site.clock.now() + 100}
+    field = f"Authorization: Bearer {sign({'alg': 'ES256', 'kid': 'ec-1'}, claims, ec_key())}"
+    async with await site.proxy.connect() as caller:
+        await listen(site, caller, field)
+        assert [b"Bearer batchs-token"] == site.tokens()
+        site.clock.advance(99 + SKEW_SECONDS)
+        await asyncio.sleep(2 * SWEEP_SECONDS)
+        assert 1 == site.open
+        site.clock.advance(1)
+        assert await is_cut(site, caller)
+    assert 401 == (await site.proxy.send(request("/", field))).status
+
+
+async def test_se_03_after_missed_events_a_token_is_checked_again(site: Site) -> None:
+    """Its subject may have no grant any more."""
+    claims = {"iss": site.issuer.url, "aud": "broker", "sub": "alice", "exp": site.clock.now() + 1000}
+    field = f"Authorization: Bearer {sign({'alg': 'ES256', 'kid': 'ec-1'}, claims, ec_key())}"
+    async with await site.proxy.connect() as caller:
+        await listen(site, caller, field)
+        await site.store.publish(Event(Topic.RESYNC, ""))
+        await asyncio.sleep(0.05)
+        assert 1 == site.open
+        site.grants.held.clear()
+        await site.store.publish(Event(Topic.RESYNC, ""))
+        assert await is_cut(site, caller)
 
 
 @pytest.mark.parametrize("target", ["/", "/nightly"])

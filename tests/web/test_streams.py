@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from broker.core.outcome import LoginNeeded
 from broker.core.routing import Route
 from broker.stores.base import Event, Topic
 from broker.web.gate import Call
@@ -110,6 +111,26 @@ async def test_se_03_after_missed_events_every_session_is_looked_up() -> None:
 
     assert 0 == bobs.cuts
     streams.close()
+
+
+async def test_se_03_after_missed_events_grants_are_looked_up() -> None:
+    """The session lives on, but the grant was revoked whose token went along."""
+    events = Events()
+    async with RawUpstream(endless) as upstream:
+        route = Route(path="/", upstream=upstream.url, token=USER)
+        async with ProxyUnderTest([route], events=events) as proxy, await proxy.connect() as caller:
+            await caller.send(request("/", "X-CSRF: 1", cookie=ALICE))
+            await caller.head()
+            assert proxy.proxy is not None
+            streams = proxy.proxy.streams
+            await until(lambda: len(streams) == 1)
+            events.tell(Topic.RESYNC)
+            await asyncio.sleep(0.05)
+            assert 1 == len(streams)
+
+            proxy.tokens.answer = LoginNeeded("revoked")
+            events.tell(Topic.RESYNC)
+            await until(lambda: len(streams) == 0, seconds=1)
 
 
 async def test_se_03_a_revoked_grant_cuts_too() -> None:
