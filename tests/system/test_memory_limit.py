@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any, Self
@@ -10,6 +11,7 @@ import aiohttp
 import pytest
 
 from tests.support.broker_process import Answer, BrokerProcess, Browser, provider_options
+from tests.support.control_group import ControlGroup
 from tests.support.raw_upstream import OK, RawRequest, RawUpstream, Wire
 from tests.support.remote_authorization_server import RemoteLedgerServer
 from tests.support.upstream import Upstream
@@ -18,12 +20,25 @@ from tests.support.waiting import until, until_async
 pytestmark = pytest.mark.system
 
 LIMIT = 128 << 20
+GROUP_LIMIT = 256 << 20
+"""For a supervisor, the admin listener and one process that serves."""
 BODY = bytes(1 << 20)
 BLOCK = bytes(256 << 10)
 
 
 class LimitedBroker(BrokerProcess):
-    """A broker with little memory."""
+    """
+    A broker with little memory.
+
+    Attributes:
+        limit: How much, in bytes.
+    """
+
+    limit = LIMIT
+
+    def used_bytes(self) -> int:
+        """What counts against the limit."""
+        return self.resident_bytes()
 
     async def readiness(self) -> tuple[int, str]:
         async with aiohttp.ClientSession() as http, http.get(f"{self.admin_url}/readyz") as response:
@@ -83,7 +98,7 @@ class Uploads:
         """Call, and more slowly near the limit, until no more calls are wanted."""
         while await broker.readiness() == (200, "ok"):
             assert len(self.calls) < 500, "so many, and there is still room"
-            is_near = broker.resident_bytes() > 0.75 * LIMIT
+            is_near = broker.used_bytes() > 0.75 * broker.limit
             self.calls += [
                 asyncio.create_task(browser.request("POST", "/kept/x", data=BODY)) for _ in range(1 if is_near else 4)
             ]
@@ -179,6 +194,52 @@ async def test_ft_22_load_is_shed_before_memory_runs_out_and_no_login_is_lost(
     assert 1 == events.count("load_is_taken_again")
     assert 3 == ledger.count("authorization_code"), "somebody was logged out"
     assert {} == ledger.presented_twice()
+
+
+class GroupedBroker(LimitedBroker):
+    """A broker in a control group."""
+
+    def __init__(self, group: ControlGroup, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, command=(*group.command, sys.executable, "-m", "broker"), **settings)
+        self._group = group
+
+    limit = GROUP_LIMIT
+
+    def used_bytes(self) -> int:
+        return self._group.used_bytes()
+
+
+@pytest.mark.slow
+async def test_ft_22_the_kernel_kills_nothing_in_a_limited_control_group(
+    tmp_path: Path, provider: RemoteLedgerServer
+) -> None:
+    """The container's limit is seen, and all that was begun ends well: on a real group, without a setting."""
+    corp = provider_options(provider.url, allowed_parameters=["login_hint"])
+    with ControlGroup(GROUP_LIMIT) as group:
+        async with (
+            Uploads() as uploads,
+            GroupedBroker(group, tmp_path, providers={"corp": corp}, routes=uploads.routes) as broker,
+            Browser(broker.url) as carol,
+        ):
+            worker = broker.worker_pid
+            await carol.log_in(user="carol")
+            await uploads.fill(broker, carol)
+            highest = group.used_bytes()
+            assert (503, "overloaded") == await broker.readiness()
+            assert 503 == (await carol.get("/open/x")).status
+            shed = next(line for line in broker.log() if line["event"] == "load_is_shed")
+            kept = await uploads.answer()
+            await until_async(broker.is_ready, seconds=15, what="a broker that takes load again")
+            await until(lambda: "load_is_taken_again" in broker.events(), what="the line in the log")
+            assert "carol" == (await carol.get("/bff/user")).json()["claims"]["sub"]
+            assert worker == broker.worker_pid
+        kills = group.kills()
+
+    print(f"\n{kept} of 1 MiB; then {highest / GROUP_LIMIT:.1%} of the limit; {shed}")
+    assert 0 == kills
+    assert GROUP_LIMIT == shed["limit_bytes"]
+    assert {200} <= set(kept) <= {200, 503}
+    assert kept[503] <= 1
 
 
 async def _flow(stream: aiohttp.ClientResponse, count: int) -> None:
