@@ -1,7 +1,7 @@
 """
 Tokens that somebody else got take the place of those that a grant has.
 
-    lease ─▶ read ─▶ remember what is to be revoked ─▶ write ─▶ tell ─▶ revoke
+    lease ─▶ read ─▶ remember what is to be revoked ─▶ write ─▶ tell ─▶ wait until all have heard ─▶ revoke
 
 What is remembered is revoked only where the write was done (services.revocations): neither a crash nor a store that
 fails between them costs the tokens that are there, or leaves those that went good at their server.
@@ -45,12 +45,15 @@ class HandOver:
         servers: Mapping[str, AuthorizationServer],
         clock: Clock,
         randomness: Randomness,
+        *,
+        told_within_seconds: float,
     ) -> None:
         self._vault = vault
         self._revocations = revocations
         self._servers = servers
         self._clock = clock
         self._randomness = randomness
+        self._told_within_seconds = told_within_seconds
         self._tasks = Tasks()
 
     async def fill(self, empty: Grant, tokens: TokenSet, *, dpop_key: RefreshToken | None) -> Grant:
@@ -76,6 +79,8 @@ class HandOver:
             grant, replaced = await self._write(empty, tokens, dpop_key)
         await self._vault.announce(grant)
         if replaced is not None:
+            # Calls that the others are sending still carry the former token.
+            await asyncio.sleep(self._told_within_seconds)
             _ = await self._revocations.revoke(replaced.id)
         return grant
 

@@ -38,6 +38,8 @@ ENSURE_SECONDS = 10.0
 """How often it is made sure that their records exist: a store that came back empty has lost them."""
 BEGIN_ANEW_SECONDS = 1.0
 """One that has ended begins anew after this: whoever ended it revokes what it had first."""
+TOLD_WITHIN_SECONDS = 1.0
+"""Other replicas have heard of new tokens by then."""
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ class StandingGrants:
         keyring: Keyring,
         clock: Clock,
         randomness: Randomness,
+        told_within_seconds: float = TOLD_WITHIN_SECONDS,
     ) -> None:
         """
         Args:
@@ -76,6 +79,7 @@ class StandingGrants:
             keyring: Makes their ids.
             clock: Time.
             randomness: Names what is to be revoked.
+            told_within_seconds: How long other replicas may take to hear of new tokens; the former are good until then.
         """
         self.ids = {
             name: _grant_id(keyring, name, options, bound=servers[options.provider].options.dpop)
@@ -85,7 +89,9 @@ class StandingGrants:
         self._servers = servers
         self._vault = vault
         self._revocations = Revocations(vault, servers, clock)
-        self._hand_over = HandOver(vault, self._revocations, servers, clock, randomness)
+        self._hand_over = HandOver(
+            vault, self._revocations, servers, clock, randomness, told_within_seconds=told_within_seconds
+        )
         self._clock = clock
         self._randomness = randomness
         self._tasks = Tasks()

@@ -173,6 +173,8 @@ class TokenBroker:
         if known is not None and self._is_good(grant_id, audience, known, rejected_generation):
             if now >= known.due_at:
                 _ = self._start(Want(grant_id=grant_id, audience=audience))
+            if known.token.generation == rejected_generation:
+                return await self._in_place_of(known.token, seen, grant_id, audience)
             return known.token
         if known is not None and (grant_id, audience.key) not in self._running:
             metrics.PROVIDER_BEHAVIOUR.labels(seen.provider, Seen.REFUSED_EARLY.value).inc()
@@ -188,6 +190,23 @@ class TokenBroker:
             return False  # the first of many that were refused has begun to replace it
         age = self._clock.now() - known.issued_at
         return not self._rejections.worth_a_refresh(grant_id, age_seconds=age)
+
+    async def _in_place_of(self, refused: Token, seen: Known, grant_id: str, audience: Audience) -> TokenResult:
+        """
+        Return what the store has in place of a refused token that is too young for a refresh; the same if nothing else.
+
+        Another replica may have written new tokens over young ones, as a hand-over does, and this one not have heard.
+        """
+        try:
+            latest = await self._read(grant_id)
+        except StoreError as fault:
+            return self._without_store(seen, audience, refused.generation, fault)
+        if latest is None:
+            return LoginNeeded("unknown_grant")
+        if latest.ended is not None:
+            return LoginNeeded(latest.ended)
+        held = latest.token(audience, self._clock.now())
+        return refused if held is None else held.token
 
     def _while_the_store_rests(
         self, seen: Known | None, audience: Audience, rejected_generation: int | None

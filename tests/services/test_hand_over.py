@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +118,21 @@ async def test_a_refresh_token_alone_is_used_at_once(bench: Bench, two: tuple[Re
     await hand_over(bench, access_token=AccessToken(""), expires_at=bench.clock.now())
 
     assert "at-2" == access_token(await two[0].broker.token(grant_id(bench)))
+
+
+async def test_calls_that_carry_the_former_token_end_well(bench: Bench, two: tuple[Replica, Replica]) -> None:
+    """It stays good until every replica has had the time to hear of the new one."""
+    await hand_over(bench)
+    standing(bench)._hand_over._told_within_seconds = 0.2
+    began_at = time.monotonic()
+    handing = asyncio.create_task(hand_over(bench))
+    await until(lambda: two[1].broker.peek(grant_id(bench)) is None, what="the news")
+    early = list(bench.server.revoked), time.monotonic() - began_at
+    await handing
+
+    assert [] == early[0] or early[1] >= 0.2
+    assert 1 == len(bench.server.revoked)
+    assert time.monotonic() - began_at >= 0.2
 
 
 async def test_it_is_kept_alive(tmp_path: Path) -> None:

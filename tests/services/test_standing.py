@@ -70,6 +70,7 @@ class Bench:
             keyring=ring(),
             clock=self.clock,
             randomness=SeededRandomness(3),
+            told_within_seconds=0,
         )
         await standing.ensure()
         self.replicas.append((replica, standing))

@@ -328,6 +328,39 @@ async def test_up_07_an_upstream_that_refuses_every_token_does_not_rotate_them_a
     assert len(stage.presented()) <= 4
 
 
+async def test_up_07_a_young_token_that_was_replaced_elsewhere_is_not_sent_again(stage: Stage) -> None:
+    """Though nothing was heard of it, and a refused token of that age is worth no refresh."""
+    two = await stage.engine.open()
+    await two.broker.token(stage.grant_id)
+    two.broker._unsubscribe()
+    stage.clock.advance(1)
+    await stage.refresh(rejected_generation=1)
+
+    assert "at-1" == await token(stage, two)
+    assert "at-2" == await token(stage, two, rejected=1)
+    assert 1 == len(stage.presented())
+
+
+async def test_up_07_nor_is_one_whose_grant_has_ended_elsewhere(stage: Stage) -> None:
+    """Its caller hears that the login is over, and not the upstream's 401."""
+    two = await stage.engine.open()
+    await two.broker.token(stage.grant_id)
+    two.broker._unsubscribe()
+    await stage.one.broker.end(stage.grant_id, EndReason.LOGOUT)
+
+    assert LoginNeeded("logout") == await two.broker.token(stage.grant_id, rejected_generation=1)
+
+
+async def test_up_07_with_a_store_that_is_down_a_young_token_that_is_refused_is_a_503(stage: Stage) -> None:
+    """A 401 would be a logout to many frontends."""
+    await use_memory(stage)
+    stage.one.store.go_down()
+
+    for _ in range(2):
+        result = await stage.one.broker.token(stage.grant_id, rejected_generation=1)
+        assert Unavailable(Cause.STORE, 1.0) == result
+
+
 async def test_up_07_stragglers_of_an_older_generation_get_the_newer_one(stage: Stage) -> None:
     """A server that kills access tokens at rotation costs calls in flight no error, and no further rotation."""
     stage.come_due()
