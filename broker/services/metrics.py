@@ -9,6 +9,7 @@ On the hot path nothing looks a label up: what is counted there is counted in pl
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -20,17 +21,56 @@ from prometheus_client import (
     Metric,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 """Of :func:`exposition`."""
 
 
-def exposition() -> bytes:
+class ReloadCounts(Protocol):
+    """What came of reloads (``web.reloads.Reloads``)."""
+
+    @property
+    def succeeded(self) -> int: ...
+
+    @property
+    def refused(self) -> int: ...
+
+    @property
+    def is_last_successful(self) -> bool: ...
+
+
+def exposition(reloads: ReloadCounts | None = None) -> bytes:
     """Return every metric in Prometheus' text format, of all processes where there are several."""
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        return generate_latest(REGISTRY)
-    return generate_latest(_of_all_processes())
+    alone = "PROMETHEUS_MULTIPROC_DIR" not in os.environ
+    told = generate_latest(REGISTRY if alone else _of_all_processes())
+    if reloads is None:
+        return told
+    of_supervisor = CollectorRegistry()
+    of_supervisor.register(SupervisorsCollector(reloads))
+    return told + generate_latest(of_supervisor)
+
+
+class SupervisorsCollector(Collector):
+    """Metrics of the supervisor, which has none of its own: it answers nobody."""
+
+    def __init__(self, reloads: ReloadCounts) -> None:
+        self._reloads = reloads
+
+    def collect(self) -> Iterable[Metric]:
+        counted = CounterMetricFamily(
+            "config_reloads", "Reloads of the configuration by their result: success, refused.", labels=["result"]
+        )
+        counted.add_metric(["success"], self._reloads.succeeded)
+        counted.add_metric(["refused"], self._reloads.refused)
+        yield counted
+        yield GaugeMetricFamily(
+            "config_last_reload_successful",
+            "0 while the former configuration serves, since the last reload was refused.",
+            value=self._reloads.is_last_successful,
+        )
 
 
 def totals(counter: Counter, label: str, value: str, *, by: str) -> dict[str, float]:

@@ -40,8 +40,14 @@ class Readiness:
         return None
 
 
-def admin_app(readiness: Readiness) -> web.Application:
-    """Return the operators' application."""
+def admin_app(readiness: Readiness, reloads: metrics.ReloadCounts | None = None) -> web.Application:
+    """
+    Return the operators' application.
+
+    Args:
+        readiness: Whether requests should be sent here.
+        reloads: What came of reloads; None for a process without a supervisor.
+    """
 
     async def healthz(_request: web.Request) -> web.Response:
         """The process runs. It asks nobody: a store that is down is no reason to restart the broker."""
@@ -52,7 +58,7 @@ def admin_app(readiness: Readiness) -> web.Application:
         return web.json_response({"status": reason or "ok"}, status=503 if reason else 200)
 
     async def exposition(_request: web.Request) -> web.Response:
-        return web.Response(body=metrics.exposition(), headers={"Content-Type": metrics.CONTENT_TYPE})
+        return web.Response(body=metrics.exposition(reloads), headers={"Content-Type": metrics.CONTENT_TYPE})
 
     app = web.Application(middlewares=[_host_guard])
     app.router.add_get("/healthz", healthz)

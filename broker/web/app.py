@@ -201,9 +201,9 @@ class Installation:
             rates=self._limits.buckets,
         )
 
-    def admin_runner(self) -> web.AppRunner:
-        """Return what serves operators."""
-        app = admin_app(self.readiness)
+    def admin_runner(self, reloads: metrics.ReloadCounts | None = None) -> web.AppRunner:
+        """Return what serves operators; *reloads* is what a supervisor's metrics are made of."""
+        app = admin_app(self.readiness, reloads)
         if self.settings.admin.token is not None:
             api = AdminApi(
                 token=self.settings.admin.token,

@@ -22,6 +22,7 @@ from broker.core.limit_options import LimitOptions
 from broker.errors import OperatorError
 from broker.services import logs
 from broker.services.tls import server_context
+from broker.web.reloads import Reloads
 from broker.web.site import Site
 from broker.web.workers import GENTLY
 
@@ -52,10 +53,12 @@ class Supervision:
     Attributes:
         pid: Its process.
         ready: Tells it that this process serves.
+        reloads: What came of those that it was asked for.
     """
 
     pid: int
     ready: Callable[[], None]
+    reloads: Reloads
 
 
 def serve(
@@ -99,11 +102,12 @@ async def _serve(
         log.warning("configuration_notice", extra={"notice": str(notice)})
     await installation.start()
     runners: list[web.BaseRunner] = []
+    reloads = None if supervision is None else supervision.reloads
     if public:
         tls = None if settings.tls is None else server_context(settings.tls)
         runners.append(await _listen(installation.public_runner(), public, settings.limits, tls))
     if admin:
-        runners.append(await _listen(installation.admin_runner(), admin, settings.limits))
+        runners.append(await _listen(installation.admin_runner(reloads), admin, settings.limits))
     settle()
     log.info("started", extra={"public_url": str(settings.public_url), "listen": _names(*public, *admin)})
     if supervision is not None:

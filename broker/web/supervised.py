@@ -12,6 +12,7 @@ from broker.errors import ConfigError, OperatorError
 from broker.services import logs
 from broker.web.floors import check_libraries
 from broker.web.listening import Listeners, Wanted
+from broker.web.reloads import Reloads
 from broker.web.server import Supervision, refused, serve
 from broker.web.shared_metrics import VARIABLE, SharedMetrics
 from broker.web.workers import Plan, Process, Supervisor
@@ -33,8 +34,8 @@ def run(settings: Settings, reread: Callable[[], Settings]) -> int:
     Returns:
         The exit code: 0 after a clean end, 1 if the start was refused.
     """
-    metrics = SharedMetrics()
-    installed = _Installed(metrics)
+    metrics, reloads = SharedMetrics(), Reloads()
+    installed = _Installed(metrics, reloads)
     try:
         check_libraries()
         plan = installed.plan(settings)
@@ -44,7 +45,8 @@ def run(settings: Settings, reread: Callable[[], Settings]) -> int:
         return refused(f"can't listen: {error.strerror}")
     logging.basicConfig(level=logging.INFO, handlers=[_plain_handler()])
     try:
-        return Supervisor(plan, renew=partial(installed.renew, reread), forget=metrics.forget).run()
+        renew = partial(installed.renew, reread)
+        return Supervisor(plan, renew=renew, forget=metrics.forget, reloaded=reloads.note).run()
     finally:
         metrics.close()
 
@@ -59,8 +61,9 @@ def _plain_handler() -> logging.Handler:
 class _Installed:
     """Turns configurations into processes, on sockets that stay where their addresses do."""
 
-    def __init__(self, metrics: SharedMetrics) -> None:
+    def __init__(self, metrics: SharedMetrics, reloads: Reloads) -> None:
         self._metrics = metrics
+        self._reloads = reloads
         self._listeners = Listeners()
         self._wanted: Wanted = {}
 
@@ -130,7 +133,7 @@ class _Installed:
         self._listeners.close_all_but([*public, *admin])
         if metrics is not None:
             os.environ[VARIABLE] = metrics
-        return serve(settings, public=public, admin=admin, supervision=Supervision(supervisor, ready))
+        return serve(settings, public=public, admin=admin, supervision=Supervision(supervisor, ready, self._reloads))
 
 
 def _check_store(settings: Settings) -> None:

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Protocol
 
 RESTART_SECONDS = 1.0
 """A process that dies again and again is started at most this often, and the configuration read again."""
@@ -41,6 +42,12 @@ log = logging.getLogger(__name__)
 
 Process = Callable[[Callable[[], None]], int]
 """What a forked process runs. It is given what to call once it serves, and returns its exit code."""
+
+
+class Reloaded(Protocol):
+    """Takes what came of a reload."""
+
+    def __call__(self, *, is_successful: bool) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,13 +117,16 @@ class Supervisor:
         *,
         renew: Callable[[], Plan | None] = lambda: None,
         forget: Callable[[int], None] = lambda _: None,
+        reloaded: Reloaded = lambda **_: None,
     ) -> None:
         """
         Args:
             plan: What runs first.
             renew: Returns what runs after a SIGHUP; None to leave all as it is.
             forget: Is told the id of each process that has ended.
+            reloaded: Is told what came of each reload.
         """
+        self._reloaded = reloaded
         self._forget = forget
         self._renew = renew
         self._current = _Generation(plan, time.monotonic())
@@ -230,13 +240,16 @@ class Supervisor:
         self._reload_wanted = False
         self._reload_at = now + RESTART_SECONDS
         plan = self._renew()
-        if plan is not None:
-            self._next = _Generation(plan, now)
-            self._begin(self._next, mailbox)
+        if plan is None:
+            self._reloaded(is_successful=False)
+            return
+        self._next = _Generation(plan, now)
+        self._begin(self._next, mailbox)
 
     def _adopt(self, generation: _Generation) -> None:
         old, self._current, self._next = self._current, generation, None
         generation.plan.adopted()
+        self._reloaded(is_successful=True)
         log.info("reloaded", extra={"processes": len(generation.plan.processes)})
         self._retire(old)
 
@@ -245,6 +258,7 @@ class Supervisor:
         assert self._next is not None
         failed, self._next = self._next, None
         failed.plan.dropped()
+        self._reloaded(is_successful=False)
         self._retire(failed)
 
     def _retire(self, generation: _Generation) -> None:

@@ -142,6 +142,38 @@ async def test_ad_02_ft_18_a_reload_that_is_refused_keeps_the_old_configuration(
     assert (200, ["better"]) == (call.status, mark_of(upstream))
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_the_metrics_tell_of_reloads(
+    workers: int, tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstream
+) -> None:
+    """Those of old and new processes alike; whoever watches them hears of a configuration that isn't served."""
+    names = (
+        'config_reloads_total{result="success"}', 'config_reloads_total{result="refused"}', "config_last_reload_successful",
+    )  # fmt: skip
+    async with BrokerProcess(tmp_path, **settings(provider, upstream, workers=workers)) as broker:
+
+        async def told(*expected: float) -> None:
+            async def is_told() -> bool:
+                measured = await broker.metrics()
+                return expected == tuple(measured[name] for name in names)
+
+            await until_async(is_told, what=f"{expected}")
+
+        await told(0, 0, 1)
+        good = json.dumps(broker.settings)
+        broker.settings["public_urk"] = "x"
+        await broker.reload("reload_refused")
+        await told(0, 1, 0)
+        broker.settings = json.loads(good)
+        (tmp_path / "ca.pem").write_text("none")
+        broker.settings["providers"]["corp"]["tls"] = {"ca_file": str(tmp_path / "ca.pem")}
+        await broker.reload("reload_refused")  # by a process that didn't come to serve
+        await told(0, 2, 0)
+        broker.settings = json.loads(good)
+        await broker.reload()
+        await told(1, 2, 1)
+
+
 async def test_a_reload_that_can_not_serve_keeps_the_old_configuration(
     tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstream
 ) -> None:
