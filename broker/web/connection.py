@@ -24,7 +24,6 @@ from broker.core.request_fields import FieldBlock, FieldRules
 from broker.core.request_stream import RequestStream
 from broker.services import metrics
 from broker.services.memory import Shedding
-from broker.services.upstream import Exchange
 
 WATCH_SECONDS = 1.0
 
@@ -34,6 +33,15 @@ RawHeaders: TypeAlias = tuple[tuple[bytes, bytes], ...]
 log = logging.getLogger(__name__)
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class Tunnel(Protocol):
+    """What takes the bytes of a caller whose connection isn't HTTP any more: an exchange (``services.upstream``)."""
+
+    @property
+    def ended(self) -> bool: ...
+
+    def write(self, data: bytes) -> None: ...
 
 
 class Relaying(Protocol):
@@ -269,9 +277,9 @@ class CallerConnection(RequestHandler):
             self.begun_status = relay.caller_lost()
         super().connection_lost(exc)
 
-    def begin_tunnel(self, exchange: Exchange) -> None:
-        """Pass whatever comes from now on to *exchange*, as it is."""
-        self.set_parser(_TunnelReader(exchange))  # type: ignore[arg-type]  # it has all that is called
+    def begin_tunnel(self, tunnel: Tunnel) -> None:
+        """Pass whatever comes from now on to *tunnel*, as it is."""
+        self.set_parser(_TunnelReader(tunnel))  # type: ignore[arg-type]  # it has all that is called
 
     # --- patience
 
@@ -344,15 +352,15 @@ class CallerConnection(RequestHandler):
 class _TunnelReader:
     """Passes what a caller sends after a 101 on, as it is. aiohttp feeds it in place of a WebSocket parser."""
 
-    __slots__ = ("_exchange",)
+    __slots__ = ("_tunnel",)
 
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
+    def __init__(self, tunnel: Tunnel) -> None:
+        self._tunnel = tunnel
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
         """Take bytes. Returns whether the connection is over, and what was not taken."""
-        self._exchange.write(data)
-        return self._exchange.ended, b""
+        self._tunnel.write(data)
+        return self._tunnel.ended, b""
 
     def feed_eof(self) -> None:
         """The caller is gone; the connection's own end tells the exchange."""

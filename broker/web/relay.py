@@ -16,6 +16,7 @@ from broker.core.response_head import ResponseHead
 from broker.errors import BrokerError, UpstreamError
 from broker.services.upstream import Exchange
 from broker.web.connection import CallerConnection
+from broker.web.lingering import Lingering
 from broker.web.streams import Streams
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
 MAX_HELD_BYTES = 64 << 10
 """A 401 is held back up to this size, while a newer token is sought."""
-
-LINGER_SECONDS = 5.0
-"""How long a caller may go on sending into a tunnel whose upstream has gone."""
 
 _CHALLENGE = re.compile(rb"^www-authenticate:[ \t]*([^\r\n]*?)[ \t]*\r$", re.IGNORECASE | re.MULTILINE)
 
@@ -61,7 +59,7 @@ class Relay:
     _held_bytes = b""
     _chunked = False
     _tunnel = False
-    _lingering: asyncio.TimerHandle | None = None
+    _lingering: Lingering | None = None
     _watched: str | None = None
     _waiter: asyncio.Future[None] | None = None
 
@@ -198,7 +196,9 @@ class Relay:
             self.rejected = True
         elif self._chunked:
             self._write(b"0\r\n\r\n")
-        if not (self._tunnel and self._linger()):
+        if self._tunnel and self._connection.transport is not None:
+            self._lingering = Lingering(self._connection, self._finish)
+        else:
             self._finish()
 
     def on_failed(self, error: UpstreamError) -> None:
@@ -255,21 +255,6 @@ class Relay:
             lines.append(b"%x\r\n%b\r\n" % (len(body), body) if self._chunked else body)
         return b"".join(lines)
 
-    def _linger(self) -> bool:
-        """
-        Wait until the caller has taken the upstream's last words. Returns False if there is no way to.
-
-        It may still be sending, and a connection that is closed with something unread is reset, with all that is under
-        way (RFC 9112 section 9.6).
-        """
-        transport = self._connection.transport
-        if transport is None or not transport.can_write_eof():
-            return False
-        transport.write_eof()
-        transport.resume_reading()
-        self._lingering = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._finish)
-        return True
-
     def _write(self, data: bytes) -> None:
         transport = self._connection.transport
         if transport is not None:
@@ -282,7 +267,7 @@ class Relay:
     def _finish(self) -> None:
         self.ended = True
         if self._lingering is not None:
-            self._lingering.cancel()
+            self._lingering.stop()
         self.exchange = None
         if self._watched is not None:
             self._streams.remove(self, self._watched)

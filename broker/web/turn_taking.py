@@ -16,8 +16,7 @@ from typing import Any, Final
 import aiohttp
 from aiohttp.web_protocol import RequestHandler
 
-from broker.services.upstream import Exchange
-from broker.web.connection import CallerConnection
+from broker.web.connection import CallerConnection, Tunnel
 from broker.web.incoming import IncomingBody
 
 AIOHTTP: Final = "3.14."
@@ -57,7 +56,7 @@ class TurnTaking(CallerConnection):
         super().__init__(server, **kwargs)
         self._current: object | None = None  # the request that is being served past aiohttp
         self._incoming: IncomingBody | None = None  # a body of which not all has come
-        self._tunnel: Exchange | None = None
+        self._tunnel: Tunnel | None = None
         self._lingering: asyncio.TimerHandle | None = None
         self._keeps = True  # what becomes of the connection when it has lingered
         self._is_early = False
@@ -102,12 +101,12 @@ class TurnTaking(CallerConnection):
         else:
             self.force_close()
 
-    def begin_tunnel(self, exchange: Exchange) -> None:
+    def begin_tunnel(self, tunnel: Tunnel) -> None:
         if self._current is not None:
-            self._tunnel = exchange
+            self._tunnel = tunnel
             self._go_on()
         else:
-            super().begin_tunnel(exchange)
+            super().begin_tunnel(tunnel)
 
     # --- what comes
 

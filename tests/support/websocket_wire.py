@@ -1,6 +1,7 @@
 """A WebSocket client that sends whatever bytes a case wants, and keeps every frame that comes back (RFC 6455)."""
 
 import asyncio
+import ssl
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -122,9 +123,11 @@ class WebSocketWire:
         self._task: asyncio.Task[None] | None = None
 
     @classmethod
-    async def open(cls, port: int, *fields: str, target: str = "/") -> "WebSocketWire":
+    async def open(
+        cls, port: int, *fields: str, target: str = "/", tls: ssl.SSLContext | None = None
+    ) -> "WebSocketWire":
         """Connect and shake hands. Fails if the server doesn't."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20, ssl=tls)
         writer.write(handshake(port, *fields, target=target))
         wire = cls(reader, writer)
         wire.heard.head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
@@ -179,9 +182,9 @@ class WebSocketWire:
         return self.heard
 
 
-async def play(port: int, steps: Sequence[Step], *fields: str) -> Heard:
+async def play(port: int, steps: Sequence[Step], *fields: str, tls: ssl.SSLContext | None = None) -> Heard:
     """Do the steps on a connection of their own, close it if nobody else did, and return what the server said."""
-    wire = await WebSocketWire.open(port, *fields)
+    wire = await WebSocketWire.open(port, *fields, tls=tls)
     for step in steps:
         await wire.send(step)
     return await wire.end()

@@ -6,6 +6,7 @@ import itertools
 import logging
 import ssl
 import struct
+import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -17,10 +18,12 @@ import pytest
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
 
+from broker.web.lingering import LINGER_SECONDS
 from tests.support import autobahn
 from tests.support.autobahn import EchoCase
 from tests.support.broker_process import BrokerProcess, provider_options
 from tests.support.certificates import Authority
+from tests.support.ports import free_port
 from tests.support.raw_upstream import RawRequest, RawUpstream, Wire
 from tests.support.waiting import until
 from tests.support.websocket_wire import (
@@ -66,10 +69,17 @@ def port_of(running: Server) -> int:
 
 
 @asynccontextmanager
-async def broker_before(directory: Path, port: int) -> AsyncIterator[BrokerProcess]:
+async def broker_before(directory: Path, port: int, authority: Authority | None = None) -> AsyncIterator[BrokerProcess]:
+    """Run a broker before a port; *authority* gives it a certificate, so that it speaks TLS."""
     routes = [{"path": "/", "upstream": f"http://127.0.0.1:{port}", "token": "none"}]
     nobody = provider_options("http://127.0.0.1:9")
-    async with BrokerProcess(directory, providers={"corp": nobody}, routes=routes) as broker:
+    own = free_port()
+    settings: dict[str, Any] = {}
+    if authority is not None:
+        leaf = authority.issue("broker")
+        settings["tls"] = {"certificate_file": leaf.certificate_file, "key_file": leaf.key_file}
+        settings["public_url"] = f"https://127.0.0.1:{own}"
+    async with BrokerProcess(directory, port=own, providers={"corp": nobody}, routes=routes, **settings) as broker:
         yield broker
 
 
@@ -214,6 +224,35 @@ async def test_a_server_that_has_enough_is_heard(tmp_path: Path) -> None:
             through = await play(broker.port, [Pieces(big, 1 << 16), closing()])
             assert [1009] == [code_of(each) for each in direct.frames]
             assert outcome(direct) == outcome(through)
+
+
+async def test_a_server_that_has_enough_is_heard_over_tls(tmp_path: Path) -> None:
+    """There the client's bytes can't be refused by half a close: they are read until it has understood."""
+    authority = Authority(tmp_path)
+    tls = ssl.create_default_context(cafile=authority.ca_file)
+    big = frame(BINARY, bytes(16 << 20))
+    async with server(max_size=1 << 20) as running, broker_before(tmp_path, port_of(running), authority) as broker:
+        for _ in range(10):
+            through = await play(broker.port, [Pieces(big, 1 << 16), closing()], tls=tls)
+            assert [1009] == [code_of(each) for each in through.frames]
+
+
+async def test_over_tls_a_client_that_never_stops_is_left(tmp_path: Path) -> None:
+    """Whoever goes on sending for longer than it takes to understand is cut."""
+    authority = Authority(tmp_path)
+    tls = ssl.create_default_context(cafile=authority.ca_file)
+    async with server(max_size=1 << 20) as running, broker_before(tmp_path, port_of(running), authority) as broker:
+        wire = await WebSocketWire.open(broker.port, tls=tls)
+        await wire.send(frame(BINARY, bytes(2 << 20)))
+        await wire.seen(1)
+        began_at = time.monotonic()
+        while not wire.heard.ended:
+            await wire.send(b"x" * 1000)
+            await asyncio.sleep(0.01)
+        took = time.monotonic() - began_at
+
+    assert [1009] == [code_of(each) for each in wire.heard.frames]
+    assert LINGER_SECONDS - 1 < took < LINGER_SECONDS + 5
 
 
 async def test_what_was_sent_before_a_close_arrives(tmp_path: Path) -> None:
