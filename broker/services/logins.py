@@ -2,15 +2,12 @@
 Logins, without their HTTP: what is asked of the authorization server, and what becomes of its answer.
 
     begin       a transaction, and where the browser is sent
-    seal/open   the transaction as the cookie of the browser that began it
+                (the browser keeps it meanwhile, in a cookie: services.login_cookies)
     consume     a state is used once, whichever process the answer comes to
     complete    code ▸ tokens ▸ who is it ▸ a grant ▸ a session; whatever fails leaves no token behind
 """
 
 import asyncio
-import base64
-import binascii
-import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -20,11 +17,11 @@ from broker.core import login as core
 from broker.core.grant import EndReason, Grant, Origin
 from broker.core.login import LoginOptions, LoginTransaction
 from broker.core.oauth import FailureKind, TokenFailure
-from broker.core.pkce import SECRET_BYTES, code_challenge, text_of
+from broker.core.pkce import SECRET_BYTES, code_challenge
 from broker.core.secret import RefreshToken, Secret
 from broker.core.session import Session
 from broker.core.troubleshooting import key_of_authorization_error, yaml_path
-from broker.errors import BrokerError, KeyringError, LoginFailed, ProviderError
+from broker.errors import BrokerError, LoginFailed, ProviderError
 from broker.services.clock import Clock, Randomness
 from broker.services.keyring import Keyring
 from broker.services.provider import AuthorizationRequest, AuthorizationServer
@@ -36,11 +33,6 @@ from broker.services.unanswered import UnansweredLogins
 from broker.services.vault import ForeignRecord
 from broker.stores.base import Store
 
-TRANSACTION = "login"
-RETURN = "login-return"
-"""Kinds of sealed cookies: an attempt that is open, and one that succeeded and is on its way back."""
-
-RETURN_SECONDS = 60.0
 USED = b"\x01"
 
 log = logging.getLogger(__name__)
@@ -114,7 +106,7 @@ class Logins:
             tokens: Keeps the grants.
             sessions: Says how long sessions live.
             store: Remembers used states.
-            keyring: Seals the cookies.
+            keyring: Names used states.
             options: How users log in.
             public_url: The origin of every ``redirect_uri``.
             clock: Time.
@@ -181,47 +173,6 @@ class Logins:
     def _redirect_uri(self, provider: str) -> str:
         """One for each provider, so that no answer is taken for another's (RFC 9700 section 4.4)."""
         return f"{self._public_url}{self._options.base_path}/callback/{provider}"
-
-    # --- cookies
-
-    def seal(self, transaction: LoginTransaction) -> str:
-        """Return the content of the attempt's cookie."""
-        return self._seal(TRANSACTION, core.attempt_of(transaction.state), core.encode(transaction))
-
-    def open(self, attempt: str, value: bytes) -> LoginTransaction | None:
-        """Return the transaction that was sealed for this attempt; None if it wasn't, or its time is over."""
-        content = self._open(TRANSACTION, attempt, value)
-        if content is None:
-            return None
-        try:
-            transaction = core.decode(content)
-        except core.UnknownTransaction:
-            return None
-        expired = transaction.is_expired(now=self._clock.now(), timeout_seconds=self._options.timeout_seconds)
-        return None if expired else transaction
-
-    def seal_return(self, attempt: str, return_url: str) -> str:
-        """Return what replaces the attempt's cookie once it succeeded: where the browser goes, for a minute."""
-        content = json.dumps([return_url, self._clock.now() + RETURN_SECONDS])
-        return self._seal(RETURN, attempt, content.encode())
-
-    def open_return(self, attempt: str, value: bytes) -> str | None:
-        """Return where the browser of a login that has just succeeded goes."""
-        content = self._open(RETURN, attempt, value)
-        if content is None:
-            return None
-        return_url, until = json.loads(content)
-        return str(return_url) if self._clock.now() < until else None
-
-    def _seal(self, kind: str, attempt: str, content: bytes) -> str:
-        return text_of(self._keyring.seal(kind, attempt, content))
-
-    def _open(self, kind: str, attempt: str, value: bytes) -> bytes | None:
-        try:
-            sealed = base64.b64decode(value + b"=" * (-len(value) % 4), altchars=b"-_", validate=True)
-            return self._keyring.open(kind, attempt, sealed)
-        except (binascii.Error, KeyringError):
-            return None
 
     # --- completing
 

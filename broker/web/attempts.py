@@ -15,7 +15,8 @@ from broker.core.secret import Secret
 from broker.core.session import SameSite, Session
 from broker.errors import BadRequest, BrokerError, LoginFailed
 from broker.services import metrics
-from broker.services.logins import RETURN_SECONDS, AuthorizationResponse
+from broker.services.login_cookies import RETURN_SECONDS, LoginCookies
+from broker.services.logins import AuthorizationResponse
 from broker.web.auth_context import AuthContext
 from broker.web.guards import single_values
 from broker.web.login_rate import LoginRate
@@ -34,6 +35,7 @@ class Attempts:
         self._context = context
         self._cookies = context.cookies
         self._logins = context.logins
+        self._sealed = LoginCookies(context.keyring, context.clock, timeout_seconds=context.options.timeout_seconds)
         self._begun = LoginRate("login", context.options, context.rates)
         # Apart from those that are begun: nobody shall lose a login that they have made because of others.
         self._answered = LoginRate("callback", context.options, context.rates)
@@ -56,7 +58,7 @@ class Attempts:
         Raises:
             BadRequest: If it is too large.
         """
-        name, value = self._cookies.login(attempt_of(transaction.state)), self._logins.seal(transaction)
+        name, value = self._cookies.login(attempt_of(transaction.state)), self._sealed.seal(transaction)
         size = len(name) + len(value)
         if size > MAX_COOKIE_BYTES:
             raise BadRequest("the login's parameters fit into no cookie")
@@ -70,18 +72,18 @@ class Attempts:
 
     def go_on(self, attempt: str, return_url: str) -> str:
         """Return what replaces the cookie of an attempt that succeeded: where its browser goes."""
-        return self._set(self._cookies.login(attempt), self._logins.seal_return(attempt, return_url), RETURN_SECONDS)
+        return self._set(self._cookies.login(attempt), self._sealed.seal_return(attempt, return_url), RETURN_SECONDS)
 
     def return_url(self, request: web.Request, attempt: str) -> str | None:
         """Return where the browser of an attempt that has just succeeded goes."""
         value = read_cookie(cookie_lines(request), self._cookies.login(attempt).encode())
-        return None if value is None else self._logins.open_return(attempt, value)
+        return None if value is None else self._sealed.open_return(attempt, value)
 
     def _open(self, request: web.Request) -> list[OpenAttempt]:
         attempts = {}
         for name, value in read_cookies(cookie_lines(request), self._cookie):
             attempt = name.decode("ascii")
-            transaction = self._logins.open(attempt[-8:], value)
+            transaction = self._sealed.open(attempt[-8:], value)
             started_at = None if transaction is None else transaction.started_at
             attempts[attempt] = OpenAttempt(attempt, len(name) + len(value), started_at)
         return list(attempts.values())
@@ -127,7 +129,7 @@ class Attempts:
             raise LoginFailed("the state is missing or none of ours")
         attempt = attempt_of(state)
         value = read_cookie(cookie_lines(request), self._cookies.login(attempt).encode())
-        transaction = None if value is None else self._logins.open(attempt, value)
+        transaction = None if value is None else self._sealed.open(attempt, value)
         if transaction is None:
             raise LoginFailed("this browser has no such attempt, or its time is over")
         if Secret(transaction.state) != Secret(state):  # compared in constant time

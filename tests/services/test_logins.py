@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from broker.core.grant import Grant
-from broker.core.login import LoginOptions, LoginTransaction, attempt_of
+from broker.core.login import LoginOptions, LoginTransaction
 from broker.core.oauth import FailureKind, TokenFailure, TokenSet
 from broker.core.provider import ProviderOptions
 from broker.core.secret import AccessToken, IdToken, RefreshToken, Secret
@@ -161,31 +161,6 @@ class Bench:
 @pytest.fixture
 def bench() -> Bench:
     return Bench()
-
-
-async def test_a_transaction_opens_in_its_own_attempt_only(bench: Bench) -> None:
-    """Under another name, altered, too late, or as another kind of cookie it is none."""
-    transaction = await bench.begin()
-    attempt, sealed = attempt_of(transaction.state), bench.logins.seal(transaction).encode()
-
-    assert transaction == bench.logins.open(attempt, sealed)
-    assert bench.logins.open("00000000", sealed) is None
-    assert bench.logins.open_return(attempt, sealed) is None
-    for value in (sealed[:-1], sealed[:40] + b"A" + sealed[40:], b"", b"\xff", b"=", b"A" * 4000):
-        assert bench.logins.open(attempt, value) is None
-    bench.clock.advance(LoginOptions().timeout_seconds)
-    assert bench.logins.open(attempt, sealed) is None
-
-
-async def test_the_way_back_is_good_for_a_minute(bench: Bench) -> None:
-    """And is no transaction."""
-    sealed = bench.logins.seal_return("01234567", "/a?b#c").encode()
-
-    assert "/a?b#c" == bench.logins.open_return("01234567", sealed)
-    assert bench.logins.open_return("01234568", sealed) is None
-    assert bench.logins.open("01234567", sealed) is None
-    bench.clock.advance(60)
-    assert bench.logins.open_return("01234567", sealed) is None
 
 
 async def test_lg_01_a_state_is_consumed_once_while_keys_are_rotated(bench: Bench) -> None:
