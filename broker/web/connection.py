@@ -12,6 +12,7 @@ import math
 import socket
 import struct
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -160,6 +161,7 @@ class CallerConnection(RequestHandler):
         "_fields",
         "_head_since",
         "_last_block",
+        "_leaving",
         "_limits",
         "_stream",
         "_watch",
@@ -176,6 +178,7 @@ class CallerConnection(RequestHandler):
         self._limits = limits
         self._head_since = math.inf
         self._write_since = math.inf
+        self._leaving: asyncio.Transport | None = None
         self._fields: RawHeaders = ()
         self._last_block: FieldBlock | None = None
         self._stream = RequestStream(3 * limits.max_header_field_bytes)  # a name, a value, and more
@@ -209,6 +212,19 @@ class CallerConnection(RequestHandler):
     def is_closing(self) -> bool:
         """Whether no further byte is read from it."""
         return self._close or self._force_close
+
+    @property
+    def is_behind(self) -> bool:
+        """
+        Whether the caller has yet to take what was written. Nothing more is begun for it then: a connection says once
+        that its buffer is full, and whoever writes the next answer would not hear it, and fill the memory.
+        """
+        return self._write_since < math.inf
+
+    async def caught_up(self) -> None:
+        """Wait until the caller has taken what was written. Raises ``ConnectionError`` if it goes away."""
+        if self.is_behind:
+            await self._drain_helper()
 
     @property
     def is_busy(self) -> bool:
@@ -262,7 +278,7 @@ class CallerConnection(RequestHandler):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._write_since = math.inf
+        self._write_since = math.inf if self._leaving is None else self._loop.time()
         if self.relay is not None:
             self.relay.resume()
 
@@ -272,6 +288,7 @@ class CallerConnection(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._watch.discard(self)
+        self._leaving = None
         relay, self.relay = self.relay, None
         if relay is not None:
             self.begun_status = relay.caller_lost()
@@ -316,14 +333,33 @@ class CallerConnection(RequestHandler):
         self._lingering_time = 0.0
         self.close()
 
+    async def start(self) -> None:
+        transport = self.transport
+        await super().start()
+        self._leave(transport)
+
+    def force_close(self) -> None:
+        transport = self.transport
+        super().force_close()  # it forgets the transport
+        self._leave(transport)
+
+    def _leave(self, transport: asyncio.Transport | None) -> None:
+        """Watch a connection that is being closed: until its caller has taken what was written, it is held."""
+        if transport is not None and transport.is_closing() and transport.get_write_buffer_size():
+            self._leaving = transport
+            self._write_since = min(self._write_since, self._loop.time())
+            self._watch.add(self)
+
     def reset(self) -> None:
         """End the connection so that the caller can't take what it got for the whole answer (SECURITY UP-04)."""
-        transport = self.transport
-        if transport is not None:
-            raw = transport.get_extra_info("socket")
-            if raw is not None and raw.family != socket.AF_UNIX:
+        transport = self.transport or self._leaving
+        if transport is None:
+            return
+        raw = transport.get_extra_info("socket")
+        if raw is not None and raw.family != socket.AF_UNIX:
+            with suppress(OSError, ValueError):  # uvloop shows no descriptor of one that is being closed
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            transport.abort()
+        transport.abort()
 
     def handle_error(
         self,

@@ -63,13 +63,15 @@ class ConnectionServer(web.Server):
 
     async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
         assert isinstance(request, web.Request)
+        connection = request.protocol
+        assert isinstance(connection, CallerConnection)
+        await connection.caught_up()
         target = request.raw_path
         if target == self._own or target.startswith(self._below_own):
             response = await self._application(request)
         else:
             response = await self._outermost(request, self._proxy.handle)
-        connection = request.protocol
-        if not response.prepared and isinstance(connection, CallerConnection) and connection.closes:
+        if not response.prepared and connection.closes:
             response.force_close()
         return response
 

@@ -73,6 +73,7 @@ class IncomingBody:
         "_pieces",
         "_source",
         "_waiting",
+        "_waiting_bytes",
         "is_whole",
     )
 
@@ -86,6 +87,7 @@ class IncomingBody:
         self._left = content_length or 0
         self._chunks = ChunkReader() if content_length is None else None
         self._pieces: list[bytes] = []
+        self._waiting_bytes = 0
         self._waiting: asyncio.Future[None] | None = None
         self._fault: BaseException | None = None
         self._is_paused = False
@@ -118,7 +120,8 @@ class IncomingBody:
             return b""
         if content and not self._is_discarded and self._fault is None:
             self._pieces.append(content)
-            if not self.is_whole and not self._is_paused and sum(map(len, self._pieces)) > MAX_WAITING_BYTES:
+            self._waiting_bytes += len(content)
+            if not self.is_whole and not self._is_paused and self._waiting_bytes > MAX_WAITING_BYTES:
                 self._is_paused = True
                 self._source.pause_body()
         if content or self.is_whole:
@@ -139,6 +142,7 @@ class IncomingBody:
         """Let what is still to come go nowhere."""
         self._is_discarded = True
         self._pieces.clear()
+        self._waiting_bytes = 0
         self._go_on()
 
     # --- for who sends it on
@@ -155,6 +159,7 @@ class IncomingBody:
 
     def read_nowait(self) -> bytes:
         pieces, self._pieces = self._pieces, []
+        self._waiting_bytes = 0
         self._go_on()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 

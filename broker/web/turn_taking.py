@@ -108,6 +108,11 @@ class TurnTaking(CallerConnection):
         else:
             super().begin_tunnel(tunnel)
 
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._current is None and self._incoming is None:
+            self._go_on()
+
     # --- what comes
 
     def data_received(self, data: bytes) -> None:
@@ -136,7 +141,11 @@ class TurnTaking(CallerConnection):
     def _take(self, data: bytes) -> None:
         """Take what begins with a request, or goes on with one of aiohttp's."""
         self._ahead = b""
-        if not (self._is_idle() and self._begin(data)):
+        if not self._is_idle():
+            self._leave_to_aiohttp(data)
+        elif self.is_behind:
+            self._hold(data)
+        elif not self._begin(data):
             self._leave_to_aiohttp(data)
 
     def _hold(self, data: bytes) -> None:
@@ -182,7 +191,8 @@ class TurnTaking(CallerConnection):
 
     @property
     def is_busy(self) -> bool:
-        return self._current is not None or self._incoming is not None or self._is_early or super().is_busy
+        is_ours = self._current is not None or self._incoming is not None or self._is_early or bool(self._ahead)
+        return is_ours or super().is_busy
 
     def _is_idle(self) -> bool:
         """Whether aiohttp waits for a request, of which no byte has come."""
