@@ -90,8 +90,10 @@ class UpstreamHost:
             if waiter.cancelled() or not waiter.done():
                 with suppress(ValueError):
                     self._waiting.remove(waiter)
+            elif (handed := waiter.result()) is None:
+                self._hand_on(None)
             else:
-                self._hand_on(waiter.result())
+                self.released(handed)
             raise
 
     async def _open(self) -> UpstreamConnection:
@@ -217,10 +219,10 @@ class UpstreamPool:
         connection.start(exchange)
         return True
 
-    async def start(self, exchange: Exchange) -> None:
+    async def start(self, exchange: Exchange) -> bool:
         """See ``Upstream.start``."""
         if self.try_start(exchange):
-            return
+            return True
         hosts = self._in_order()
         self._turn += 1
         error: UpstreamError = UpstreamUnavailable("no host takes a connection")
@@ -233,11 +235,12 @@ class UpstreamPool:
                         # Nothing was sent, so any request may go to the next host.
                         error = fault
                     else:
-                        if not exchange.ended:
-                            connection.start(exchange)
-                        else:
+                        is_outdated = exchange.is_outdated is not None and exchange.is_outdated()
+                        if is_outdated or exchange.ended:
                             host.released(connection)
-                        return
+                        else:
+                            connection.start(exchange)
+                        return not is_outdated
         except TimeoutError:
             raise UpstreamTimeout("no connection to the upstream came about in time") from error
         raise error
@@ -259,11 +262,13 @@ class UpstreamPool:
         _ = self._tasks.spawn(self._restart(exchange), name="upstream-restart")
 
     async def _restart(self, exchange: Exchange) -> None:
-        exchange.channel = None
+        exchange.channel = exchange.is_outdated = None
+        if exchange.ended:
+            return
         if exchange.recompose is not None:
             exchange.head = exchange.recompose()
         try:
-            await self.start(exchange)
+            _ = await self.start(exchange)
         except UpstreamError as error:
             if not exchange.ended:
                 exchange.ended = True

@@ -86,6 +86,7 @@ class Exchange:
         upgrade: The protocol that was asked for; empty if none.
         replayable: Whether it may be sent once more on another connection, if the first dies before it answers.
         recompose: Makes the head anew for that; None if the same head may be sent twice.
+        is_outdated: Tells, once it has waited for a connection, whether its head must be made anew; None for never.
         ended: Whether the receiver was told the end, or the exchange was aborted.
     """
 
@@ -97,6 +98,7 @@ class Exchange:
     ended = False
     channel: Channel | None = None
     recompose: Callable[[], bytes] | None = None
+    is_outdated: Callable[[], bool] | None = None
 
     def __init__(
         self, method: str, head: bytes, receiver: Receiver, answers: ResponseRules, timeouts: TimeoutOptions
@@ -174,9 +176,12 @@ class Upstream(Protocol):
         """Send *exchange* at once on an idle connection. Returns False, with nothing done, if there is none."""
         ...
 
-    async def start(self, exchange: Exchange) -> None:
+    async def start(self, exchange: Exchange) -> bool:
         """
         Send *exchange*, after waiting for a connection where needed.
+
+        Returns:
+            False, with nothing sent, if it is outdated by now.
 
         Raises:
             UpstreamBusy: If too many wait already.

@@ -227,6 +227,8 @@ class FastConnection(TurnTaking):
         try:
             if not is_admitted:
                 await proxy.gate.find_out(call)
+                if proxy.gate.is_outdated(call):
+                    await proxy.gate.admit_again(call)
                 serving, self._serving = self._serving, None
                 if self._send(request):
                     return

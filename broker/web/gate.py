@@ -82,6 +82,19 @@ class CallerSource(Protocol):
 
 
 @dataclass(slots=True)
+class Endings:
+    """
+    What has ended: sessions, handles, grants.
+
+    Attributes:
+        count: How often this process has heard of one, or may have missed one. What was let in before may have to be
+            asked for its leave again.
+    """
+
+    count: int = 0
+
+
+@dataclass(slots=True)
 class Call:
     """
     A request on its way through the gate.
@@ -94,6 +107,7 @@ class Call:
         grant_id: Whose token goes along; None for none.
         token: That token, once it is known.
         request_id: Its id.
+        endings: How many endings had been heard of when it was judged.
     """
 
     head: RequestHead
@@ -103,6 +117,7 @@ class Call:
     grant_id: str | None = None
     token: Token | None = None
     request_id: str = ""
+    endings: int = 0
 
     @property
     def may_retry(self) -> bool:
@@ -132,6 +147,7 @@ class Gate:
     Attributes:
         lanes: The routes, made ready.
         fields: Reads the field lines of requests.
+        endings: What has ended.
         shedding: What is refused because memory is nearly out.
     """
 
@@ -169,6 +185,7 @@ class Gate:
         parts = urlsplit(public_url)
         self._own_origin = f"{parts.scheme}://{parts.netloc}"
         self._own_origins = [self._own_origin.encode()]
+        self.endings = Endings()
         self.shedding = Shedding()
         cookies = CookieNames.for_public_url(public_url)
         self._sessions = sessions
@@ -216,7 +233,8 @@ class Gate:
             raise Overloaded("memory is nearly out")
         if b"client-cert" in block.read and not self._trusted.trusts(peer):
             del block.read[b"client-cert"]  # whoever ends TLS must be a trusted proxy to say this (RFC 9440 section 4)
-        return Call(head, lane, self._trusted.caller(peer, block.read.get(self._trusted.field, ())))
+        caller = self._trusted.caller(peer, block.read.get(self._trusted.field, ()))
+        return Call(head, lane, caller, endings=self.endings.count)
 
     def admit_at_once(self, call: Call) -> bool:
         """
@@ -262,6 +280,21 @@ class Gate:
         """
         if not self.admit_at_once(call):
             await self.find_out(call)
+
+    def is_outdated(self, call: Call) -> bool:
+        """Whether something has ended since the call was admitted: it may have waited for its body or a connection."""
+        return call.endings != self.endings.count
+
+    async def admit_again(self, call: Call) -> None:
+        """
+        Admit a call that has waited, as if it came now.
+
+        Raises:
+            BrokerError: If it is refused now.
+        """
+        call.endings = self.endings.count
+        call.session = call.grant_id = call.token = None
+        await self.admit(call)
 
     async def find_out(self, call: Call) -> None:
         """

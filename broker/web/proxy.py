@@ -113,10 +113,10 @@ class Proxy:
         self._access_log = access_log
         self._clock = clock
         owners = Owners(sessions=sessions, tokens=tokens, callers=callers)
-        self.streams = Streams(owner_of=owners.of, clock=clock, events=events)
+        self.streams = Streams(owner_of=owners.of, clock=clock, endings=self.gate.endings, events=events)
         self._new_request_id = request_names(randomness)
         self.tasks = Tasks()
-        self._sender = Sender(self.streams, self.tasks, limits or LimitOptions())
+        self._sender = Sender(self.gate, self.streams, self.tasks, limits or LimitOptions())
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(FLUSH_SECONDS, self._flush)
 

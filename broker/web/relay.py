@@ -170,7 +170,7 @@ class Relay:
         else:
             self._begin(head, body, complete=complete)
             if not complete:
-                self._be_watched()
+                self.be_watched()
 
     def on_upgraded(self, head: ResponseHead, body: bytes) -> None:
         self.status = 101
@@ -178,7 +178,7 @@ class Relay:
         self._tunnel = True
         self.keep_alive = False
         self._write(b"%bConnection: Upgrade\r\nUpgrade: %b\r\n\r\n%b" % (head.passed, head.upgrade, body))
-        self._be_watched()
+        self.be_watched()
         assert self.exchange is not None
         self._connection.begin_tunnel(self.exchange)
 
@@ -187,6 +187,7 @@ class Relay:
             self._held_bytes += body
             if len(self._held_bytes) > MAX_HELD_BYTES:
                 self._begin(self._held, self._held_bytes, complete=False)
+                self.be_watched()
             return
         self.sent_bytes += len(body)
         self._write(b"%x\r\n%b\r\n" % (len(body), body) if self._chunked else body)
@@ -260,8 +261,9 @@ class Relay:
         if transport is not None:
             transport.write(data)
 
-    def _be_watched(self) -> None:
-        if not self.ended:
+    def be_watched(self) -> None:
+        """Have it end with the leave by which it is given, from now on."""
+        if not self.ended and self._watched is None:
             self._watched = self._streams.watch(self, self._call)
 
     def _finish(self) -> None:

@@ -6,6 +6,7 @@ A small body is waited for first. Whether there is a second attempt the proxy de
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 
 from broker.core.limit_options import LimitOptions
 from broker.errors import BrokerError
@@ -14,7 +15,7 @@ from broker.services.tasks import Tasks
 from broker.services.upstream import Exchange
 from broker.web.body import RequestBody
 from broker.web.connection import CallerConnection
-from broker.web.gate import Call
+from broker.web.gate import Call, Gate
 from broker.web.incoming import Content
 from broker.web.proven_relay import ProvenRelay
 from broker.web.relay import Relay
@@ -42,13 +43,15 @@ class Transit:
 class Sender:
     """Sends calls up."""
 
-    def __init__(self, streams: Streams, tasks: Tasks, limits: LimitOptions) -> None:
+    def __init__(self, gate: Gate, streams: Streams, tasks: Tasks, limits: LimitOptions) -> None:
         """
         Args:
+            gate: Admits calls again that have waited.
             streams: The answers that sessions have open.
             tasks: Runs what sends bodies.
             limits: How long callers may take.
         """
+        self._gate = gate
         self._streams = streams
         self._tasks = tasks
         self._limits = limits
@@ -96,24 +99,36 @@ class Sender:
         if body is not None and (error := await self._await_small(transit, body)) is not None:
             relay.refuse(error)
             return relay
-        exchange = Exchange(call.head.method, call.compose(), relay, call.lane.answers, call.lane.route.timeout)
+        exchange = Exchange(call.head.method, b"", relay, call.lane.answers, call.lane.route.timeout)
         exchange.upgrade = call.head.upgrade
-        if call.is_bound:
-            exchange.recompose = call.compose  # a proof is good for one request (RFC 9449 section 11.1)
+        exchange.is_outdated = partial(self._gate.is_outdated, call)
         if body is not None and (error := _announce(body, exchange, chunked=call.head.block.chunked)) is not None:
             relay.refuse(error)
             return relay
         relay.exchange = exchange
-        if call.lane.route.scrub and call.token is not None:
-            scrub(exchange, call.token)
         try:
-            await call.lane.upstream.start(exchange)
+            await self._start(call, exchange, relay)
             if body is not None and not exchange.complete:
+                relay.be_watched()
                 await self._send_body(transit.connection, body, exchange, relay)
             await relay.wait()
         finally:
             relay.leave()
         return relay
+
+    async def _start(self, call: Call, exchange: Exchange, relay: Relay) -> None:
+        """Send the head, of a call that is admitted at that moment: whoever has waited may have lost its leave."""
+        is_sent = False
+        while not is_sent and not relay.ended:
+            if self._gate.is_outdated(call):
+                await self._gate.admit_again(call)
+            exchange.head = call.compose()
+            if call.is_bound:
+                exchange.recompose = call.compose  # a proof is good for one request (RFC 9449 section 11.1)
+            exchange.receiver = relay
+            if call.lane.route.scrub and call.token is not None:
+                scrub(exchange, call.token)
+            is_sent = await call.lane.upstream.start(exchange)
 
     @staticmethod
     async def _await_small(transit: Transit, body: RequestBody) -> BrokerError | None:

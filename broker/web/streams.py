@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from broker.errors import ProviderError, StoreError
@@ -17,9 +18,17 @@ from broker.services.tasks import Tasks
 from broker.stores.base import Event, Topic
 
 if TYPE_CHECKING:
-    from broker.web.gate import Call
+    from broker.web.gate import Call, Endings
 
 SWEEP_SECONDS: Final = 0.5
+LOOK_SECONDS: Final = 30.0
+"""How often each owner is looked at though nothing was heard: a session may idle away under an open stream."""
+RETRY_SECONDS: Final = 1.0
+"""How soon again, if nobody could say."""
+MAX_LOOKS: Final = 100
+"""How many owners are looked at in a sweep, beside those of which something was heard."""
+
+_ENDINGS: Final = frozenset({Topic.SESSION_ENDED, Topic.GRANT_ENDED, Topic.RESYNC})
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +70,19 @@ class Owner:
 
 @dataclass(slots=True)
 class _Open:
-    """An owner that has streams open."""
+    """
+    An owner that has streams open.
+
+    Attributes:
+        owner: The owner.
+        ends_at: When its leave ends, as far as is known.
+        due_at: When it is looked at again, on the loop's clock.
+        streams: What is open.
+    """
 
     owner: Owner
     ends_at: float
+    due_at: float
     streams: set[Cuttable] = field(default_factory=set)
 
 
@@ -76,16 +94,19 @@ class Streams:
         *,
         owner_of: "Callable[[Call], Owner | None]",
         clock: Clock,
+        endings: "Endings",
         events: Subscription | None = None,
     ) -> None:
         """
         Args:
             owner_of: Tells with whose leave a call is answered; None for nobody's.
             clock: Time.
+            endings: Is told of each ending.
             events: Tells of sessions, handles and grants that ended; None for tests without a store.
         """
         self._owner_of = owner_of
         self._clock = clock
+        self._endings = endings
         self._open: dict[str, _Open] = {}
         self._tasks = Tasks()
         self._loop = asyncio.get_running_loop()
@@ -102,8 +123,11 @@ class Streams:
             return None
         found = self._open.get(owner.key)
         if found is None:
-            found = self._open[owner.key] = _Open(owner, owner.ends_at)
+            found = self._open[owner.key] = _Open(owner, owner.ends_at, self._loop.time() + LOOK_SECONDS)
         found.streams.add(stream)
+        if call.endings != self._endings.count:
+            # It may have ended while the upstream took its time.
+            self._tasks.launch(self._check(owner.key), name="streams:check")
         if self._timer is None:
             self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
         return owner.key
@@ -124,6 +148,8 @@ class Streams:
             self._timer.cancel()
 
     def _heard(self, event: Event) -> None:
+        if event.topic in _ENDINGS:
+            self._endings.count += 1
         match event.topic:
             case Topic.SESSION_ENDED if event.key in self._open:
                 # It may only have changed: then it is found again. Handles end by the same event.
@@ -144,7 +170,8 @@ class Streams:
         try:
             ends_at = await found.owner.look()
         except (StoreError, ProviderError):
-            # As for requests: what is known is used until the store can be asked again.
+            # As for requests: what is known is used until the store can be asked again, which is tried soon.
+            found.due_at = self._loop.time() + RETRY_SECONDS
             return
         if ends_at is None:
             self._cut(key, "ended")
@@ -153,9 +180,13 @@ class Streams:
 
     def _sweep(self) -> None:
         self._timer = None
-        now = self._clock.now()
+        now, loop_now = self._clock.now(), self._loop.time()
         for key in [key for key, each in self._open.items() if each.ends_at <= now]:
             self._cut(key, "expired")
+        due = ((key, each) for key, each in self._open.items() if each.due_at <= loop_now)
+        for key, each in list(islice(due, MAX_LOOKS)):
+            each.due_at = loop_now + LOOK_SECONDS
+            self._tasks.launch(self._check(key), name="streams:check")
         if self._open:
             self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep)
 

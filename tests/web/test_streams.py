@@ -3,17 +3,20 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 
 from broker.core.outcome import LoginNeeded
 from broker.core.routing import Route
+from broker.core.upstream_options import UpstreamOptions
 from broker.stores.base import Event, Topic
-from broker.web.gate import Call
-from broker.web.streams import Owner, Streams
+from broker.web.gate import Call, Endings
+from broker.web.relay import MAX_HELD_BYTES
+from broker.web.streams import RETRY_SECONDS, SWEEP_SECONDS, Owner, Streams
 from tests.support.clock import ManualClock
-from tests.support.proxying import ALICE, USER, FakeSessions, ProxyUnderTest, RawCaller, request
-from tests.support.raw_upstream import RawRequest, RawUpstream, Wire
+from tests.support.proxying import ALICE, USER, FakeSessions, ProxyUnderTest, RawCaller, request, token
+from tests.support.raw_upstream import OK, RawRequest, RawUpstream, Script, Wire
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("either_way")
@@ -54,19 +57,26 @@ def owner(sessions: FakeSessions, session_id: bytes, name: str) -> Owner:
     return Owner(live.key, live.grant_id, live.session.ends_at, look)
 
 
-def itself(call: Call) -> Owner | None:
-    """Streams need no more of a call than its owner, so here that is the call."""
-    return call  # type: ignore[return-value]
+@dataclass
+class Owned:
+    """What streams need of a call."""
+
+    owner: Owner
+    endings: int = 0
+
+
+def owner_of(call: Call) -> Owner | None:
+    return call.owner  # type: ignore[attr-defined, no-any-return]
 
 
 async def open_streams() -> tuple[Streams, Events, FakeSessions, Stream, Stream]:
     """Return streams of Alice's and Bob's, who both have live sessions."""
     sessions, events = FakeSessions(), Events()
-    streams = Streams(owner_of=itself, clock=ManualClock(), events=events)
+    streams = Streams(owner_of=owner_of, clock=ManualClock(), endings=Endings(), events=events)
     both = []
     for session_id, name in ((ALICE, "alice"), (BOB, "bob")):
         both.append(Stream())
-        streams.watch(both[-1], owner(sessions, session_id, name))  # type: ignore[arg-type]
+        streams.watch(both[-1], Owned(owner(sessions, session_id, name)))  # type: ignore[arg-type]
     return streams, events, sessions, both[0], both[1]
 
 
@@ -145,9 +155,9 @@ async def test_se_03_a_revoked_grant_cuts_too() -> None:
 async def test_se_05_the_absolute_end_cuts() -> None:
     """Without any event, and within a second."""
     sessions, clock = FakeSessions(), ManualClock()
-    streams = Streams(owner_of=itself, clock=clock)
+    streams = Streams(owner_of=owner_of, clock=clock, endings=Endings())
     stream = Stream()
-    streams.watch(stream, owner(sessions, ALICE, "alice"))  # type: ignore[arg-type]
+    streams.watch(stream, Owned(owner(sessions, ALICE, "alice")))  # type: ignore[arg-type]
     clock.set_wall_clock(4e9)
     await until(lambda: stream.cuts == 1, seconds=2)
 
@@ -228,3 +238,170 @@ async def test_an_answer_that_comes_whole_is_never_watched() -> None:
                 await proxy.send(request("/", "X-CSRF: 1", cookie=ALICE))
             assert proxy.proxy is not None
             assert 0 == len(proxy.proxy.streams)
+
+
+# --- what was begun before an end, and goes on after it
+
+
+def end_alices(proxy: ProxyUnderTest, events: Events) -> None:
+    """What a logout does."""
+    del proxy.sessions.known[ALICE]
+    proxy.tokens.known.clear()
+    events.tell(Topic.GRANT_ENDED, "grant-of-alice")
+    events.tell(Topic.SESSION_ENDED, "session:alice")
+
+
+def ticking(status: bytes, first: bytes, go_on: asyncio.Event) -> Script:
+    """An upstream whose answer begins when it may, and has no end."""
+
+    async def script(got: RawRequest, wire: Wire) -> None:
+        await go_on.wait()
+        await wire.send(b"HTTP/1.1 %b\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (status, len(first), first))
+        while True:
+            await wire.send(b"4\r\ntick\r\n")
+            await asyncio.sleep(0.05)
+
+    return script
+
+
+async def breaks_off(caller: RawCaller, seconds: float) -> bool:
+    """Return whether nothing more comes after so long."""
+    with contextlib.suppress(ConnectionError, TimeoutError):
+        async with asyncio.timeout(seconds):
+            while await caller.reader.read(1 << 16):
+                pass
+            return True
+    return caller.reader.at_eof() or caller.reader.exception() is not None
+
+
+async def test_se_03_an_answer_that_begins_after_the_end_is_cut() -> None:
+    """The upstream took its time, and nothing was open when the logout was heard of."""
+    events, go_on = Events(), asyncio.Event()
+    async with RawUpstream(ticking(b"200 OK", b"tick", go_on)) as upstream:
+        route = Route(path="/", upstream=upstream.url, token=USER)
+        async with ProxyUnderTest([route], events=events) as proxy, await proxy.connect() as caller:
+            await caller.send(request("/", "X-CSRF: 1", cookie=ALICE))
+            await until(lambda: bool(upstream.requests))
+            end_alices(proxy, events)
+            await asyncio.sleep(0.1)
+            go_on.set()
+
+            assert await breaks_off(caller, 1)
+
+
+async def test_se_03_a_401_that_is_too_large_to_be_held_is_cut_too() -> None:
+    """It passes as it comes, as every other answer does."""
+    events, go_on = Events(), asyncio.Event()
+    go_on.set()
+    async with RawUpstream(ticking(b"401 No", b"x" * (MAX_HELD_BYTES + 1), go_on)) as upstream:
+        route = Route(path="/", upstream=upstream.url, token=USER)
+        async with ProxyUnderTest([route], events=events) as proxy, await proxy.connect() as caller:
+            await caller.send(request("/", "X-CSRF: 1", cookie=ALICE))
+            await caller.head()
+            await caller.reader.readexactly(MAX_HELD_BYTES)
+            end_alices(proxy, events)
+
+            assert await breaks_off(caller, 1)
+
+
+async def test_se_03_a_small_body_that_comes_after_the_end_goes_nowhere() -> None:
+    """It was waited for, so nothing was sent yet: the caller hears what it would hear now."""
+    events = Events()
+    async with RawUpstream() as upstream:
+        route = Route(path="/", upstream=upstream.url, token=USER)
+        async with ProxyUnderTest([route], events=events) as proxy, await proxy.connect() as caller:
+            await caller.send(request("/", "X-CSRF: 1", "Content-Length: 10", cookie=ALICE, method="POST") + b"01234")
+            await asyncio.sleep(0.1)
+            end_alices(proxy, events)
+            await asyncio.sleep(0.05)
+            await caller.send(b"56789")
+
+            assert 401 == (await caller.answer()).status
+    assert [] == upstream.requests
+
+
+async def test_a_small_body_that_comes_after_anothers_end_goes_up() -> None:
+    """With the token that is there now."""
+    events = Events()
+    async with RawUpstream() as upstream:
+        route = Route(path="/", upstream=upstream.url, token=USER)
+        async with ProxyUnderTest([route], events=events) as proxy, await proxy.connect() as caller:
+            await caller.send(request("/", "X-CSRF: 1", "Content-Length: 10", cookie=ALICE, method="POST") + b"01234")
+            await asyncio.sleep(0.1)
+            events.tell(Topic.SESSION_ENDED, "session:bob")
+            proxy.tokens.known["grant-of-alice"] = [token("alices-newer-token", 2)]
+            await caller.send(b"56789")
+
+            assert 200 == (await caller.answer()).status
+    (got,) = upstream.requests
+    assert ([b"Bearer alices-newer-token"], b"0123456789") == (got.fields(b"authorization"), got.body)
+
+
+async def test_se_03_an_upload_is_cut() -> None:
+    """It may take days."""
+    events = Events()
+    async with RawUpstream() as upstream:
+        route = Route(path="/", upstream=upstream.url, token=USER)
+        async with ProxyUnderTest([route], events=events) as proxy, await proxy.connect() as caller:
+            await caller.send(
+                request("/", "X-CSRF: 1", "Content-Length: 99999", cookie=ALICE, method="POST") + b"01234"
+            )
+            await until(lambda: upstream.connections > 0)
+            end_alices(proxy, events)
+
+            assert await breaks_off(caller, 1)
+
+
+async def test_se_03_what_waits_for_a_connection_is_judged_when_it_has_one() -> None:
+    """By then its session may be over."""
+    events, go_on = Events(), asyncio.Event()
+
+    async def script(got: RawRequest, wire: Wire) -> None:
+        await go_on.wait()
+        await wire.send(OK)
+
+    async with RawUpstream(script) as upstream:
+        only_one = UpstreamOptions(urls=(upstream.url,), max_connections=1)
+        route = Route(path="/", upstream=only_one, token=USER)
+        async with (
+            ProxyUnderTest([route], events=events) as proxy,
+            await proxy.connect() as first,
+            await proxy.connect() as second,
+        ):
+            await first.send(request("/first", "X-CSRF: 1", cookie=ALICE))
+            await until(lambda: len(upstream.requests) == 1)
+            await second.send(request("/second", "X-CSRF: 1", cookie=ALICE))
+            await asyncio.sleep(0.1)
+            end_alices(proxy, events)
+            await asyncio.sleep(0.05)
+            go_on.set()
+
+            assert [200, 401] == [(await each.answer()).status for each in (first, second)]
+    assert [b"/first"] == [each.target for each in upstream.requests]
+
+
+async def test_se_03_a_store_that_could_not_say_is_asked_again() -> None:
+    """The end was heard of, and whether it is one wasn't known then."""
+    streams, events, sessions, alices, bobs = await open_streams()
+    sessions.down = True
+    events.tell(Topic.SESSION_ENDED, "session:alice")
+    await asyncio.sleep(0.1)
+    del sessions.known[ALICE]
+    sessions.down = False
+    await until(lambda: alices.cuts == 1, seconds=RETRY_SECONDS + 2 * SWEEP_SECONDS + 1)
+
+    assert 0 == bobs.cuts
+    streams.close()
+
+
+async def test_br_03_an_owner_is_looked_at_though_nothing_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session may idle away under an open stream, which is no use of it."""
+    monkeypatch.setattr("broker.web.streams.LOOK_SECONDS", 0.1)
+    streams, _, sessions, alices, bobs = await open_streams()
+    await asyncio.sleep(2 * SWEEP_SECONDS)
+    assert (0, 0) == (alices.cuts, bobs.cuts)
+    del sessions.known[ALICE]
+    await until(lambda: alices.cuts == 1, seconds=4 * SWEEP_SECONDS)
+
+    assert 0 == bobs.cuts
+    streams.close()
