@@ -141,8 +141,13 @@ def strip_cookies(header_values: Sequence[bytes], is_ours: Callable[[bytes], boo
 
 
 def set_cookie_name(header_value: bytes) -> bytes:
-    """Return the name that a ``Set-Cookie`` line sets, for :meth:`CookieNames.matcher` (SECURITY UP-05)."""
-    return header_value.partition(b";")[0].partition(b"=")[0]
+    """
+    Return the name that a ``Set-Cookie`` line sets, for :meth:`CookieNames.matcher` (SECURITY UP-05).
+
+    A cookie without a name is sent back as its value alone, which servers read as a name and a value.
+    """
+    name, _, value = header_value.partition(b";")[0].partition(b"=")
+    return name if name.strip() else value.partition(b"=")[0]
 
 
 def set_cookie(name: str, value: str, *, secure: bool, same_site: SameSite, max_age_seconds: int | None = None) -> str:

@@ -16,7 +16,7 @@ Source: draft-ietf-oauth-browser-based-apps section 6.1.3.3; W3C Fetch Metadata 
 section 10.2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from broker.errors import CsrfFailed
@@ -74,6 +74,27 @@ def judge(
     if not navigation_allowed:
         raise CsrfFailed("x-csrf is missing")
     _judge_navigation(method, headers, site, same_site_ok=same_site_ok)
+
+
+def judge_certificate(*, headers: Headers, own_origins: Collection[str]) -> None:
+    """
+    Pass a call that a client certificate authenticates, unless a browser says that another site has caused it.
+
+    A browser shows its certificate to whoever asks, as it sends cookies. But callers with certificates are seldom
+    browsers, so nothing is asked of them.
+
+    Args:
+        headers: The request's headers.
+        own_origins: Ours, and those that the route names.
+
+    Raises:
+        CsrfFailed: If the call comes from somewhere else.
+    """
+    origin = _single(headers, "Origin")
+    if origin is not None and origin not in own_origins:
+        raise CsrfFailed("foreign origin")
+    if origin is None and _single(headers, "Sec-Fetch-Site") not in (None, "same-origin", "none"):
+        raise CsrfFailed("foreign site")
 
 
 def _judge_navigation(method: str, headers: Headers, site: str | None, *, same_site_ok: bool) -> None:

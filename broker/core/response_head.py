@@ -63,7 +63,9 @@ _ANOTHER_ANSWER_FIELDS = frozenset(
 """By these an upstream has a server in front send a file, or the answer of another path, in place of its own answer.
 That server means them for upstreams of its own, not for whoever is behind the broker."""
 
-_PASSWORD_PROMPTS = (b"basic", b"digest", b"negotiate", b"ntlm")
+_QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_PASSWORD_PROMPT = re.compile(rb"(?:^|,)[ \t]*(?:basic|digest|negotiate|ntlm)(?:[ \t,]|$)", re.IGNORECASE)
+"""Any challenge of a list: browsers look for one that they know."""
 
 
 @dataclass(slots=True)
@@ -202,7 +204,7 @@ class ResponseRules:
     def _passes_with(self, name: bytes | None, value: bytes) -> bool:
         if name == b"set-cookie":
             return not self._is_own_cookie(set_cookie_name(value))
-        return not (self._with_token and value.lower().startswith(_PASSWORD_PROMPTS))
+        return not (self._with_token and _PASSWORD_PROMPT.search(_QUOTED.sub(b"", value)))
 
 
 def _frame(

@@ -264,6 +264,7 @@ class Gate:
                 call.grant_id = self._callers.peek(shown_by(call))
                 if call.grant_id is None:
                     return False
+                self._judge_certificate(call)
             else:
                 self._take_session(call, None)
         if call.grant_id is not None:
@@ -315,6 +316,7 @@ class Gate:
             session = await self._sessions.load(block.session_id)
         if session is None and self._callers is not None and self._shows_caller(block):
             call.grant_id = await self._callers.grant_of(shown_by(call))
+            self._judge_certificate(call)
         if call.grant_id is None:
             self._take_session(call, session)
 
@@ -431,6 +433,11 @@ class Gate:
             navigation_allowed=route.navigation is Navigation.ALLOW,
             websocket=bool(head.upgrade),
         )
+
+    def _judge_certificate(self, call: Call) -> None:
+        if call.grant_id is not None and b"authorization" not in call.head.block.read:
+            own = (self._own_origin, *call.lane.route.origins)
+            csrf.judge_certificate(headers=call.head, own_origins=own)
 
     async def _ask_for_token(self, call: Call) -> None:
         if call.grant_id is None:

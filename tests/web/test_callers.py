@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from hashlib import sha256
 
 import pytest
 
-from broker.core.callers import CallerIssuerOptions, CallersOptions
+from broker.core.callers import CallerCertificateOptions, CallerIssuerOptions, CallersOptions
 from broker.core.grant import Grant, Origin
 from broker.core.outcome import LoginNeeded
 from broker.core.routing import Route, TokenChoice, TokenKind
@@ -261,3 +263,43 @@ async def test_se_03_after_missed_events_callers_are_looked_up(site: Site, targe
             assert 1 == site.open
         else:
             assert await is_cut(site, caller)
+
+
+# --- by a certificate
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ((), 200),
+        (("Sec-Fetch-Site: none",), 200),
+        (("Origin: https://app.example.com", "Sec-Fetch-Site: same-origin"), 200),
+        (("Origin: https://evil.example",), 403),
+        (("Origin: null",), 403),
+        (("Sec-Fetch-Site: cross-site",), 403),
+        (("Sec-Fetch-Site: same-site",), 403),
+    ],
+)
+async def test_br_01_a_certificate_is_no_proof_that_its_user_wanted_this(fields: tuple[str, ...], status: int) -> None:
+    """Browsers show one to whoever asks, as they send cookies. What says nothing of a page is no browser's."""
+    certificate = b"a certificate in DER"
+    named = {sha256(certificate).hexdigest(): CallerCertificateOptions(provider="corp", subject="alice")}
+    clock, randomness = ManualClock(), SeededRandomness()
+    store = MemoryStore(MemoryBackend(clock))
+    await store.start()
+    callers = Callers(
+        CallersOptions(certificates=named),
+        handles=Handles(store, Keyring([new_key(randomness)]), clock, randomness),
+        tokens=Grants(),  # type: ignore[arg-type]
+        store=store,
+        clock=clock,
+    )
+    async with RawUpstream() as upstream:
+        route = Route(path="/", upstream=upstream.url, token=USER)
+        proxy = ProxyUnderTest([route], callers=callers, trusted=("127.0.0.1",))
+        proxy.tokens.known["batch"] = [token("batchs-token")]
+        async with proxy:
+            shown = f"Client-Cert: :{b64encode(certificate).decode()}:"
+            for _ in range(2):  # looked up, and known
+                assert status == (await proxy.send(request("/", shown, *fields))).status
+    assert (2 if status == 200 else 0) == len(upstream.requests)
