@@ -19,6 +19,8 @@ from broker import __version__
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
+GRANT = "its id, or its name in the configuration"
+
 # Only what every command needs is imported above: `--help` and `keys new` must not wait for a web server.
 
 
@@ -95,18 +97,18 @@ def _add_grants(commands: Commands) -> None:
     taking.add_argument("--file", metavar="PATH", type=Path, help="where the JSON is; by default standard input")
     _bounds(taking)
     showing = _add(commands, "show", _of("grants", "show_grant"), "show one grant")
-    _config(showing).add_argument("grant", metavar="GRANT")
+    _grant(_config(showing))
     ending = _add(
         commands, "revoke", _of("grants", "revoke_grant"), "end a grant with its handles, here and at its provider"
     )
-    _config(ending).add_argument("grant", metavar="GRANT")
+    _grant(_config(ending))
 
 
 def _add_handles(commands: Commands) -> None:
     listing = _add(commands, "list", _of("handles", "list_handles"), "show the handles, without the credentials")
-    _config(listing).add_argument("--grant", help="only those of this grant")
+    _config(listing).add_argument("--grant", help=f"only those of this grant: {GRANT}")
     issuing = _add(commands, "issue", _of("handles", "issue_handle"), "issue a handle for a grant, and print it")
-    _config(issuing).add_argument("grant", metavar="GRANT")
+    _grant(_config(issuing))
     _bounds(issuing)
     rotating = _add(commands, "rotate", _of("handles", "rotate_handle"), "issue a successor of a handle, and print it")
     _config(rotating).add_argument("handle", metavar="HANDLE", help="its id, not the credential")
@@ -138,6 +140,10 @@ def _instant(text: str) -> float:
     if moment is None or moment.tzinfo is None:
         raise argparse.ArgumentTypeError(f"expected a time with its zone such as 2030-01-31T00:00:00Z, not {text!r}")
     return moment.timestamp()
+
+
+def _grant(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("grant", metavar="GRANT", help=GRANT)
 
 
 def _config(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

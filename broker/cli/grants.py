@@ -28,7 +28,7 @@ def list_grants(options: argparse.Namespace) -> int:
 
     async def ask(client: AdminClient, _settings: Settings) -> None:
         answer = await client.ask("GET", "/grants", query=query)
-        columns = ("id", "provider", "subject", "origin", "state", "generation", "ended")
+        columns = ("id", "provider", "subject", "origin", "state", "generation", "ended", "name")
         show_table(columns, ([grant.get(name) for name in columns] for grant in answer["grants"]))
 
     return with_admin_api(options.config, ask)

@@ -102,6 +102,11 @@ class StandingGrants:
         if event.topic is Topic.GRANT_ENDED and event.key in self._grants:
             self._has_ended.set()
 
+    def name_of(self, grant_id: str) -> str | None:
+        """Return the configured name of a grant; None for one that the configuration doesn't name."""
+        standing = self._grants.get(grant_id)
+        return None if standing is None else standing.name
+
     async def ensure(self) -> None:
         """Make sure that each has a record, and one that lives where the broker can begin it. Raises ``StoreError``."""
         for grant_id, standing in self._grants.items():

@@ -158,16 +158,21 @@ class AdminApi:
         return web.json_response({"grant": grant.id, "revoked_at_provider": revoked})
 
     async def _grant(self, request: web.Request) -> Grant:
-        grant = await self._tokens.grant(request.match_info["grant"])
+        grant = await self._tokens.grant(self._grant_id(request.match_info["grant"]))
         if grant is None:
             raise NoRoute("there is no such grant")
         return grant
+
+    def _grant_id(self, named: str) -> str:
+        """Return the id of the grant that is *named* by its configured name, or by its id."""
+        return self._standing.ids.get(named, named)
 
     def _describe(self, grant: Grant) -> dict[str, object]:
         server = self._servers.get(grant.provider)
         now = self._clock.now()
         described: dict[str, object] = {
             "id": grant.id,
+            "name": self._standing.name_of(grant.id),
             "provider": grant.provider,
             "subject": grant.subject,
             "origin": grant.origin,
@@ -206,7 +211,12 @@ class AdminApi:
 
     async def list_handles(self, request: web.Request) -> web.Response:
         """All handles, or those of ``?grant=``."""
-        handles = await self._handles.issued(request.query.get("grant"))
+        named = request.query.get("grant")
+        grant_id = None if named is None else self._grant_id(named)
+        handles = await self._handles.issued(grant_id)
+        # Handles may outlive their grant: only where there are none either, nobody meant one.
+        if grant_id is not None and not handles and await self._tokens.grant(grant_id) is None:
+            raise NoRoute("there is no such grant")
         return web.json_response({"handles": [_describe_handle(handle) for handle in handles]})
 
     async def issue_handle(self, request: web.Request) -> web.Response:

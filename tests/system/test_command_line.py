@@ -22,7 +22,11 @@ async def broker(tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstrea
     made = BrokerProcess(
         tmp_path,
         providers={"corp": provider_options(provider.url)},
-        routes=[{"path": "/api", "upstream": upstream.url, "token": "user"}],
+        grants={"nightly": {"provider": "corp", "type": "imported"}},
+        routes=[
+            {"path": "/api", "upstream": upstream.url, "token": "user"},
+            {"path": "/reports", "upstream": upstream.url, "token": {"grant": "nightly"}},
+        ],
     )
     made.settings["admin"]["token"] = {"value": "an admin token of some length"}
     async with made:
@@ -67,7 +71,8 @@ async def test_a_grants_life_by_commands(broker: BrokerProcess, provider: Remote
     assert 200 == await call(broker, first)
 
     printed += await command(broker, "grants", "list")
-    assert [grant, "corp", "batch", "imported", "FRESH".lower()] == printed[0].lower().splitlines()[1].split()[:5]
+    rows = {line.split()[0]: line.split()[1:] for line in printed[0].splitlines()}
+    assert ["corp", "batch", "imported", "fresh", "1", "-", "-"] == rows[grant]
     printed += await command(broker, "grants", "show", grant)
     assert "subject: batch\n" in printed[-2]
 
@@ -87,6 +92,23 @@ async def test_a_grants_life_by_commands(broker: BrokerProcess, provider: Remote
     assert 401 == await call(broker, second)
     secrets = {response["access_token"], response["refresh_token"], first, second}
     assert not any(secret in text for secret in secrets for text in printed)
+
+
+async def test_a_configured_grant_goes_by_its_name(broker: BrokerProcess, provider: RemoteLedgerServer) -> None:
+    """As routes and ``import --grant`` name it; its id is as good."""
+    listed, _ = await command(broker, "grants", "list")
+    grant = next(line.split()[0] for line in listed.splitlines() if line.endswith("  nightly"))
+    await command(broker, "grants", "import", "--grant", "nightly", given=json.dumps(await provider.issue("nightly")))
+
+    shown, _ = await command(broker, "grants", "show", "nightly")
+    assert (f"id: {grant}\n", "name: nightly\n") == tuple(shown.splitlines(keepends=True)[:2])
+    handle, _ = await command(broker, "handles", "issue", "nightly", "--label", "by name")
+    assert 200 == await call(broker, handle.strip())
+    by_name, by_id = [(await command(broker, "handles", "list", "--grant", each))[0] for each in ("nightly", grant)]
+    assert (by_id, 2) == (by_name, len(by_name.splitlines()))
+    out, _ = await command(broker, "grants", "revoke", "nightly")
+    assert f"{grant}: ended here, and at the provider\n" == out
+    assert 401 == await call(broker, handle.strip())
 
 
 async def test_what_the_broker_refuses_is_1(broker: BrokerProcess) -> None:
@@ -117,6 +139,8 @@ async def test_what_the_broker_refuses_is_1(broker: BrokerProcess) -> None:
             "/nowhere: the token response can't be read: No such file or directory\n",
         ),
         (("grants", "show", "nothing"), "", "there is no such grant\n"),
+        (("handles", "list", "--grant", "nothing"), "", "there is no such grant\n"),
+        (("handles", "issue", "nothing"), "", "there is no such grant\n"),
         (("grants", "list", "--subject", "x"), "", "--provider and --subject go together\n"),
         (("handles", "revoke", "nothing"), "", "there is no such handle\n"),
     ):
