@@ -110,9 +110,10 @@ def _add_handles(commands: Commands) -> None:
     issuing = _add(commands, "issue", _of("handles", "issue_handle"), "issue a handle for a grant, and print it")
     _grant(_config(issuing))
     _bounds(issuing)
+    overlap = "how long the old one is taken, such as 10m; by default 0s"
     rotating = _add(commands, "rotate", _of("handles", "rotate_handle"), "issue a successor of a handle, and print it")
     _config(rotating).add_argument("handle", metavar="HANDLE", help="its id, not the credential")
-    rotating.add_argument("--overlap", type=_duration, help="how long the old one is taken, such as 10m; by default 0s")
+    rotating.add_argument("--overlap", metavar="DURATION", type=_duration, help=overlap)
     ending = _add(commands, "revoke", _of("handles", "revoke_handle"), "end a handle now")
     _config(ending).add_argument("handle", metavar="HANDLE", help="its id, not the credential")
 
@@ -121,7 +122,7 @@ def _bounds(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", help="what the handle is for, in your words")
     parser.add_argument("--route", metavar="PATH", action="append", help="a path that it may be used for; repeatable")
     parser.add_argument("--network", metavar="CIDR", action="append", help="where it may be used from; repeatable")
-    parser.add_argument("--ends-at", type=_instant, help="when it ends, such as 2030-01-31T00:00:00Z")
+    parser.add_argument("--ends-at", metavar="TIME", type=_instant, help="when it ends, such as 2030-01-31T00:00:00Z")
 
 
 def _duration(text: str) -> float:

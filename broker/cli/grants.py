@@ -3,10 +3,10 @@
 import argparse
 import sys
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 
 from broker.cli.admin_client import AdminClient, CommandRefused, printable, quoted
+from broker.cli.bounds import bounds_by_option, handle_bounds, instant
 from broker.cli.running import show_handed_over, show_handle, show_table, with_admin_api
 from broker.config.settings import Settings
 from broker.core.json_object import at_path, read_object
@@ -64,7 +64,9 @@ def import_grant(options: argparse.Namespace) -> int:
             show_handed_over(options.grant, answer)
             return
         content = {"provider": options.provider, "subject": options.subject, **tokens, **handle_bounds(options)}
-        show_handle(await client.ask("POST", "/grants", content))
+        with bounds_by_option(options):
+            answer = await client.ask("POST", "/grants", content)
+        show_handle(answer)
 
     return with_admin_api(options.config, ask)
 
@@ -117,19 +119,6 @@ def read_tokens(document: bytes, names: Mapping[str, str]) -> dict[str, object]:
     if not {"refresh_token", "session_id"} & tokens.keys():
         raise CommandRefused("the token response has neither a refresh_token nor a session_id")
     return tokens
-
-
-def handle_bounds(options: argparse.Namespace) -> dict[str, object]:
-    """Return what a new handle is bound to."""
-    bounds = {"label": options.label, "routes": options.route, "networks": options.network, "ends_at": options.ends_at}
-    return {name: value for name, value in bounds.items() if value}
-
-
-def instant(value: object) -> str:
-    """Return Unix seconds as RFC 3339 writes them, in UTC."""
-    if not isinstance(value, int | float):
-        return "-"
-    return datetime.fromtimestamp(value, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def read_response(path: Path | None) -> bytes:

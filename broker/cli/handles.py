@@ -3,7 +3,7 @@
 import argparse
 
 from broker.cli.admin_client import AdminClient, printable, quoted
-from broker.cli.grants import handle_bounds, instant
+from broker.cli.bounds import bounds_by_option, handle_bounds, instant
 from broker.cli.running import show_handle, show_table, with_admin_api
 from broker.config.settings import Settings
 
@@ -36,7 +36,9 @@ def issue_handle(options: argparse.Namespace) -> int:
     """Issue a handle for a grant, and print it."""
 
     async def ask(client: AdminClient, _settings: Settings) -> None:
-        show_handle(await client.ask("POST", f"/grants/{quoted(options.grant)}/handles", handle_bounds(options)))
+        with bounds_by_option(options):
+            answer = await client.ask("POST", f"/grants/{quoted(options.grant)}/handles", handle_bounds(options))
+        show_handle(answer)
 
     return with_admin_api(options.config, ask)
 

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from broker.cli.admin_client import AdminClient, CommandRefused, printable
-from broker.cli.grants import handle_bounds, provider_of
+from broker.cli.bounds import bounds_by_option, handle_bounds
+from broker.cli.grants import provider_of
 from broker.cli.running import show_handed_over, show_handle, with_admin_api
 from broker.config.settings import Settings
 from broker.core.oauth import TokenFailure, TokenSet
@@ -53,7 +54,8 @@ def login(options: argparse.Namespace) -> int:
                         **({} if dpop_key is None else {"dpop_key": dpop_key.reveal()}),
                         **handle_bounds(options),
                     }
-                    answer = await client.ask("POST", "/grants", content)
+                    with bounds_by_option(options):
+                        answer = await client.ask("POST", "/grants", content)
             finally:
                 await server.close()
         except BrokerError as fault:

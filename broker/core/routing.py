@@ -292,9 +292,44 @@ class Route:
         return Audience(resource=self.resource, audience=self.audience_name, scope=self.scope, exchange=self.exchange)
 
     @property
+    def asks_who_calls(self) -> bool:
+        """Whether its token is the caller's: a session's, or that of a handle's grant."""
+        return self.token.kind in {TokenKind.USER, TokenKind.USER_OR_NONE}
+
+    @property
     def name(self) -> str:
         """Its name in logs and metrics."""
         return (self.host or "") + self.path
+
+
+def reachable(routes: Sequence[Route], path: str) -> list[Route]:
+    """
+    Return the routes to which requests at *path*, or below it, may belong, for whatever host and method.
+
+    Args:
+        routes: All that there are.
+        path: A path, whose case doesn't matter; a slash at its end means only what is below.
+    """
+    wanted = path.lower().rstrip("/") or "/"
+    found: dict[str, Route] = {}
+    for host in {None, *(route.host for route in routes)}:
+        places: dict[str, list[Route]] = {}
+        # A host's own routes take the place of those of the same path for any host.
+        for owner in dict.fromkeys((None, host)):
+            own: dict[str, list[Route]] = {}
+            for route in routes:
+                if route.host == owner:
+                    own.setdefault(route.path.lower(), []).append(route)
+            places |= own
+        around = max((each for each in places if _is_at_or_below(wanted, each)), key=len, default=None)
+        for each, there in places.items():
+            if each == around or _is_at_or_below(each, wanted):
+                found |= {f"{route.name} {route.methods}": route for route in there}
+    return list(found.values())
+
+
+def _is_at_or_below(path: str, other: str) -> bool:
+    return path == other or path.startswith(other if other == "/" else f"{other}/")
 
 
 def _check_path(key: str, path: str) -> None:

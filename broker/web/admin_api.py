@@ -7,7 +7,7 @@ shown once, in the answer that issues it.
 
 import hmac
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
 from aiohttp import web
@@ -18,6 +18,7 @@ from broker.core.grant import EndReason, Grant, Origin
 from broker.core.handle import Handle
 from broker.core.oauth import TokenSet
 from broker.core.refresh import assess
+from broker.core.routing import Route
 from broker.core.secret import RefreshToken, Secret
 from broker.core.upkeep import login_needed_at
 from broker.errors import BadRequest, BrokerError, NoRoute, NoSession
@@ -47,6 +48,7 @@ class AdminApi:
         standing: StandingGrants,
         handles: Handles,
         servers: Mapping[str, AuthorizationServer],
+        routes: Sequence[Route],
         clock: Clock,
     ) -> None:
         """
@@ -56,6 +58,7 @@ class AdminApi:
             standing: Takes tokens for configured ones.
             handles: Where handles are.
             servers: The providers by their configured names.
+            routes: The configured ones, where handles may be used.
             clock: Time.
         """
         self._token = token
@@ -63,6 +66,7 @@ class AdminApi:
         self._standing = standing
         self._handles = handles
         self._servers = servers
+        self._routes = routes
         self._clock = clock
 
     def app(self) -> web.Application:
@@ -125,7 +129,7 @@ class AdminApi:
         if provider not in self._servers:
             raise BadRequest("provider: no such provider is configured")
         tokens, dpop_key = self._tokens_of(content)
-        handle = handle_attributes(content)
+        handle = self._attributes_of(content)
         content.refuse_others()
         grant = await self._tokens.adopt(
             provider,
@@ -148,6 +152,10 @@ class AdminApi:
         """Return the tokens, and the key that they are bound to."""
         tokens, dpop_key = tokens_of(content, now=self._clock.now()), dpop_key_of(content)
         return (tokens if dpop_key is None else replace(tokens, token_type="DPoP")), dpop_key
+
+    def _attributes_of(self, content: Content) -> dict[str, object]:
+        """Return what a new handle is for and bound to."""
+        return handle_attributes(content, now=self._clock.now(), routes=self._routes)
 
     async def revoke_grant(self, request: web.Request) -> web.Response:
         """End a grant here and at its server, with its handles."""
@@ -223,7 +231,7 @@ class AdminApi:
         """Issue a handle for a grant."""
         grant = await self._grant(request)
         content = await read_content(request)
-        attributes = handle_attributes(content)
+        attributes = self._attributes_of(content)
         content.refuse_others()
         return await self._issue(grant.id, attributes)
 

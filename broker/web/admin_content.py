@@ -1,7 +1,8 @@
 """What an operator's request to the admin API holds."""
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from ipaddress import ip_network
 from typing import Any
 
@@ -10,9 +11,13 @@ from aiohttp import web
 from broker.core.compact_jws import unverified_claim
 from broker.core.lifetimes import date_time, instant, number, numeric_date
 from broker.core.oauth import TokenSet
+from broker.core.routing import Route, reachable
 from broker.core.secret import AccessToken, IdToken, RefreshToken
 from broker.errors import BadRequest
 from broker.services.dpop import read_dpop_key
+
+_PATH = re.compile(r"/[^?#*\\{}\[\]\s]*")
+"""A path, and neither a query nor another proxy's pattern, which would match nothing."""
 
 
 class Content:
@@ -116,19 +121,37 @@ def dpop_key_of(content: Content) -> RefreshToken | None:
         raise BadRequest(f"dpop_key: {refusal}") from None
 
 
-def handle_attributes(content: Content) -> dict[str, object]:
-    """Return what a new handle is for and bound to."""
-    routes, networks = content.texts("routes"), content.texts("networks")
-    if any(not route.startswith("/") for route in routes):
-        raise BadRequest("routes: expected paths")
-    try:
-        for network in networks:
+def handle_attributes(content: Content, *, now: float, routes: Sequence[Route]) -> dict[str, object]:
+    """
+    Return what a new handle is for and bound to.
+
+    Args:
+        content: What the operator sent.
+        now: Unix seconds.
+        routes: Those of the configuration: a bound that none of them could meet is a slip.
+
+    Raises:
+        BadRequest: If the handle could never be used as it is bound.
+    """
+    paths, networks = content.texts("routes"), content.texts("networks")
+    for index, path in enumerate(paths):
+        _check_route(f"routes[{index}]", path, routes)
+    for index, network in enumerate(networks):
+        try:
             ip_network(network)
-    except ValueError:
-        raise BadRequest("networks: expected networks such as 192.0.2.0/24") from None
-    return {
-        "label": content.optional_text("label") or "",
-        "routes": routes,
-        "networks": networks,
-        "ends_at": content.optional_number("ends_at"),
-    }
+        except ValueError:
+            raise BadRequest(f"networks[{index}]: expected a network without host bits, such as 192.0.2.0/24") from None
+    ends_at = content.optional_number("ends_at")
+    if ends_at is not None and ends_at <= now:
+        raise BadRequest("ends_at: expected an instant to come")
+    return {"label": content.optional_text("label") or "", "routes": paths, "networks": networks, "ends_at": ends_at}
+
+
+def _check_route(member: str, path: str, routes: Sequence[Route]) -> None:
+    if not _PATH.fullmatch(path):
+        raise BadRequest(f"{member}: expected a path such as /api/orders: everything below it is meant too")
+    reached = reachable(routes, path)
+    if not reached:
+        raise BadRequest(f"{member}: the configuration has no route there")
+    if not any(route.asks_who_calls for route in reached):
+        raise BadRequest(f"{member}: the route there takes no handles, since its `token` is none or a grant's")

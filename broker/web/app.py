@@ -211,6 +211,7 @@ class Installation:
                 standing=self.standing,
                 handles=self.handles,
                 servers=self.servers,
+                routes=self.settings.routes,
                 clock=self._clock,
             )
             app.add_subapp("/api", api.app())

@@ -12,6 +12,7 @@ from broker.core.routing import (
     RouteTable,
     TokenChoice,
     TokenKind,
+    reachable,
 )
 from broker.core.upstream_options import UpstreamOptions
 from broker.errors import AmbiguousPath, MethodNotAllowed, NoRoute
@@ -113,6 +114,28 @@ def test_two_routes_with_a_method_in_common_are_refused() -> None:
     with pytest.raises(OptionError) as refused:
         table(route("/api", methods=("GET", "POST")), route("/api", methods=("POST",)))
     assert "[1].methods" == refused.value.key
+
+
+def test_what_a_path_may_reach_is_the_route_around_it_and_those_below() -> None:
+    """As each host sees them: its own route takes the place of that of any host, at the same path."""
+    routes = [
+        route("/"),
+        route("/a", methods=("GET",)),
+        route("/a", methods=("POST",)),
+        route("/a/b"),
+        route("/a", host="h.example"),
+        route("/c", host="h.example"),
+    ]
+
+    def names(path: str) -> list[str]:
+        return sorted(found.name for found in reachable(routes, path))
+
+    assert ["/", "/a", "/a", "/a/b", "h.example/a", "h.example/c"] == names("/")
+    assert ["/a", "/a", "/a/b", "h.example/a"] == names("/A/")
+    assert ["/a", "/a", "h.example/a"] == names("/a/x")
+    assert ["/a/b"] == names("/a/b/x")
+    assert ["/", "h.example/c"] == names("/c/x")
+    assert [] == reachable(routes[1:], "/d")
 
 
 def test_the_hosts_of_routes_are_known() -> None:

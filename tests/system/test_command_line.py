@@ -76,7 +76,7 @@ async def test_a_grants_life_by_commands(broker: BrokerProcess, provider: Remote
     printed += await command(broker, "grants", "show", grant)
     assert "subject: batch\n" in printed[-2]
 
-    out, _ = await command(broker, "handles", "issue", grant, "--label", "nightly", "--route", "/other")
+    out, _ = await command(broker, "handles", "issue", grant, "--label", "nightly", "--route", "/api/other")
     assert 403 == await call(broker, out.strip())
     printed += await command(broker, "handles", "list", "--grant", grant)
     ids = {"nightly" in line: line.split()[0] for line in printed[-2].splitlines()[1:]}
@@ -140,6 +140,26 @@ async def test_what_the_broker_refuses_is_1(broker: BrokerProcess) -> None:
         ),
         (("grants", "show", "nothing"), "", "there is no such grant\n"),
         (("handles", "list", "--grant", "nothing"), "", "there is no such grant\n"),
+        (
+            ("handles", "issue", "nightly", "--ends-at", "2020-01-31T00:00:00Z"),
+            "",
+            "--ends-at 2020-01-31T00:00:00Z: expected an instant to come\n",
+        ),
+        (
+            ("handles", "issue", "nightly", "--route", "/api", "--route", "/nope"),
+            "",
+            "--route /nope: the configuration has no route there\n",
+        ),
+        (
+            ("handles", "issue", "nightly", "--route", "/reports"),
+            "",
+            "--route /reports: the route there takes no handles, since its `token` is none or a grant's\n",
+        ),
+        (
+            (*importing, "corp", "--network", "10.0.0.1/8"),
+            '{"refresh_token": "r"}',
+            "--network 10.0.0.1/8: expected a network without host bits, such as 192.0.2.0/24\n",
+        ),
         (("handles", "issue", "nothing"), "", "there is no such grant\n"),
         (("grants", "list", "--subject", "x"), "", "--provider and --subject go together\n"),
         (("handles", "revoke", "nothing"), "", "there is no such handle\n"),

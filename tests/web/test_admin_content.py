@@ -4,11 +4,23 @@ from typing import Any
 
 import pytest
 
+from broker.core.routing import Route, TokenChoice, TokenKind
 from broker.errors import BadRequest
 from broker.web.admin_content import Content, handle_attributes, tokens_of
 from tests.support.forge import join
 
 NOW = 1_800_000_000.0
+ROUTES = [
+    Route(path=path, upstream="http://127.0.0.1:1", token=token)
+    for path, token in {
+        "/api": TokenChoice(TokenKind.USER),
+        "/api/public": TokenChoice(TokenKind.NONE),
+        "/open": TokenChoice(TokenKind.USER_OR_NONE),
+        "/reports": TokenChoice(TokenKind.GRANT, "nightly"),
+        "/mixed/api": TokenChoice(TokenKind.USER),
+        "/mixed": TokenChoice(TokenKind.NONE),
+    }.items()
+]
 
 
 def jwt(**claims: Any) -> str:
@@ -68,6 +80,38 @@ def test_a_refusal_names_the_member_and_not_its_value(members: dict[str, Any], n
 def test_what_nobody_took_is_refused() -> None:
     """A typo must not pass for a bound that holds."""
     content = Content({"network": ["192.0.2.0/24"]})
-    assert () == handle_attributes(content)["networks"]
+    assert () == handle_attributes(content, now=NOW, routes=())["networks"]
     with pytest.raises(BadRequest, match="network: no such member"):
         content.refuse_others()
+
+
+@pytest.mark.parametrize("path", ["/", "/api", "/API/Orders", "/api/", "/open/x", "/mixed", "/mixed/api"])
+def test_a_handle_may_be_bound_to_what_takes_one(path: str) -> None:
+    """A route whose token is the caller's is there, around it, or below it."""
+    content = Content(
+        {"routes": [path], "networks": ["192.0.2.0/24", "2001:db8::/32", "192.0.2.1"], "ends_at": NOW + 1}
+    )
+    assert (path,) == handle_attributes(content, now=NOW, routes=ROUTES)["routes"]
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ({"ends_at": NOW}, "ends_at: expected an instant to come"),
+        ({"networks": ["::/0", "10.0.0.1/8"]}, "networks[1]: expected a network without host bits"),
+        ({"networks": ["foo"]}, "networks[0]: expected a network without host bits"),
+        ({"routes": ["/api", "/nope"]}, "routes[1]: the configuration has no route there"),
+        ({"routes": ["/apis"]}, "routes[0]: the configuration has no route there"),
+        ({"routes": ["/api/*"]}, "routes[0]: expected a path such as"),
+        ({"routes": ["/api?x"]}, "routes[0]: expected a path such as"),
+        ({"routes": ["api"]}, "routes[0]: expected a path such as"),
+        ({"routes": ["/reports/daily"]}, "routes[0]: the route there takes no handles"),
+        ({"routes": ["/api/public/x"]}, "routes[0]: the route there takes no handles"),
+        ({"routes": ["/mixed/other"]}, "routes[0]: the route there takes no handles"),
+    ],
+)
+def test_a_handle_that_could_never_be_used_is_refused(members: dict[str, Any], said: str) -> None:
+    """Its bearer would find out, by 401 or 403. Which of the values it is, is said by its place, and not shown."""
+    with pytest.raises(BadRequest) as refused:
+        handle_attributes(Content(members), now=NOW, routes=ROUTES)
+    assert str(refused.value).startswith(said)
