@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.cli.admin_client import AdminClient, CommandRefused, printable
-from broker.cli.grants import read_response, read_tokens
+from broker.cli.grants import tokens_in
 from broker.cli.running import with_settings
 from broker.config.settings import Settings
 from broker.core.diagnosis import Finding, Verdict
@@ -56,7 +56,7 @@ def _refresh_token(path: Path, chosen: Mapping[str, ProviderOptions]) -> Refresh
     (provider,) = chosen.values()
     if provider.dpop:
         raise CommandRefused("--spend: tokens that are bound to a key (dpop) can't be tried out")
-    token = read_tokens(read_response(path), provider.token_response).get("refresh_token")
+    token = tokens_in(path, provider.token_response).get("refresh_token")
     if not isinstance(token, str):
         raise CommandRefused(f"{path}: the token response has no refresh_token")
     return RefreshToken(token)

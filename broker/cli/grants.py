@@ -13,6 +13,7 @@ from broker.core.json_object import at_path, read_object
 from broker.core.lifetimes import date_time, number
 from broker.core.provider import ProviderOptions
 from broker.core.standing import GrantType
+from broker.core.token_response import shown_word
 
 MAX_RESPONSE_BYTES = 256 << 10
 TEXTS = ("access_token", "refresh_token", "id_token", "scope", "session_id")
@@ -58,7 +59,7 @@ def import_grant(options: argparse.Namespace) -> int:
 
     async def ask(client: AdminClient, settings: Settings) -> None:
         _, provider = provider_of(options, settings)
-        tokens = read_tokens(read_response(options.file), provider.token_response)
+        tokens = tokens_in(options.file, provider.token_response)
         if options.grant is not None:
             answer = await client.ask("POST", "/grants", {"grant": options.grant, **tokens})
             show_handed_over(options.grant, answer)
@@ -96,6 +97,23 @@ def revoke_grant(options: argparse.Namespace) -> int:
     return with_admin_api(options.config, ask)
 
 
+def tokens_in(path: Path | None, names: Mapping[str, str]) -> dict[str, object]:
+    """
+    Return what the broker takes of the token response in a file, or on standard input.
+
+    Args:
+        path: The file; None for standard input.
+        names: Paths of members that have other names there.
+
+    Raises:
+        CommandRefused: If there is nothing to take. It names the file.
+    """
+    try:
+        return read_tokens(_read(path), names)
+    except CommandRefused as refusal:
+        raise CommandRefused(f"{'' if path is None else f'{printable(path)}: '}{refusal}") from None
+
+
 def read_tokens(document: bytes, names: Mapping[str, str]) -> dict[str, object]:
     """
     Return what the broker takes of a token response; other members are ignored (RFC 6749 section 5.1).
@@ -105,7 +123,7 @@ def read_tokens(document: bytes, names: Mapping[str, str]) -> dict[str, object]:
         names: Paths of members that have other names there.
 
     Raises:
-        CommandRefused: If it is no JSON object, or holds neither a refresh token nor a session to live by.
+        CommandRefused: If it is no JSON object, an error, or holds neither a refresh token nor a session to live by.
     """
     response = read_object(document)
     if response is None:
@@ -117,12 +135,15 @@ def read_tokens(document: bytes, names: Mapping[str, str]) -> dict[str, object]:
         if lifetime is not None or date_time(found[name]) is not None:
             tokens[name] = found[name] if lifetime is None else lifetime
     if not {"refresh_token", "session_id"} & tokens.keys():
+        # Whoever pipes it from a client that shows no status sees no other sign of it (RFC 6749 section 5.2).
+        error = shown_word(at_path(response, names.get("error", "error")))
+        if error is not None:
+            raise CommandRefused(f"the token response is an error of the authorization server: {error}")
         raise CommandRefused("the token response has neither a refresh_token nor a session_id")
     return tokens
 
 
-def read_response(path: Path | None) -> bytes:
-    """Return the content of a file, or of standard input. Raises ``CommandRefused`` if it can't be read."""
+def _read(path: Path | None) -> bytes:
     # Never an argument: every user of the machine can read the command lines of all processes.
     try:
         if path is None:
@@ -130,4 +151,4 @@ def read_response(path: Path | None) -> bytes:
         with path.open("rb") as file:
             return file.read(MAX_RESPONSE_BYTES)
     except OSError as error:
-        raise CommandRefused(f"{path}: the token response can't be read: {error.strerror}") from None
+        raise CommandRefused(f"the token response can't be read: {error.strerror}") from None

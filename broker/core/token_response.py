@@ -108,7 +108,7 @@ def read_token_response(
     if isinstance(document, Body):
         error, what = None, document.value
     else:
-        error, what = _word(_member(document, "error", rules)), "no usable tokens"
+        error, what = shown_word(_member(document, "error", rules)), "no usable tokens"
         if 200 <= status <= 299:
             tokens = _token_set(document, requested_at, rules)
             if isinstance(tokens, TokenSet):
@@ -178,7 +178,8 @@ def _member(document: dict[str, object], name: str, rules: ResponseRules) -> obj
     return at_path(document, rules.members.get(name, name))
 
 
-def _word(value: object) -> str | None:
+def shown_word(value: object) -> str | None:
+    """Return *value* if it is a word, such as the ``error`` of an answer; other text may hold anything."""
     return value if isinstance(value, str) and _WORD.fullmatch(value) else None
 
 
@@ -200,7 +201,7 @@ def _token_set(document: dict[str, object], requested_at: float, rules: Response
     given_type = _member(document, "token_type", rules)
     token_type = _token_type(given_type, rules)
     if token_type is None:
-        return f"token_type {_word(given_type) or 'of no sensible name'} can't be sent"
+        return f"token_type {shown_word(given_type) or 'of no sensible name'} can't be sent"
     refresh_token = _token(_member(document, "refresh_token", rules))
     id_token = _token(_member(document, "id_token", rules))
     return TokenSet(
