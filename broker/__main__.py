@@ -1,8 +1,9 @@
 """
 The command line.
 
-Exit codes: 0 if all is well, 1 if the command was refused or failed, 2 if the command line itself is wrong. What went
-wrong goes to standard error, a configuration's mistakes one per line: ``file:line:column: key: expected …, found …``.
+Exit codes: 0 if all is well, 1 if the command was refused or failed, 2 if the command line itself is wrong, 130 if it
+was interrupted by Ctrl-C. What went wrong goes to standard error, a configuration's mistakes one per line:
+``file:line:column: key: expected …, found …``.
 """
 
 import argparse
@@ -177,7 +178,8 @@ def _add(
     parser = commands.add_parser(
         name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
     )
-    parser.set_defaults(command=command)
+    # What no parser can say of its options, their command does: `wrong` shows the usage and exits with 2.
+    parser.set_defaults(command=command, wrong=parser.error)
     return parser
 
 

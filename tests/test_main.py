@@ -62,6 +62,33 @@ def test_a_wrong_command_line_is_2(arguments: list[str], capsys: pytest.CaptureF
     assert capsys.readouterr().err.startswith("usage: token-broker")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["grants", "list", "c", "--subject", "x"], "--provider and --subject go together"),
+        (["grants", "import", "c"], "--provider and --subject go together, or --grant takes their place"),
+        (["grants", "import", "c", "--provider", "p"], "--provider and --subject go together, or --grant takes"),
+        (["grants", "import", "c", "--provider", "p", "--subject", "s", "--grant", "g"], "--provider and --subject go"),
+        (["grants", "import", "c", "--grant", "g", "--label", "x"], "--grant issues no handle that could have bounds"),
+        (["login", "c"], "--provider is needed, or --grant in its place"),
+        (["login", "c", "--provider", "p", "--grant", "g"], "--provider is needed, or --grant in its place"),
+        (["login", "c", "--grant", "g", "--route", "/"], "--grant issues no handle that could have bounds"),
+        (["doctor", "c", "--spend", "tokens.json"], "--spend goes with --provider, which says whose grant it is"),
+    ],
+)
+def test_options_that_dont_go_together_are_2(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are a wrong command line like any other, with the usage of the command; no configuration is read."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    err = capsys.readouterr().err
+    assert 2 == caught.value.code
+    command = " ".join(arguments[: arguments.index("c")])
+    assert err.startswith(f"usage: token-broker {command} ")
+    assert f"token-broker {command}: error: {said}" in err
+
+
 def test_a_good_configuration_is_0(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """``check`` says that a configuration is good."""
     assert 0 == main(["check", str(config)])

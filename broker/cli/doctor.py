@@ -25,6 +25,8 @@ from broker.services.rotation_probe import RotationProbe
 
 def doctor(options: argparse.Namespace) -> int:
     """Examine the providers, and print what is found. Returns 1 if anything is wrong."""
+    if options.spend is not None and options.provider is None:
+        options.wrong("--spend goes with --provider, which says whose grant it is")
     # What it would log is what it prints.
     logging.getLogger("broker").addHandler(logging.NullHandler())
 
@@ -34,7 +36,7 @@ def doctor(options: argparse.Namespace) -> int:
             if options.provider not in chosen:
                 raise CommandRefused(f"providers.{printable(options.provider)}: there is no such provider")
             chosen = {options.provider: chosen[options.provider]}
-        spent = None if options.spend is None else _refresh_token(options.spend, chosen)
+        spent = None if options.spend is None else _refresh_token(options.spend, chosen[options.provider])
         seen = await _seen_by_the_broker(settings)
 
         async def findings(name: str, provider: ProviderOptions) -> AsyncIterator[Finding]:
@@ -49,11 +51,8 @@ def doctor(options: argparse.Namespace) -> int:
     return with_settings(options.config, examine)
 
 
-def _refresh_token(path: Path, chosen: Mapping[str, ProviderOptions]) -> RefreshToken:
+def _refresh_token(path: Path, provider: ProviderOptions) -> RefreshToken:
     """Return the refresh token of a grant that nobody needs."""
-    if len(chosen) != 1:
-        raise CommandRefused("--spend goes with --provider, which says whose grant it is")
-    (provider,) = chosen.values()
     if provider.dpop:
         raise CommandRefused("--spend: tokens that are bound to a key (dpop) can't be tried out")
     token = tokens_in(path, provider.token_response).get("refresh_token")

@@ -24,8 +24,7 @@ def list_grants(options: argparse.Namespace) -> int:
     """Show the imported and standing grants, or those of one user."""
     query = {"provider": options.provider, "subject": options.subject} if options.subject else {}
     if bool(options.provider) != bool(options.subject):
-        print("--provider and --subject go together", file=sys.stderr)
-        return 1
+        options.wrong("--provider and --subject go together")
 
     async def ask(client: AdminClient, _settings: Settings) -> None:
         answer = await client.ask("GET", "/grants", query=query)
@@ -51,11 +50,9 @@ def import_grant(options: argparse.Namespace) -> int:
     """Hand a token response over to the broker: for a configured grant, or for a new one whose handle is printed."""
     owner = (options.provider, options.subject)
     if None in owner if options.grant is None else owner != (None, None):
-        print("--provider and --subject go together, or --grant takes their place", file=sys.stderr)
-        return 1
+        options.wrong("--provider and --subject go together, or --grant takes their place")
     if options.grant is not None and handle_bounds(options):
-        print("--grant issues no handle that could have bounds: routes name the grant", file=sys.stderr)
-        return 1
+        options.wrong("--grant issues no handle that could have bounds: routes name the grant")
 
     async def ask(client: AdminClient, settings: Settings) -> None:
         _, provider = provider_of(options, settings)

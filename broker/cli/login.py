@@ -24,11 +24,9 @@ def login(options: argparse.Namespace) -> int:
     """Let a user allow it elsewhere, and hand the tokens over: to a configured grant, or to a new one with a handle."""
     logging.getLogger("broker").addHandler(logging.NullHandler())
     if (options.provider is None) == (options.grant is None):
-        print("--provider, or --grant in its place", file=sys.stderr)
-        return 1
+        options.wrong("--provider is needed, or --grant in its place")
     if options.grant is not None and handle_bounds(options):
-        print("--grant issues no handle that could have bounds: routes name the grant", file=sys.stderr)
-        return 1
+        options.wrong("--grant issues no handle that could have bounds: routes name the grant")
 
     async def ask(client: AdminClient, settings: Settings) -> None:
         name, provider = provider_of(options, settings)

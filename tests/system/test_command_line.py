@@ -116,22 +116,7 @@ async def test_what_the_broker_refuses_is_1(broker: BrokerProcess) -> None:
     importing = ("grants", "import", "--subject", "batch", "--provider")
     for words, given, said in (
         ((*importing, "nobody"), "{}", "providers.nobody: there is no such provider\n"),
-        (
-            ("grants", "import", "--subject", "batch"),
-            "{}",
-            "--provider and --subject go together, or --grant takes their place\n",
-        ),
-        (
-            (*importing, "corp", "--grant", "x"),
-            "{}",
-            "--provider and --subject go together, or --grant takes their place\n",
-        ),
         (("grants", "import", "--grant", "x"), "{}", "grants.x: there is no such grant of type imported\n"),
-        (
-            ("grants", "import", "--grant", "x", "--label", "y"),
-            "{}",
-            "--grant issues no handle that could have bounds: routes name the grant\n",
-        ),
         ((*importing, "corp"), "{}", "the token response has neither a refresh_token nor a session_id\n"),
         (
             (*importing, "corp", "--file", "/nowhere"),
@@ -161,7 +146,6 @@ async def test_what_the_broker_refuses_is_1(broker: BrokerProcess) -> None:
             "--network 10.0.0.1/8: expected a network without host bits, such as 192.0.2.0/24\n",
         ),
         (("handles", "issue", "nothing"), "", "there is no such grant\n"),
-        (("grants", "list", "--subject", "x"), "", "--provider and --subject go together\n"),
         (("handles", "revoke", "nothing"), "", "there is no such handle\n"),
     ):
         assert ("", said) == await command(broker, *words, given=given, code=1)

@@ -98,7 +98,7 @@ async def test_a_device_login_may_fill_a_configured_grant(tmp_path: Path, type: 
 async def test_a_device_login_is_for_one_grant(tmp_path: Path, words: tuple[str, ...]) -> None:
     """A new one, with a handle, or a configured one."""
     async with DocumentServer() as server, Upstream() as upstream, installed(tmp_path, server, upstream) as broker:
-        out, err = await command(broker, "login", *words, code=1, count=1)
+        out, err = await command(broker, "login", *words, code=2, count=1)
     assert ("", True) == (out, "--grant" in err)
     assert 0 == server.count("/device")
 

@@ -91,5 +91,6 @@ async def test_the_rotation_is_tried_out_only_with_a_grant_that_is_given(
     assert (1, "") == (code, err)
     assert "error   providers.good.rotation: the server ends the whole grant" in out
     assert 'rotation: "strict"' in out
-    assert (1, "--spend goes with --provider, which says whose grant it is\n") == (refused[0], refused[2])
+    assert 2 == refused[0]
+    assert refused[2].endswith("error: --spend goes with --provider, which says whose grant it is\n")
     assert [True] == [family.revoked is not None for family in (await provider.ledger()).families_of("nobody")]
