@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test browser interop faults soak bench fuzz lint format types docs constraints clean
+.PHONY: help install demo test browser interop faults soak bench fuzz lint format types docs constraints clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable .
 	touch $@
+
+help:  ## these targets
+	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 install: $(VENV)/installed  ## .venv with the broker and what its tests need
 
@@ -37,17 +40,17 @@ fuzz: install  ## ten minutes of random input for everything that reads bytes fr
 bench: install  ## the broker beside other proxies; writes docs/reference/performance-results.md (needs nginx, haproxy, caddy, apache2 with mod_auth_openidc, redis, wrk)
 	$(BIN)/python -m benchmarks $(BENCH)
 
-lint: install
+lint: install  ## ruff with nearly all rules, import floors, spelling
 	$(BIN)/ruff format --check broker tests benchmarks
 	$(BIN)/ruff check broker tests benchmarks
 	$(BIN)/lint-imports
 	$(BIN)/codespell broker tests docs README.md CHANGELOG.md CONTRIBUTING.md THREAT_MODEL.md
 
-format: install
+format: install  ## what lint would have
 	$(BIN)/ruff format broker tests benchmarks
 	$(BIN)/ruff check --fix broker tests benchmarks
 
-types: install
+types: install  ## mypy strict
 	$(BIN)/mypy
 
 docs: install  ## the reference pages that are printed from the code and its tests
@@ -55,7 +58,7 @@ docs: install  ## the reference pages that are printed from the code and its tes
 	$(BIN)/token-broker schema --markdown > docs/reference/configuration.md
 	$(BIN)/python -m tests.support.security_rows
 
-clean:
+clean:  ## .venv and the caches away
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
 
 constraints: install  ## pin what is installed now

@@ -20,6 +20,10 @@ from broker import __version__
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
+EPILOG = (
+    "Exit codes: 0 all is well, 1 refused or failed, 2 a wrong command line, 130 interrupted. What went wrong is on "
+    "standard error. All commands are explained in docs/reference/cli.md."
+)
 GRANT = "its id, or its name in the configuration"
 
 # Only what every command needs is imported above: `--help` and `keys new` must not wait for a web server.
@@ -36,16 +40,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="token-broker",
         description="A reverse proxy that holds the tokens, so that the caller never does.",
+        epilog=EPILOG,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"token-broker {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add(commands, "run", _run, "serve by a configuration").add_argument("config", metavar="CONFIG", type=Path)
+    _config(_add(commands, "run", _run, "serve by a configuration"))
     demo = _add(commands, "demo", _demo, "a whole installation on this machine: log in, watch tokens rotate")
     demo.add_argument("--port", type=int, default=0, help="serve on this port of localhost; by default on a free one")
     check = _add(commands, "check", _check, "check a configuration, without any call over the network")
-    check.add_argument("config", metavar="CONFIG", type=Path)
-    check.add_argument(
+    _config(check).add_argument(
         "--pretend-secrets",
         action="store_true",
         help="take every secret and file that the configuration refers to for present",
@@ -149,7 +153,7 @@ def _grant(parser: argparse.ArgumentParser) -> None:
 
 
 def _config(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    parser.add_argument("config", metavar="CONFIG", type=Path)
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="the configuration: a YAML file")
     return parser
 
 
@@ -176,7 +180,7 @@ def _add(
     summary: str,
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(
-        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=EPILOG, allow_abbrev=False
     )
     # What no parser can say of its options, their command does: `wrong` shows the usage and exits with 2.
     parser.set_defaults(command=command, wrong=parser.error)
