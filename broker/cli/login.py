@@ -11,6 +11,7 @@ from broker.cli.admin_client import AdminClient, CommandRefused, printable
 from broker.cli.bounds import bounds_by_option, handle_bounds
 from broker.cli.grants import provider_of
 from broker.cli.running import show_handed_over, show_handle, with_admin_api
+from broker.config import load
 from broker.config.settings import Settings
 from broker.core.oauth import TokenFailure, TokenSet
 from broker.core.secret import RefreshToken
@@ -63,7 +64,7 @@ def login(options: argparse.Namespace) -> int:
         else:
             show_handed_over(options.grant, answer)
 
-    return with_admin_api(options.config, ask)
+    return with_admin_api(options.config, ask, reader=load)  # the provider wants the client's secret
 
 
 async def _owner(server: AuthorizationServer, tokens: TokenSet, options: argparse.Namespace) -> dict[str, object]:

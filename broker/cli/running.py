@@ -6,14 +6,16 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
 from broker.cli.admin_client import AdminClient, CommandRefused, printable
-from broker.config import ConfigErrors, load
+from broker.config import ConfigErrors, load, load_for_operator
 from broker.config.settings import Settings
 
 
-def with_settings(config: Path, command: Callable[[Settings], Awaitable[int]]) -> int:
-    """Run *command* with the settings of *config*, and return the exit code."""
+def with_settings(
+    config: Path, command: Callable[[Settings], Awaitable[int]], *, reader: Callable[[Path], Settings] = load
+) -> int:
+    """Run *command* with the settings of *config*, which *reader* reads, and return the exit code."""
     try:
-        return asyncio.run(_awaited(command(load(config))))
+        return asyncio.run(_awaited(command(reader(config))))
     except (ConfigErrors, CommandRefused) as refusal:
         print(refusal, file=sys.stderr)
         return 1
@@ -21,15 +23,27 @@ def with_settings(config: Path, command: Callable[[Settings], Awaitable[int]]) -
         return 130
 
 
-def with_admin_api(config: Path, command: Callable[[AdminClient, Settings], Awaitable[None]]) -> int:
-    """Run *command* with a connection to the broker that serves by *config*, and return the exit code."""
+def with_admin_api(
+    config: Path,
+    command: Callable[[AdminClient, Settings], Awaitable[None]],
+    *,
+    reader: Callable[[Path], Settings] = load_for_operator,
+) -> int:
+    """
+    Run *command* with a connection to the broker that serves by *config*, and return the exit code.
+
+    Args:
+        config: The configuration.
+        command: What to ask.
+        reader: Reads the configuration; by default with ``admin.token`` as its only real secret.
+    """
 
     async def connected(settings: Settings) -> int:
         async with AdminClient(settings.admin) as client:
             await command(client, settings)
         return 0
 
-    return with_settings(config, connected)
+    return with_settings(config, connected, reader=reader)
 
 
 def show_table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from broker.config.binding import Binder
 from broker.config.checks import cross_check
-from broker.config.document import MAX_BYTES, parse
+from broker.config.document import MAX_BYTES, MappingNode, Node, parse, plain
 from broker.config.presets import with_presets
 from broker.config.problems import ConfigErrors, Location, Problem
 from broker.config.settings import Settings
 from broker.config.shapes import Options
-from broker.config.sources import HostSource, Source
+from broker.config.sources import HostSource, MostlyPretendedSource, Source
 from broker.core.provider import ProviderOptions
 from broker.services.presets import preset_keys
 
@@ -30,16 +30,36 @@ def load(path: Path, *, source: Source | None = None) -> Settings:
     Raises:
         ConfigErrors: With all that is wrong.
     """
+    return loads(_read(path), file=str(path), source=source or HostSource(os.environ, path.parent))
+
+
+def load_for_operator(path: Path) -> Settings:
+    """
+    Read a configuration for commands that only ask the admin API.
+
+    Of its secrets only ``admin.token`` is looked up. The others, and files, are pretended: an operator's shell needn't
+    be trusted with what the broker's own process has.
+
+    Raises:
+        ConfigErrors: As :func:`load`.
+    """
+    tree = parse(_read(path), file=str(path))
+    admin = plain(tree).get("admin") if isinstance(tree, MappingNode) else None
+    token = admin.get("token") if isinstance(admin, dict) else None
+    host = HostSource(os.environ, path.parent)
+    return _settings(tree, MostlyPretendedSource(host, token if isinstance(token, dict) else {}))
+
+
+def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            text = file.read(MAX_BYTES + 1)
+            return file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a path"
         problem = Problem(
             at=Location(str(path), 1, 1), key="", expected="a readable file", found=f"the error: {reason}"
         )
         raise ConfigErrors([problem]) from None
-    return loads(text, file=str(path), source=source or HostSource(os.environ, path.parent))
 
 
 def loads(text: bytes, *, file: str, source: Source) -> Settings:
@@ -54,8 +74,12 @@ def loads(text: bytes, *, file: str, source: Source) -> Settings:
     Raises:
         ConfigErrors: With all that is wrong.
     """
+    return _settings(parse(text, file=file), source)
+
+
+def _settings(tree: Node, source: Source) -> Settings:
     binder = Binder(source, {ProviderOptions: with_presets(preset_keys)})
-    settings = binder.bind(parse(text, file=file), Options(Settings))
+    settings = binder.bind(tree, Options(Settings))
     cross_check(binder)
     binder.report.raise_problems()
     assert isinstance(settings, Settings)

@@ -146,3 +146,24 @@ class PretendedSource:
 
     def _pretend(self, origin: str) -> Obtained:
         return Obtained(base64.urlsafe_b64encode(hashlib.sha256(origin.encode()).digest()).decode().rstrip("="))
+
+
+class MostlyPretendedSource(PretendedSource):
+    """Stands in for every secret and file but one, which is looked up."""
+
+    def __init__(self, source: Source, kept: Mapping[str, object]) -> None:
+        """
+        Args:
+            source: Where the one is looked up.
+            kept: As the configuration refers to it: ``{"env": NAME}`` or ``{"file": PATH}``.
+        """
+        self._source = source
+        self._kept = kept
+
+    def from_environment(self, name: str) -> Obtained | Missing:
+        known = name == self._kept.get("env")
+        return self._source.from_environment(name) if known else super().from_environment(name)
+
+    def from_file(self, path: str) -> Obtained | Missing:
+        known = path == self._kept.get("file")
+        return self._source.from_file(path) if known else super().from_file(path)

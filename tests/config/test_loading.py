@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.config import ConfigErrors, HostSource, PretendedSource, Settings, load, loads
+from broker.config import ConfigErrors, HostSource, PretendedSource, Settings, load, load_for_operator, loads
 from broker.core.secret import Secret
 from tests.config.configs import ENVIRONMENT, over_base, settings_of
 
@@ -138,3 +138,29 @@ def test_a_preset_source_needs_nothing(tmp_path: Path) -> None:
     settings = load(write(tmp_path, "keys: [{file: /run/secrets/none}, {env: NONE}]\n"), source=PretendedSource())
     assert 2 == len(settings.keys)
     assert isinstance(settings, Settings)
+
+
+def test_an_operators_command_needs_the_admin_token_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell under another user hasn't got the broker's secrets; the token is never pretended."""
+    monkeypatch.delenv("KEY", raising=False)
+    monkeypatch.setenv("ADMIN_TOKEN", "t" * 43)
+    rest = "keys: [{file: /run/secrets/none}, {env: KEY}]\ntls: {certificate_file: none.pem, key_file: none.key}\n"
+    for reference, obtained in (("{env: ADMIN_TOKEN}", "t" * 43), ("{file: token}", "f" * 43), ("{value: v}", "v")):
+        path = write(tmp_path, f"{rest}admin: {{token: {reference}}}\n")
+        (tmp_path / "token").write_text("f" * 43)
+        assert Secret(obtained) == load_for_operator(path).admin.token
+    assert load_for_operator(write(tmp_path, rest)).admin.token is None
+
+    for missing in ("{env: NONE}", "{file: none}"):
+        with pytest.raises(ConfigErrors) as refused:
+            load_for_operator(write(tmp_path, f"{rest}admin: {{token: {missing}}}\n"))
+        assert ["admin.token"] == [problem.key for problem in refused.value.problems]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "admin: x\n", "admin: {token: x}\n", "admin: {token: {env: [1]}}\n"])
+def test_an_operators_command_refuses_what_check_refuses(tmp_path: Path, text: str) -> None:
+    """What isn't a configuration isn't looked into."""
+    path = write(tmp_path)
+    path.write_text(text and over_base(text) if text != "[]" else text)
+    with pytest.raises(ConfigErrors):
+        load_for_operator(path)

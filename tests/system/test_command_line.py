@@ -111,6 +111,20 @@ async def test_a_configured_grant_goes_by_its_name(broker: BrokerProcess, provid
     assert 401 == await call(broker, handle.strip())
 
 
+async def test_an_operator_needs_no_secret_but_the_admin_token(broker: BrokerProcess) -> None:
+    """In a shell beside a service that has its secrets by itself, a handle can be revoked nevertheless."""
+    broker.settings["providers"]["corp"]["client_secret"] = {"file": "/run/credentials/of-the-service"}
+    broker.write_settings()
+    tokens = {"refresh_token": "never used"}
+    importing = ("grants", "import", "--provider", "corp", "--subject", "batch")
+    _, said = await command(broker, *importing, given=json.dumps(tokens))
+    (handle,) = re.findall(r"handle (\S+) of", said)
+
+    assert (f"{handle}: ended\n", "") == await command(broker, "handles", "revoke", handle)
+    _, refused = await command(broker, "login", "--provider", "corp", code=1, count=1)
+    assert "providers.corp.client_secret" in refused
+
+
 async def test_what_the_broker_refuses_is_1(broker: BrokerProcess) -> None:
     """Each refusal is one line on standard error."""
     importing = ("grants", "import", "--subject", "batch", "--provider")
