@@ -54,6 +54,12 @@ class Finding:
 def judge_issuer(document: Mapping[str, object], options: ProviderOptions) -> Finding:
     """Say whether the metadata speaks for the configured issuer, to the letter (RFC 8414 section 3.3)."""
     said = document.get("issuer")
+    if said is None:
+        text = "the metadata holds no issuer, which they must (RFC 8414 section 2)"
+        if options.issuer is None:
+            return Finding(verdict=Verdict.WARNING, text=text)
+        text = f"{text}: they can't speak for {options.issuer}"
+        return Finding(verdict=Verdict.ERROR, key="issuer", text=text)
     if options.issuer is None or said == options.issuer:
         return Finding(verdict=Verdict.GOOD, text=f"the metadata speaks for {said}")
     return Finding(
@@ -123,8 +129,10 @@ def judge_nonsense(outcome: TokenOutcome, options: ProviderOptions) -> Finding:
         return Finding(verdict=Verdict.WARNING, text="the server gave tokens for a refresh token that never was")
     said = outcome.error or outcome.detail or f"status {outcome.status}"
     if refuses_client(outcome):
-        text = f"the server refuses the client: {said}"
-        return Finding(verdict=Verdict.ERROR, key=key_to_look_at(outcome, options), text=text)
+        key = key_to_look_at(outcome, options)
+        # A client that isn't known is answered like one with a wrong secret (RFC 6749 section 5.2).
+        text = f"the server refuses the client: {said}{'' if key == 'client_id' else '; look at client_id, too'}"
+        return Finding(verdict=Verdict.ERROR, key=key, text=text)
     if outcome.kind is FailureKind.PERMANENT:
         return Finding(verdict=Verdict.GOOD, text=f"the server takes the client's {options.auth_method.value}")
     if outcome.error in REFUSED_GRANT_TYPE:

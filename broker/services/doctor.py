@@ -159,7 +159,8 @@ class Doctor:
             and refuses_client(outcome)
             and (fitting := await self._other_method()) is not None
         ):
-            text = f"{finding.text}; it takes the same secret by {fitting.value}"
+            refused = self._options.auth_method.value
+            text = f"the server refuses the client by {refused}, and takes the same secret by {fitting.value}"
             finding = replace(
                 finding,
                 key="token_endpoint_auth_method",

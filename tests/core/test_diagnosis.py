@@ -32,6 +32,17 @@ def test_an_issuer_is_equal_to_the_letter(said: object) -> None:
     assert Verdict.GOOD is judge_issuer({"issuer": ISSUER}, options()).verdict
 
 
+def test_metadata_without_an_issuer_are_told_as_that() -> None:
+    """Whether or not one is configured: they speak for nobody."""
+    missing = judge_issuer({}, options())
+    assert (Verdict.ERROR, "issuer") == (missing.verdict, missing.key)
+    unknown = judge_issuer({}, options(issuer=None, metadata_url=f"{ISSUER}/metadata"))
+    assert (Verdict.WARNING, None) == (unknown.verdict, unknown.key)
+    for finding in (missing, unknown):
+        assert finding.text.startswith("the metadata holds no issuer")
+        assert "None" not in finding.text
+
+
 @pytest.mark.parametrize(
     ("member", "value", "changes", "key", "fitting"),
     [
@@ -110,6 +121,16 @@ def test_a_refresh_token_that_never_was_tells_about_the_client(
     """``invalid_grant`` is good news: the client was believed first."""
     finding = judge_nonsense(outcome, options())
     assert (verdict, key) == (finding.verdict, finding.key)
+
+
+def test_a_refused_client_may_have_another_id() -> None:
+    """A server answers both alike, so both keys are named: a public client has but one."""
+    refused = failure(FailureKind.OPERATOR, "invalid_client", 401)
+    assert "the server refuses the client: invalid_client; look at client_id, too" == (
+        judge_nonsense(refused, options()).text
+    )
+    public = judge_nonsense(refused, options(client_secret=None))
+    assert ("client_id", "the server refuses the client: invalid_client") == (public.key, public.text)
 
 
 @pytest.mark.parametrize(
