@@ -26,10 +26,12 @@ def list_grants(options: argparse.Namespace) -> int:
     if bool(options.provider) != bool(options.subject):
         options.wrong("--provider and --subject go together")
 
-    async def ask(client: AdminClient, _settings: Settings) -> None:
+    async def ask(client: AdminClient, settings: Settings) -> None:
         answer = await client.ask("GET", "/grants", query=query)
         columns = ("id", "provider", "subject", "origin", "state", "generation", "ended", "name")
         show_table(columns, ([grant.get(name) for name in columns] for grant in answer["grants"]))
+        for grant in answer["grants"]:
+            _tell_how_to_fill(grant, settings)
 
     return with_admin_api(options.config, ask)
 
@@ -37,13 +39,23 @@ def list_grants(options: argparse.Namespace) -> int:
 def show_grant(options: argparse.Namespace) -> int:
     """Show all that may be said of one grant."""
 
-    async def ask(client: AdminClient, _settings: Settings) -> None:
+    async def ask(client: AdminClient, settings: Settings) -> None:
         grant = await client.ask("GET", f"/grants/{quoted(options.grant)}")
         for name, value in grant.items():
             shown = instant(value) if name.endswith("_at") else ", ".join(value) if isinstance(value, list) else value
             print(f"{printable(name)}: {printable(shown)}")
+        _tell_how_to_fill(grant, settings)
 
     return with_admin_api(options.config, ask)
+
+
+def _tell_how_to_fill(grant: Mapping[str, object], settings: Settings) -> None:
+    """Say on standard error what helps where a configured grant has no tokens, and only somebody else can get them."""
+    name = grant.get("name")
+    configured = settings.grants.get(name) if isinstance(name, str) else None
+    if configured is not None and configured.type is GrantType.IMPORTED and grant.get("state") in {"empty", "ended"}:
+        ways = f"`token-broker grants import --grant {name}` or `token-broker login --grant {name}`"
+        print(f"{name}: it waits for tokens: hand them over by {ways}", file=sys.stderr)
 
 
 def import_grant(options: argparse.Namespace) -> int:
@@ -88,10 +100,19 @@ def revoke_grant(options: argparse.Namespace) -> int:
 
     async def ask(client: AdminClient, _settings: Settings) -> None:
         answer = await client.ask("DELETE", f"/grants/{quoted(options.grant)}")
-        there = "and at the provider" if answer.get("revoked_at_provider") else "the provider did not confirm"
-        print(f"{printable(answer.get('grant'))}: ended here, {there}")
+        print(f"{printable(answer.get('grant'))}: {_ending(answer)}")
 
     return with_admin_api(options.config, ask)
+
+
+def _ending(answer: Mapping[str, object]) -> str:
+    if answer.get("had_ended"):
+        return "it had ended already" + (
+            ", and the provider confirms it now" if answer.get("revoked_at_provider") else ""
+        )
+    return (
+        f"ended here, {'and at the provider' if answer.get('revoked_at_provider') else 'the provider did not confirm'}"
+    )
 
 
 def tokens_in(path: Path | None, names: Mapping[str, str]) -> dict[str, object]:

@@ -177,6 +177,11 @@ class Grant:
     stands_for: str | None = None
 
 
+def is_empty(grant: Grant) -> bool:
+    """Return whether *grant* waits for its first tokens, as a standing one does that begins, or begins anew."""
+    return not grant.tokens and grant.refresh_token is None and grant.session_id is None and grant.ended is None
+
+
 def new_grant(
     answer: TokenSet,
     *,

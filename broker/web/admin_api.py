@@ -14,10 +14,10 @@ from aiohttp import web
 
 from broker.core.audience import DEFAULT_AUDIENCE
 from broker.core.behaviour import Seen, judge_behaviour
-from broker.core.grant import EndReason, Grant, Origin
+from broker.core.grant import EndReason, Grant, Origin, is_empty
 from broker.core.handle import Handle
 from broker.core.oauth import TokenSet
-from broker.core.refresh import assess
+from broker.core.refresh import State, assess
 from broker.core.routing import Route
 from broker.core.secret import RefreshToken, Secret
 from broker.core.upkeep import login_needed_at
@@ -31,6 +31,8 @@ from broker.services.tokens import TokenBroker
 from broker.web.admin_content import Content, dpop_key_of, handle_attributes, read_content, tokens_of
 
 MAX_CONTENT_BYTES = 256 << 10
+EMPTY = "empty"
+"""Shown in place of a grant's state, which would be ``expired``, as long as it has never had tokens to expire."""
 
 log = logging.getLogger(__name__)
 
@@ -160,10 +162,10 @@ class AdminApi:
     async def revoke_grant(self, request: web.Request) -> web.Response:
         """End a grant here and at its server, with its handles."""
         grant = await self._grant(request)
-        _ = await self._tokens.end(grant.id, EndReason.REVOKED)
+        before = await self._tokens.end(grant.id, EndReason.REVOKED)
         await self._handles.revoke_all(grant.id)
         revoked = await self._tokens.revocations.revoke(grant.id)
-        return web.json_response({"grant": grant.id, "revoked_at_provider": revoked})
+        return web.json_response({"grant": grant.id, "had_ended": before is None, "revoked_at_provider": revoked})
 
     async def _grant(self, request: web.Request) -> Grant:
         grant = await self._tokens.grant(self._grant_id(request.match_info["grant"]))
@@ -191,7 +193,8 @@ class AdminApi:
             "failures": [failure.error or failure.kind for failure in grant.failures.values()],
         }
         if server is not None:
-            described["state"] = assess(grant, DEFAULT_AUDIENCE, server.options, now=now)
+            state = assess(grant, DEFAULT_AUDIENCE, server.options, now=now)
+            described["state"] = EMPTY if state is State.EXPIRED and is_empty(grant) else state
             described["login_needed_at"] = login_needed_at(grant, server.options)
         return described
 

@@ -20,6 +20,7 @@ from broker.core.grant import (
     UnknownFormat,
     decode,
     encode,
+    is_empty,
     new_grant,
 )
 from broker.core.oauth import FailureKind
@@ -155,3 +156,13 @@ def test_a_first_answer_makes_a_whole_grant() -> None:
         keep_until=NOW + 99,
         dpop_key=RefreshToken("{}"),
     )
+
+
+def test_a_grant_is_empty_until_something_came() -> None:
+    """What it had and has lost, by its end, is another thing."""
+    empty = grant(generation=0, refresh_token=None, tokens={})
+    assert is_empty(empty)
+    assert is_empty(replace(empty, generation=3))
+    for filled in ({"refresh_token": RefreshToken("r")}, {"tokens": {"": held()}}, {"session_id": "s"}):
+        assert not is_empty(replace(empty, **filled))
+    assert not is_empty(replace(empty, ended=Ended(reason=EndReason.REVOKED, at=NOW)))

@@ -90,17 +90,22 @@ async def test_a_grants_life_by_commands(broker: BrokerProcess, provider: Remote
     out, _ = await command(broker, "grants", "revoke", grant)
     assert out.endswith(": ended here, and at the provider\n")
     assert 401 == await call(broker, second)
+    assert (f"{grant}: it had ended already\n", "") == await command(broker, "grants", "revoke", grant)
     secrets = {response["access_token"], response["refresh_token"], first, second}
     assert not any(secret in text for secret in secrets for text in printed)
 
 
 async def test_a_configured_grant_goes_by_its_name(broker: BrokerProcess, provider: RemoteLedgerServer) -> None:
     """As routes and ``import --grant`` name it; its id is as good."""
-    listed, _ = await command(broker, "grants", "list")
-    grant = next(line.split()[0] for line in listed.splitlines() if line.endswith("  nightly"))
+    listed, hint = await command(broker, "grants", "list")
+    (row,) = (line.split() for line in listed.splitlines() if line.endswith("  nightly"))
+    grant = row[0]
+    assert ["corp", "nightly", "standing", "empty", "0", "-", "nightly"] == row[1:]
+    assert hint.startswith("nightly: it waits for tokens: hand them over by `token-broker grants import --grant nightl")
     await command(broker, "grants", "import", "--grant", "nightly", given=json.dumps(await provider.issue("nightly")))
 
-    shown, _ = await command(broker, "grants", "show", "nightly")
+    shown, hint = await command(broker, "grants", "show", "nightly")
+    assert ("", True) == (hint, "state: fresh\n" in shown)
     assert (f"id: {grant}\n", "name: nightly\n") == tuple(shown.splitlines(keepends=True)[:2])
     handle, _ = await command(broker, "handles", "issue", "nightly", "--label", "by name")
     assert 200 == await call(broker, handle.strip())
