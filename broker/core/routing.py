@@ -132,7 +132,9 @@ class HeaderOptions:
 
     assign: Mapping[str, str] = option(
         "Fields to set. {claims.NAME} stands for a claim of the session, percent-encoded; a field whose claim is "
-        "missing is left out. What the caller sends under the name, in any spelling, is dropped.",
+        "missing is left out, and so is each that names a claim where there is no session: callers with a handle, a "
+        "signed token or a certificate have no claims, nor has a route with a grant's token. What the caller sends "
+        "under the name, in any spelling, is dropped.",
         default_factory=dict,
         key="set",
         example='{X-User: "{claims.sub}"}',

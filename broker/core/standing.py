@@ -31,7 +31,8 @@ class StandingGrantOptions:
         "`token-broker grants import --grant`, `token-broker login --grant` or the admin API."
     )
     subject: str | None = option(
-        "Whom it speaks for: `sub` of the assertion, and the subject in logs and headers. By default the grant's name.",
+        "Whom it speaks for: `sub` of the assertion, and the subject by which the admin API lists it. By default the "
+        "grant's name. No header is made of it.",
         default=None,
     )
     scope: str | None = option("What is asked for.", default=None, example='"orders.read offline_access"')
