@@ -44,7 +44,7 @@ lint: install  ## ruff with nearly all rules, import floors, spelling
 	$(BIN)/ruff format --check broker tests benchmarks
 	$(BIN)/ruff check broker tests benchmarks
 	$(BIN)/lint-imports
-	$(BIN)/codespell broker tests docs README.md CHANGELOG.md CONTRIBUTING.md THREAT_MODEL.md
+	$(BIN)/codespell broker tests docs README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md THREAT_MODEL.md
 
 format: install  ## what lint would have
 	$(BIN)/ruff format broker tests benchmarks
