@@ -1,7 +1,5 @@
 # docker build -t token-broker .
-# docker run --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges \
-#   -v ./config.yaml:/etc/token-broker/config.yaml:ro -v ./secrets:/run/secrets:ro -v broker:/var/lib/token-broker \
-#   -p 8080:8080 token-broker
+# How to run it: docs/howto/docker.md
 
 FROM python:3.11-slim AS build
 WORKDIR /src
@@ -19,8 +17,11 @@ ENV PATH=/opt/token-broker/bin:$PATH PYTHONDONTWRITEBYTECODE=1
 USER 10001
 VOLUME /var/lib/token-broker
 EXPOSE 8080
-# The admin listener stays on loopback, inside the container.
+# The admin listener stays on loopback, inside the container. Where admin.listen names another port, say so here, too:
+# --env HEALTH_URL=http://127.0.0.1:9191/healthz
+ENV HEALTH_URL=http://127.0.0.1:9090/healthz
+# It asks this container and nobody else, whatever HTTP_PROXY says.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 \
-  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9090/healthz', timeout=2)"]
+  CMD ["python", "-c", "import os, urllib.request as u; u.build_opener(u.ProxyHandler({})).open(os.environ['HEALTH_URL'], timeout=2)"]
 ENTRYPOINT ["token-broker"]
 CMD ["run", "/etc/token-broker/config.yaml"]

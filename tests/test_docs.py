@@ -1,16 +1,22 @@
 """The documents say what is so: links lead somewhere, examples load, and everything public has its heading."""
 
+import asyncio
+import json
+import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
+from aiohttp import web
 from prometheus_client.metrics import MetricWrapperBase
 
 from broker import errors
 from broker.__main__ import _parser
 from broker.config import PretendedSource, loads
+from broker.config.settings import AdminOptions
 from broker.core.refresh import TABLE
 from broker.services import metrics
 from broker.services.clock import SystemClock, SystemRandomness
@@ -228,8 +234,36 @@ async def test_the_acl_of_the_redis_guide_is_enough(tmp_path: Path) -> None:
 
 
 def test_the_container_is_locked_down() -> None:
-    """Not root, pinned dependencies, and a health check of the admin listener."""
+    """Not root, and pinned dependencies, the build's own included."""
     dockerfile = (ROOT / "Dockerfile").read_text()
     assert re.search(r"^USER [1-9]\d+$", dockerfile, re.MULTILINE)
     assert "--constraint constraints.txt" in dockerfile
-    assert "http://127.0.0.1:9090/healthz" in dockerfile
+    assert re.search(r'^requires = \["hatchling==[\d.]+"\]', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+
+
+async def test_the_container_asks_its_own_health(unused_tcp_port: int) -> None:
+    """At the default listener, or where the operator says, and past any proxy; an unhealthy broker fails it."""
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    (words,) = re.findall(r"^HEALTHCHECK .*\\\n +CMD (\[.+\])$", dockerfile, re.MULTILINE)
+    assert f"ENV HEALTH_URL=http://127.0.0.1:{AdminOptions().listen.port}/healthz\n" in dockerfile
+    proxies = {"HTTP_PROXY": f"http://127.0.0.1:{unused_tcp_port}", "http_proxy": f"http://127.0.0.1:{unused_tcp_port}"}
+
+    async def asked(url: str) -> int | None:
+        _, *arguments = json.loads(words)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *arguments, env={**os.environ, **proxies, "HEALTH_URL": url}, stderr=asyncio.subprocess.PIPE
+        )
+        await process.communicate()
+        return process.returncode
+
+    async def healthz(_request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    app = web.Application()
+    app.router.add_get("/healthz", healthz)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    assert (0, 1, 1) == (await asked(f"{url}/healthz"), await asked(f"{url}/x"), await asked(proxies["HTTP_PROXY"]))
+    await runner.cleanup()
