@@ -19,6 +19,12 @@ from broker.services.dpop import read_dpop_key
 _PATH = re.compile(r"/[^?#*\\{}\[\]\s]*")
 """A path, and neither a query nor another proxy's pattern, which would match nothing."""
 
+ASKED_BEFORE_SECONDS = 30.0
+"""
+Tokens that are handed over count as so old at least: nobody knows how old they are, and a token that is refused right
+after it was issued isn't replaced (``services.rejections``).
+"""
+
 
 class Content:
     """The members of a JSON object, each taken once; a refusal names the member and never its value."""
@@ -92,7 +98,7 @@ def tokens_of(content: Content, *, now: float) -> TokenSet:
     return TokenSet(
         access_token=AccessToken(access_token or ""),
         expires_at=_earliest(lifetimes, access_token, now) if access_token else now,
-        requested_at=now,
+        requested_at=now - ASKED_BEFORE_SECONDS,
         refresh_token=None if refresh_token is None else RefreshToken(refresh_token),
         refresh_expires_at=instant(refresh_lifetime, now),
         id_token=None if id_token is None else IdToken(id_token),

@@ -2,6 +2,10 @@
 
 import random
 import socket
+from collections import deque
+
+_given: deque[int] = deque(maxlen=2000)
+"""One that was given isn't taken yet, perhaps, and nobody may be given it again."""
 
 
 def free_port() -> int:
@@ -13,9 +17,12 @@ def free_port() -> int:
     """
     while True:
         port = random.SystemRandom().randrange(12_000, 32_000)
+        if port in _given:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
+        _given.append(port)
         return port

@@ -42,7 +42,7 @@ async def test_what_is_handed_over_serves_rotates_and_outlives_a_restart(
     broker: BrokerProcess, provider: RemoteLedgerServer, upstream: Upstream
 ) -> None:
     """By the command, for callers of every worker; what takes its place later ends it at its server."""
-    await provider.configure(access_token_seconds=5)  # and the command may take its time
+    await provider.configure(access_token_seconds=2)
     first = await provider.issue("batch")
     await provider.configure(access_token_seconds=300)  # so that there is one refresh, however long all this takes
     assert {503} == await call_each_worker(broker)
@@ -50,7 +50,7 @@ async def test_what_is_handed_over_serves_rotates_and_outlives_a_restart(
     out, err = await command(broker, "grants", "import", "--grant", "nightly", given=json.dumps(first))
     assert (True, "") == (out.startswith("nightly: handed over, as grant "), err)
     assert {200} == await call_each_worker(broker)
-    await asyncio.sleep(5.1)  # the token's life, on the server's clock
+    await asyncio.sleep(2.1)  # the token's life, on the server's clock
     assert {200} == await call_each_worker(broker)
     ledger = await provider.ledger()
     assert (1, {}) == (ledger.count("refresh_token"), ledger.presented_twice())

@@ -6,7 +6,7 @@ import pytest
 
 from broker.core.routing import Route, TokenChoice, TokenKind
 from broker.errors import BadRequest
-from broker.web.admin_content import Content, handle_attributes, tokens_of
+from broker.web.admin_content import ASKED_BEFORE_SECONDS, Content, handle_attributes, tokens_of
 from tests.support.forge import join
 
 NOW = 1_800_000_000.0
@@ -25,6 +25,13 @@ ROUTES = [
 
 def jwt(**claims: Any) -> str:
     return join({"alg": "none"}, claims)
+
+
+def test_up_07_tokens_that_are_handed_over_are_not_new() -> None:
+    """A new one that is refused isn't replaced, since another would be refused as well."""
+    tokens = tokens_of(Content({"access_token": "at", "refresh_token": "rt", "expires_in": 300}), now=NOW)
+
+    assert (NOW - ASKED_BEFORE_SECONDS, NOW + 300) == (tokens.requested_at, tokens.expires_at)
 
 
 @pytest.mark.parametrize(
