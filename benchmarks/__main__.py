@@ -23,8 +23,8 @@ from pathlib import Path
 
 from benchmarks.connections import echoes, idle_kib, slow_reader_mib
 from benchmarks.data_plane import on_cpu_seconds
-from benchmarks.machine import LOAD_CORE, wrk
-from benchmarks.proxies import Lab, Subject, proxies
+from benchmarks.machine import LOAD_CORE, asleep, awake, wrk
+from benchmarks.proxies import CHUNKED_POST, POST, Lab, Subject, proxies
 from benchmarks.report import Run, write
 
 UPLOAD = 'wrk.method = "POST"\nwrk.body = string.rep("x", 1048576)'
@@ -68,30 +68,36 @@ def main() -> None:
 
 
 def measure(subjects: list[Subject], plan: Plan) -> None:
-    """Take a slice of each subject in each round, after one that warms up; then weigh the memory."""
-    for subject in subjects:
-        small(subject, plan.seconds, 32)
-        subject.samples.clear()
-    for number in range(plan.rounds):
+    """Take a slice of each subject in each round, after one that warms up, while the others sleep; then weigh the memory."""
+    with asleep([pid for subject in subjects for pid in subject.pids]):
         for subject in subjects:
-            with named(subject):
+            with alone(subject):
                 small(subject, plan.seconds, 32)
-        # These vary less than the machine does, so every second round is enough.
-        if number % 2 == 0:
-            for figure in (lone, large, upload, messages):
-                for subject in subjects:
-                    with named(subject):
-                        figure(subject, plan.seconds)
-        print(f"round {number + 1} of {plan.rounds}", file=sys.stderr)
-    for subject in subjects:
-        weigh(subject, plan.connections)
+                post(subject, plan.seconds, 32)
+                subject.samples.clear()
+        for number in range(plan.rounds):
+            for subject in subjects:
+                with alone(subject):
+                    small(subject, plan.seconds, 32)
+                    post(subject, plan.seconds, 32)
+            # These vary less than the machine does, so every second round is enough.
+            if number % 2 == 0:
+                for figure in (lone, large, upload, messages):
+                    for subject in subjects:
+                        with alone(subject):
+                            figure(subject, plan.seconds)
+            print(f"round {number + 1} of {plan.rounds}", file=sys.stderr)
+        for subject in subjects:
+            with alone(subject):
+                weigh(subject, plan.connections)
 
 
 @contextmanager
-def named(subject: Subject) -> Iterator[None]:
-    """Say whose an answer was that isn't as it should be."""
+def alone(subject: Subject) -> Iterator[None]:
+    """Wake one subject up, and say whose an answer was that isn't as it should be."""
     try:
-        yield
+        with awake(subject.pids):
+            yield
     except AssertionError as failure:
         failure.add_note(f"of {subject.name}")
         raise
@@ -112,6 +118,16 @@ def small(subject: Subject, seconds: int, connections: int) -> None:
     add(subject, "rate", load.rate)
     add(subject, "p50_ms", load.p50_ms)
     add(subject, "p99_ms", load.p99_ms)
+
+
+def post(subject: Subject, seconds: int, connections: int) -> None:
+    """The same with a small body: of a length that is told, and in a chunk."""
+    if not is_usual(subject) or subject.pid is None:
+        return
+    for figure, script in (("post_us", POST), ("chunked_us", CHUNKED_POST)):
+        before = spent(subject)
+        load = wrk(subject.port, subject.path, subject.fields, seconds=seconds, connections=connections, script=script)
+        add(subject, figure, (spent(subject) - before) / load.requests * 1e6)
 
 
 def lone(subject: Subject, seconds: int) -> None:

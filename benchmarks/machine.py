@@ -1,5 +1,6 @@
 """Processes on cores of their own, and what they cost: on-CPU time, memory, answers of wrk."""
 
+import os
 import platform
 import re
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 from benchmarks.data_plane import HOST, descendants
 
 PROXY_CORE, LOAD_CORE = "0", "1"
+WAKE_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,33 @@ def started(arguments: Sequence[str], *, core: str, port: int, log: Path) -> Ite
         except subprocess.TimeoutExpired:
             running.kill()
             running.wait()
+
+
+@contextmanager
+def asleep(pids: Sequence[int]) -> Iterator[None]:
+    """Stop processes and their descendants: a process with nothing to do wakes up for its timers, on the core of others."""
+    _signal(pids, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        _signal(pids, signal.SIGCONT)
+
+
+@contextmanager
+def awake(pids: Sequence[int]) -> Iterator[None]:
+    """Let processes that are asleep do what is measured, once they have done what has become due meanwhile."""
+    _signal(pids, signal.SIGCONT)
+    time.sleep(WAKE_SECONDS)
+    try:
+        yield
+    finally:
+        _signal(pids, signal.SIGSTOP)
+
+
+def _signal(pids: Sequence[int], number: signal.Signals) -> None:
+    for pid in pids:
+        for each in (pid, *descendants(pid)):
+            os.kill(each, number)
 
 
 def _listens(port: int) -> bool:

@@ -23,6 +23,23 @@ ADMIN_TOKEN = "for benchmarks on loopback alone"
 TOKEN = "t" * 700
 """About as long as the JWTs that the others send."""
 
+POST = """
+wrk.method = "POST"
+wrk.body = '{"note":"' .. string.rep("z", 100) .. '"}'
+wrk.headers["Content-Type"] = "application/json"
+"""
+CHUNKED_POST = """
+function init()
+  wrk.method = "POST"
+  wrk.headers["Content-Type"] = "application/json"
+  wrk.headers["Transfer-Encoding"] = "chunked"
+  local body = '{"note":"' .. string.rep("z", 100) .. '"}'
+  whole = wrk.format() .. string.format("%x\\r\\n%s\\r\\n0\\r\\n\\r\\n", #body, body)
+end
+function request() return whole end
+"""
+"""A body in chunks, in one read with its head."""
+
 _TEMPORARY = (
     "client_body_temp_path {0}; proxy_temp_path {0}; fastcgi_temp_path {0}; uwsgi_temp_path {0}; scgi_temp_path {0};"
 )
@@ -54,6 +71,11 @@ class Subject:
     path: str = "/small.json"
     cookies: tuple[str, ...] = ()
     samples: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Its process tree, if it has one."""
+        return () if self.pid is None else (self.pid,)
 
 
 class Lab:
@@ -317,24 +339,8 @@ def _fields(cookies: str) -> tuple[str, ...]:
 
 # --- ours
 
-POST = """
-wrk.method = "POST"
-wrk.body = '{"note":"' .. string.rep("z", 100) .. '"}'
-wrk.headers["Content-Type"] = "application/json"
-"""
 BY_THE_HANDLER = 'wrk.headers["X-Note"] = "a\\tb"'
 """The same GET with a tab in a field, which the fast path leaves to aiohttp's parser and handler."""
-CHUNKED_POST = """
-function init()
-  wrk.method = "POST"
-  wrk.headers["Content-Type"] = "application/json"
-  wrk.headers["Transfer-Encoding"] = "chunked"
-  local body = '{"note":"' .. string.rep("z", 100) .. '"}'
-  whole = wrk.format() .. string.format("%x\\r\\n%s\\r\\n0\\r\\n\\r\\n", #body, body)
-end
-function request() return whole end
-"""
-"""A body in chunks, in one read with its head."""
 
 
 def _broker(
@@ -427,9 +433,7 @@ STARTERS: dict[str, Any] = {
     "mod_auth_openidc, Redis": _oidc("OIDCCacheType redis\nOIDCRedisCacheServer 127.0.0.1:{redis}"),
     "aiohttp, plain": _plain_aiohttp,
     "broker, SQLite": _broker("sqlite"),
-    "broker, SQLite, POST": _broker("sqlite", script=POST),
     "broker, SQLite, by the handler": _broker("sqlite", script=BY_THE_HANDLER),
-    "broker, SQLite, chunked POST": _broker("sqlite", script=CHUNKED_POST),
     "broker, SQLite, scrubbed": _broker("sqlite", path="/scrubbed/small.json"),
     "broker, SQLite, handle": _broker("sqlite", by_handle=True),
     "broker, SQLite, no session": _broker("sqlite", path="/open/small.json"),
