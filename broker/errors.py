@@ -19,6 +19,7 @@ Every error that the broker raises, sorted by whose fault it is.
     │   └── TooManyRequests         429 too_many_requests
     ├── OperatorError           the installation is wrong
     │   ├── ConfigError             the start is refused
+    │   │   └── UnusableCredential      for a certificate or a key
     │   └── KeyringError            no key opens or seals this
     ├── Overloaded              503 overloaded: memory is nearly out
     ├── ProviderError           the authorization server's fault: 503 provider_unavailable
@@ -210,6 +211,30 @@ class ConfigError(OperatorError):
 
     code = "config_error"
     title = "The configuration is refused"
+
+
+class UnusableCredential(ConfigError):
+    """
+    A certificate, a key or the password of one can't be used.
+
+    Attributes:
+        key: The option at fault: ``key_file``.
+        expected: What it should hold, as a phrase.
+        found: What it holds instead, as a phrase that quotes nothing of it.
+    """
+
+    def __init__(self, key: str, *, within: str, expected: str, found: str) -> None:
+        """
+        Args:
+            key: The option at fault.
+            within: Where that option is, as far as its reader knows: ``client_assertion``.
+            expected: What it should hold.
+            found: What it holds instead.
+        """
+        super().__init__(f"{within}.{key}: expected {expected}, found {found}")
+        self.key = key
+        self.expected = expected
+        self.found = found
 
 
 class KeyringError(OperatorError):

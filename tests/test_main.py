@@ -15,6 +15,7 @@ from broker.config.schema import schema_text
 from broker.core.secret import Secret
 from broker.services.keyring import decode_key
 from tests.config.configs import ENVIRONMENT, over_base
+from tests.support.certificates import Authority
 
 ROOT = Path(__file__).parents[1]
 
@@ -114,6 +115,20 @@ def test_ad_02_a_bad_configuration_is_1(config: Path, capsys: pytest.CaptureFixt
         f'{config}:1:1: workerz: expected a known key, found the unknown key "workerz" (did you mean workers?)',
         f'{config}:2:15: log.access: expected true or false, found the text "yes"',
     ] == err.splitlines()
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_cr_07_a_key_of_another_certificate_is_1(
+    config: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """Both name the option at fault whole, in words of ours; where files are pretended, nothing is said of them."""
+    authority = Authority(config.parent)
+    own, other = authority.issue("own"), authority.issue("other")
+    config.write_text(over_base(f"tls: {{certificate_file: {own.certificate_file}, key_file: {other.key_file}}}\n"))
+    assert 1 == main([command, str(config)])
+    expected = "expected the private key of the certificate in certificate_file, found that of another one"
+    assert [f"tls.key_file: {expected}"] == [line.split(": ", 1)[1] for line in capsys.readouterr().err.splitlines()]
+    assert 0 == main(["check", "--pretend-secrets", str(config)])
 
 
 def test_check_can_pretend_secrets(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,13 +64,14 @@ class Binder:
 
     Attributes:
         report: What is wrong and what is noteworthy.
+        source: Where secrets and files are looked up.
         places: Every value that was met, by its path.
     """
 
     def __init__(self, source: Source, rewrites: Mapping[type, Rewrite] | None = None) -> None:
         self.report = Report()
         self.places: dict[KeyPath, Place] = {}
-        self._source = source
+        self.source = source
         self._rewrites = rewrites or {}
 
     def bind(self, node: Node, shape: Shape, path: KeyPath = ()) -> Any:
@@ -164,9 +165,9 @@ class Binder:
             return self._refuse(node, shape, path)
         match kind:
             case "env":
-                obtained = self._source.from_environment(text)
+                obtained = self.source.from_environment(text)
             case "file":
-                obtained = self._source.from_file(text)
+                obtained = self.source.from_file(text)
             case _:
                 obtained = Obtained(text, "the secret is written in the configuration itself")
         if isinstance(obtained, Missing):
@@ -180,7 +181,7 @@ class Binder:
         text = self._scalar(node, ScalarOf(Text()), path)
         if not isinstance(text, str):
             return text
-        located = self._source.locate(text)
+        located = self.source.locate(text)
         if isinstance(located, Missing):
             self.report.refuse(node.at, show(path), expected=located.expected, found=located.found)
             return REFUSED
@@ -256,7 +257,7 @@ class Binder:
     def _one_of(self, node: Node, shape: OneOf, path: KeyPath) -> object:
         trials: list[Binder] = []
         for arm in shape.arms:
-            trial = Binder(self._source, self._rewrites)
+            trial = Binder(self.source, self._rewrites)
             value = trial._value(node, arm, path)
             if not trial.report.problems:
                 self._adopt(trial)

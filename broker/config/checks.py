@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from broker.config.addresses import ListenAddress, PublicUrl
 from broker.config.binding import REFUSED, Binder
+from broker.config.credentials import check_credentials
 from broker.config.document import MappingNode
 from broker.config.problems import quoted
 from broker.config.settings import Settings
@@ -38,6 +39,7 @@ def cross_check(binder: Binder) -> None:
     _check_routes(binder)
     _check_networks(binder)
     _check_listeners(binder)
+    check_credentials(binder)
     _note_exposure(binder)
 
 

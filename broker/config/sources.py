@@ -54,6 +54,11 @@ class Missing:
 class Source(Protocol):
     """Where ``{env: NAME}``, ``{file: PATH}`` and the paths of files are looked up. No method raises."""
 
+    @property
+    def pretends(self) -> bool:
+        """Whether what it returns only stands in for secrets and files, so that their content says nothing."""
+        ...
+
     def from_environment(self, name: str) -> Obtained | Missing:
         """Return the value of an environment variable."""
         ...
@@ -69,6 +74,8 @@ class Source(Protocol):
 
 class HostSource:
     """This process's environment, and this host's files; relative paths begin at the configuration's directory."""
+
+    pretends = False
 
     def __init__(self, environment: Mapping[str, str], directory: Path) -> None:
         self._environment = environment
@@ -134,6 +141,8 @@ class PretendedSource:
 
     A pretended secret has the form of a ring key, and differs for each name and path.
     """
+
+    pretends = True
 
     def from_environment(self, name: str) -> Obtained | Missing:
         return self._pretend(f"env:{name}")

@@ -36,7 +36,10 @@ class FirstTokens:
         self._clock = clock
         self._randomness = randomness
         self._assertion = self._options.user_assertion or self._options.client_assertion or AssertionOptions()
-        self._key: SigningKey | None = load_signing_key(self._assertion) if self._assertion.has_key else None
+        within = "client_assertion" if self._options.user_assertion is None else "user_assertion"
+        self._key: SigningKey | None = None
+        if self._assertion.has_key:
+            self._key = load_signing_key(self._assertion, within=within)
 
     async def standing(
         self, grant: StandingGrantOptions, audience: Audience, dpop_key: RefreshToken | None = None

@@ -4,6 +4,7 @@ import logging
 import ssl
 from pathlib import Path
 
+from broker.certificates import Identity, reading_certificates
 from broker.errors import ConfigError
 from broker.stores.options import StoreTlsOptions
 
@@ -19,18 +20,18 @@ class RedisTls:
             options: Names the files.
 
         Raises:
-            ConfigError: If a file is not there or not what it should be.
+            UnusableCredential: If a file is not there or not what it should be.
         """
         self._options = options
         self._state = self._files()
-        self._context = _load(options)
+        self._context = redis_context(options)
 
     def context(self) -> ssl.SSLContext:
         """Return the context for a new connection. It looks at the files, so call it in a thread."""
         if (state := self._files()) != self._state:
             try:
                 # What is half replaced is read again the next time.
-                self._context, self._state = _load(self._options), state
+                self._context, self._state = redis_context(self._options), state
                 log.info("redis_tls_reloaded")
             except ConfigError as fault:
                 log.warning("redis_tls_not_reloaded", extra={"error": str(fault)})
@@ -49,12 +50,21 @@ def _state(name: str) -> tuple[int, int, int] | None:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _load(options: StoreTlsOptions) -> ssl.SSLContext:
-    try:
+def redis_context(options: StoreTlsOptions) -> ssl.SSLContext:
+    """
+    Return the context for connections to Redis. The server's certificate and name are always checked.
+
+    Raises:
+        UnusableCredential: If a file is not there or not what it should be.
+    """
+    with reading_certificates("ca_file", within="store.tls"):
         context = ssl.create_default_context(cafile=options.ca_file)
-        if options.cert_file is not None:
-            password = None if options.key_password is None else options.key_password.reveal
-            context.load_cert_chain(options.cert_file, options.key_file, password)
-    except OSError as fault:  # ssl.SSLError is one
-        raise ConfigError(f"store.tls: {type(fault).__name__}: {fault}"[:200]) from fault
+    if options.cert_file is not None:
+        Identity(
+            certificate_file=options.cert_file,
+            key_file=options.key_file,
+            key_password=options.key_password,
+            within="store.tls",
+            certificate_key="cert_file",
+        ).load_into(context)
     return context

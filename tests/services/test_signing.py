@@ -120,8 +120,15 @@ def test_an_encrypted_key_opens_by_its_password() -> None:
 
     assert "ES256" == load_signing_key(AssertionOptions(private_key=Secret(text), password=Secret("right"))).alg
     for password in (None, Secret("wrong")):
-        with pytest.raises(ConfigError, match="private_key"):
-            load_signing_key(AssertionOptions(private_key=Secret(text), password=password))
+        with pytest.raises(ConfigError, match=r"^user_assertion\.password: ") as caught:
+            load_signing_key(AssertionOptions(private_key=Secret(text), password=password), within="user_assertion")
+        assert "wrong" not in str(caught.value)
+
+
+def test_a_password_without_an_encrypted_key_is_told() -> None:
+    """Whoever configured it thinks that the key is protected."""
+    with pytest.raises(ConfigError, match=r"^client_assertion\.password: expected no password"):
+        load_signing_key(AssertionOptions(private_key=Secret(pem(ec_key())), password=Secret("idle")))
 
 
 def small_rsa() -> str:

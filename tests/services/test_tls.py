@@ -84,7 +84,7 @@ async def test_without_a_ca_nobody_is_asked(authority: Authority) -> None:
     [
         ({"certificate_file": "/nowhere"}, "tls.certificate_file"),
         ({"client_ca_file": "/nowhere"}, "tls.client_ca_file"),
-        ({"key_password": Secret("wrong")}, "tls.certificate_file"),
+        ({"key_password": Secret("wrong")}, "tls.key_password"),
     ],
 )
 def test_cr_07_what_can_not_be_applied_stops_the_start(

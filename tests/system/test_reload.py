@@ -167,7 +167,7 @@ async def test_the_metrics_tell_of_reloads(
         broker.settings = json.loads(good)
         (tmp_path / "ca.pem").write_text("none")
         broker.settings["providers"]["corp"]["tls"] = {"ca_file": str(tmp_path / "ca.pem")}
-        await broker.reload("reload_refused")  # by a process that didn't come to serve
+        await broker.reload("reload_refused")
         await told(0, 2, 0)
         broker.settings = json.loads(good)
         await broker.reload()
@@ -177,7 +177,7 @@ async def test_the_metrics_tell_of_reloads(
 async def test_a_reload_that_can_not_serve_keeps_the_old_configuration(
     tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstream
 ) -> None:
-    """What only shows once the new process starts, a certificate that is none, is no end of the old one either."""
+    """A certificate that is none is told with its whole key, and is no end of the old one either."""
     async with BrokerProcess(tmp_path, **settings(provider, upstream)) as broker, Browser(broker.url) as browser:
         await browser.log_in()
         before = broker.worker_pids()
@@ -187,7 +187,7 @@ async def test_a_reload_that_can_not_serve_keeps_the_old_configuration(
 
         assert 200 == (await browser.get("/api/x")).status
         assert before == broker.worker_pids()
-    assert "tls.ca_file" in broker.log_path.read_text()
+    assert "providers.corp.tls.ca_file: expected certificates in PEM form" in broker.log_path.read_text()
 
 
 async def test_a_reload_moves_to_another_address(

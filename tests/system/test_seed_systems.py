@@ -61,6 +61,10 @@ class Secrets:
     files: Mapping[str, str]
     directory: Path
 
+    @property
+    def pretends(self) -> bool:
+        return False
+
     def from_environment(self, name: str) -> Obtained | Missing:
         return Missing(expected="a file", found=name)
 
