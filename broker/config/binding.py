@@ -236,7 +236,8 @@ class Binder:
         try:
             return options(**values)
         except OptionError as error:
-            self.refuse((*path, *key_path(error.key)), expected=error.expected)
+            found = error.found and f"the name {quoted(error.found)}"
+            self.refuse((*path, *key_path(error.key)), expected=error.expected, found=found)
             return REFUSED
 
     def _notice_switch(self, field: OptionField, entry: Entry, value: object, path: KeyPath) -> None:

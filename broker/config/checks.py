@@ -10,7 +10,9 @@ from broker.config.document import MappingNode
 from broker.config.problems import quoted
 from broker.config.settings import Settings
 from broker.config.shapes import Options, fields_of
+from broker.config.urls import check_urls
 from broker.config.wording import KeyPath, show
+from broker.core.callers import CallerCertificateOptions, CallerIssuerOptions
 from broker.core.options import OptionError
 from broker.core.provider import ProviderOptions
 from broker.core.routing import Route, RouteTable, TokenKind
@@ -39,14 +41,16 @@ def cross_check(binder: Binder) -> None:
     _check_routes(binder)
     _check_networks(binder)
     _check_listeners(binder)
+    check_urls(binder)
     check_credentials(binder)
     _note_exposure(binder)
+    _note_idle_parts(binder)
 
 
-def bound_items(binder: Binder, section: str) -> Iterator[tuple[KeyPath, object]]:
+def bound_items(binder: Binder, *section: str) -> Iterator[tuple[KeyPath, object]]:
     """Yield the items of a list or mapping that were bound, also where others of them were refused."""
     for path, place in binder.places.items():
-        if len(path) == 2 and path[0] == section and place.value is not REFUSED:
+        if path[:-1] == section and place.value is not REFUSED:
             yield path, place.value
 
 
@@ -88,6 +92,11 @@ def _check_references(binder: Binder) -> None:
         if grant.provider not in providers:
             binder.refuse((*path, "provider"), expected=_one_of("providers", providers))
         _check_user_assertion(binder, path, grant)
+    for section in ("jwt", "certificates"):
+        for path, caller in bound_items(binder, "callers", section):
+            assert isinstance(caller, CallerIssuerOptions | CallerCertificateOptions)
+            if caller.provider not in providers:
+                binder.refuse((*path, "provider"), expected=_one_of("providers", providers))
     for path, route in bound_items(binder, "routes"):
         assert isinstance(route, Route)
         _check_route_references(binder, path, route)
@@ -202,3 +211,12 @@ def _note_exposure(binder: Binder) -> None:
     admin = binder.places.get(("admin", "listen"))
     if admin is not None and isinstance(admin.value, ListenAddress) and not admin.value.is_local:
         binder.notice(("admin", "listen"), "other hosts reach health and metrics, and the admin API if it has a token")
+
+
+def _note_idle_parts(binder: Binder) -> None:
+    """Tell of what is configured and can't come to anything."""
+    if not _in_force(binder, "routes"):
+        binder.notice(("routes",), "there are none, so nothing is forwarded: all paths but the broker's own answer 404")
+    if _in_force(binder, "callers", "certificates") and not _in_force(binder, "trusted_proxies"):
+        text = "nobody can show one, since Client-Cert is believed of `trusted_proxies` alone"
+        binder.notice(("callers", "certificates"), text)

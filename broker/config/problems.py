@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from broker.errors import ConfigError
 
-_MAX_SHOWN = 60
+_MAX_SHOWN = 64  # a SHA-256 in hexadecimal names a caller
 _USER_INFORMATION = re.compile(r"//.*@", re.DOTALL)
 
 

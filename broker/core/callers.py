@@ -24,8 +24,11 @@ class CallerIssuerOptions:
     def __post_init__(self) -> None:
         if not self.audience:
             raise OptionError("audience", "the audience that callers ask for")
-        if not self.algorithms or set(self.algorithms) - ID_TOKEN_ALGORITHMS:
-            raise OptionError("algorithms", "signature algorithms with public keys")
+        if not self.algorithms:
+            raise OptionError("algorithms", "at least one algorithm")
+        for index, name in enumerate(self.algorithms):
+            if name not in ID_TOKEN_ALGORITHMS:
+                raise OptionError(f"algorithms[{index}]", "one of " + ", ".join(sorted(ID_TOKEN_ALGORITHMS)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,4 +55,5 @@ class CallersOptions:
             raise OptionError("jwt", "each issuer once")
         for fingerprint in self.certificates:
             if not _FINGERPRINT.fullmatch(fingerprint):
-                raise OptionError(f"certificates.{fingerprint}", "64 hexadecimal digits in lower case as the key")
+                expected = "64 hexadecimal digits in lower case as the key"
+                raise OptionError(f"certificates.{fingerprint}", expected, found=fingerprint)

@@ -56,7 +56,36 @@ RESERVED_PARAMETERS = frozenset(
         "response_mode",
     }
 )
-"""What a login's caller can never choose (SECURITY LG-06)."""
+"""What the broker says itself at a login, so that neither its caller nor the configuration can (SECURITY LG-06)."""
+
+LOGIN_PARAMETERS = (
+    "prompt",
+    "acr_values",
+    "max_age",
+    "login_hint",
+    "ui_locales",
+    "claims",
+    "claims_locales",
+    "display",
+    "allow_signup",  # GitHub
+    "connection",  # Auth0
+    "domain_hint",  # Entra ID
+    "hd",  # Google
+    "identity_provider",  # Cognito
+    "idp",  # Okta
+    "idp_identifier",  # Cognito
+    "invitation",  # Auth0
+    "kc_action",  # Keycloak
+    "kc_idp_hint",  # Keycloak
+    "login",  # GitHub
+    "organization",  # Auth0
+    "screen_hint",  # Auth0
+)
+"""
+What a login's caller may choose where the configuration lists it.
+
+Source: OpenID Connect Core sections 3.1.2.1, 5.2 and 5.5, and the manuals of the products.
+"""
 
 
 class Rotation(StrEnum):
@@ -156,11 +185,14 @@ class ProviderOptions:
 
     scope: str = option("What is asked for at login; empty asks for nothing.", default="openid", may_be_empty=True)
     authorization_parameters: Mapping[str, str] = option(
-        "Sent with every login.", default_factory=dict, example="{prompt: consent}"
+        "Sent with every login, beside what the broker says itself.",
+        default_factory=dict,
+        example="{prompt: consent}",
     )
     allowed_parameters: tuple[str, ...] = option(
-        "What the login URL's caller may choose: prompt, acr_values, max_age, login_hint, ui_locales, claims.",
+        f"What the login URL's caller may choose, among {', '.join(LOGIN_PARAMETERS)}.",
         default=(),
+        example="[prompt, login_hint]",
     )
     pushed_authorization: PushedAuthorization = option(
         "Whether the authorization request is pushed first (RFC 9126).", default=PushedAuthorization.AUTO
@@ -274,14 +306,21 @@ class ProviderOptions:
             raise OptionError("tls", "a certificate_file for tls_client_auth")
 
     def _check_names(self) -> None:
-        if strange := set(self.allowed_parameters) & RESERVED_PARAMETERS:
-            raise OptionError("allowed_parameters", f"no {min(strange)}: a login's caller can't choose it")
+        for index, name in enumerate(self.allowed_parameters):
+            if name not in LOGIN_PARAMETERS:
+                raise OptionError(f"allowed_parameters[{index}]", "one of " + ", ".join(LOGIN_PARAMETERS))
+        for name in self.authorization_parameters:
+            if name in RESERVED_PARAMETERS:
+                key, expected = f"authorization_parameters.{name}", "another parameter: the broker says this one itself"
+                raise OptionError(key, expected, found=name)
         if strange := set(self.token_response) - TOKEN_MEMBERS:
             raise OptionError("token_response", f"members among {', '.join(sorted(TOKEN_MEMBERS))}; not {min(strange)}")
         if not self.id_token_algorithms:
             raise OptionError("id_token_algorithms", "at least one algorithm")
-        if strange := set(self.id_token_algorithms) - ID_TOKEN_ALGORITHMS - SYMMETRIC_ALGORITHMS:
-            raise OptionError("id_token_algorithms", f"JWS algorithms, and never {min(strange)}")
+        known = sorted(ID_TOKEN_ALGORITHMS | SYMMETRIC_ALGORITHMS)
+        for index, name in enumerate(self.id_token_algorithms):
+            if name not in known:
+                raise OptionError(f"id_token_algorithms[{index}]", "one of " + ", ".join(known))
         if self.client_secret is None and set(self.id_token_algorithms) & SYMMETRIC_ALGORITHMS:
             raise OptionError("id_token_algorithms", "a client_secret for HS256, HS384 or HS512")
 

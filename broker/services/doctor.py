@@ -23,6 +23,7 @@ from broker.core.diagnosis import (
 )
 from broker.core.json_object import read_object
 from broker.core.oauth import TokenOutcome, TokenSet
+from broker.core.outbound_urls import url_refusal
 from broker.core.pkce import code_challenge
 from broker.core.provider import SYMMETRIC_ALGORITHMS, ProviderOptions
 from broker.core.troubleshooting import refuses_client
@@ -32,7 +33,7 @@ from broker.services.clock import Clock, Randomness
 from broker.services.dpop import Proofs, new_dpop_key
 from broker.services.jwks import Jwks
 from broker.services.metadata import ENDPOINTS, TIMEOUT_SECONDS, Metadata, read_metadata
-from broker.services.outbound import Answer, Outbound, url_refusal
+from broker.services.outbound import Answer, Outbound
 from broker.services.token_requests import TokenRequests
 
 

@@ -6,11 +6,12 @@ from urllib.parse import urlsplit
 
 from broker.core.client_auth import ClientAuthMethod
 from broker.core.json_object import read_object
+from broker.core.outbound_urls import is_loopback, url_refusal
 from broker.core.provider import ProviderOptions
 from broker.errors import ProviderError, ProviderProtocolError
 from broker.services.clock import Clock
 from broker.services.last_good import LastGood
-from broker.services.outbound import Answer, Outbound, is_loopback, url_refusal
+from broker.services.outbound import Answer, Outbound
 
 TTL_SECONDS = 3600.0
 TIMEOUT_SECONDS = 10.0

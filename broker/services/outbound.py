@@ -10,13 +10,11 @@ server that closes an idle connection just when a refresh is written on it would
 doubt. And no cookie is kept.
 """
 
-import ipaddress
 import logging
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
-from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -24,6 +22,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from broker.core.client_auth import TlsOptions
+from broker.core.outbound_urls import is_forbidden, url_refusal
 from broker.services.deadline import deadline
 from broker.services.tls import client_context
 
@@ -34,9 +33,6 @@ MAX_CONTENT_BYTES = 512 * 1024
 
 HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "token-broker"}
 """Sent with each request. GitHub answers form-encoded without the first, and not at all without the last."""
-
-METADATA_SERVICES = frozenset({"fd00:ec2::254", "100.100.100.200"})
-"""Clouds' metadata services (AWS, Alibaba) whose addresses are not link-local ones."""
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=None, sock_read=None, sock_connect=None)
 """aiohttp's own would drop an answer that came while the process stood still."""
@@ -76,39 +72,6 @@ class NoAnswer:
 
 
 Exchange = Answer | NotSent | NoAnswer
-
-
-def url_refusal(url: str, *, insecure: bool) -> str | None:
-    """
-    Return why *url* must not be called, as a phrase; None if it may be.
-
-    Only https, and http to loopback or where the operator allows it. Never a link-local address, where clouds keep
-    their metadata services (CVE-2026-41413).
-    """
-    try:
-        parts = urlsplit(url)
-        host, _port = parts.hostname, parts.port
-    except ValueError:
-        return "is no URL"
-    if (
-        not host
-        or parts.username is not None
-        or parts.password is not None
-        or not url.isascii()
-        or not url.isprintable()
-    ):
-        return "is no URL of a host"
-    if _is_forbidden(host):
-        return "is a link-local address"
-    if parts.scheme == "https" or (parts.scheme == "http" and (insecure or is_loopback(host))):
-        return None
-    return "is not https"
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether *host* names this machine by an address of it or as ``localhost``."""
-    address = _address(host)
-    return host == "localhost" or host.endswith(".localhost") or (address is not None and address.is_loopback)
 
 
 class Outbound:
@@ -260,24 +223,9 @@ class _GuardedResolver(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         results = await self._inner.resolve(host, port, family)
-        if allowed := [result for result in results if not _is_forbidden(result["host"])]:
+        if allowed := [result for result in results if not is_forbidden(result["host"])]:
             return allowed
         raise OSError(None, "the name has link-local addresses only")
 
     async def close(self) -> None:
         await self._inner.close()
-
-
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address
-
-
-def _is_forbidden(host: str) -> bool:
-    address = _address(host)
-    if address is None:
-        return False
-    return address.is_link_local or address.is_multicast or address.is_unspecified or str(address) in METADATA_SERVICES

@@ -11,6 +11,7 @@ BASE: Mapping[str, str] = {
     "keys": "[{env: KEY}]",
     "providers": "{corp: {issuer: 'https://idp.example.com', client_id: spa}}",
     "grants": "{nightly-report: {provider: corp, type: client_credentials}}",
+    "routes": "[{path: /, upstream: 'http://127.0.0.1:3000', token: none}]",
 }
 """The smallest configuration that shows each kind of name that others may refer to."""
 

@@ -127,6 +127,19 @@ def test_ad_03_insecure_switches_are_in_the_warnings(fragment: str, warnings: li
     assert warnings == list(map(str, settings.warnings))
 
 
+def test_what_can_not_come_to_anything_is_in_the_warnings() -> None:
+    """No routes, and certificates that nobody may name, are good configurations that serve nobody."""
+    text = over_base("callers: {certificates: {%s: {provider: corp, subject: batch}}}\n" % ("8f" * 32))
+    text = "".join(f"{line}\n" for line in text.splitlines() if not line.startswith("routes:"))
+    settings = loads(text.encode(), file="c.yaml", source=PretendedSource())
+    assert [
+        "c.yaml:1:1: routes: there are none, so nothing is forwarded: all paths but the broker's own answer 404",
+        "c.yaml:1:25: callers.certificates: nobody can show one, since Client-Cert is believed of `trusted_proxies` alone",
+    ] == list(map(str, settings.warnings))
+    settings = loads(f"trusted_proxies: [10.0.0.0/8]\n{text}".encode(), file="c.yaml", source=PretendedSource())
+    assert ["routes"] == [notice.key for notice in settings.warnings]
+
+
 def test_the_base_path_reaches_the_login() -> None:
     """The one key ``base_path`` is the login's base path, too."""
     settings = settings_of("base_path: /auth\n", source=HostSource(ENVIRONMENT, Path("/nonexistent")))

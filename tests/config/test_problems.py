@@ -51,8 +51,8 @@ def test_a_report_without_problems_raises_nothing() -> None:
         ("a\nb\x1b\x85\u2028", '"a\\nb\\u001b\\u0085\\u2028"'),
         ("https://me:hunter2@host/", '"https://…@host/"'),
         ("redis://:a/b@c@host", '"redis://…@host"'),
-        ("x" * 61, '"' + "x" * 59 + '…"'),
-        ("x" * 60, '"' + "x" * 60 + '"'),
+        ("x" * 65, '"' + "x" * 63 + '…"'),
+        ("x" * 64, '"' + "x" * 64 + '"'),
     ],
 )
 def test_texts_are_quoted_for_one_line(text: str, shown: str) -> None:
