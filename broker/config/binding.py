@@ -29,6 +29,7 @@ from broker.config.shapes import (
 from broker.config.sources import Missing, Obtained, Source
 from broker.config.wording import KeyPath, describe, key_path, show
 from broker.core.options import OptionError
+from broker.core.secret import Secret
 
 
 class _Refused:
@@ -53,6 +54,9 @@ class Place:
     shape: Shape
     value: object
 
+
+_SECRET_KEYS: Final = {"env": "the name of an environment variable", "file": "a path", "value": "a text"}
+"""Where a secret may stand, and what each place takes."""
 
 Rewrite = Callable[[MappingNode, str, Report], MappingNode]
 """Changes a mapping before an options class reads it (presets): the mapping, its key path, and where to report."""
@@ -119,7 +123,8 @@ class Binder:
         """Report that the value at *path*, or the lack of one, is refused; without *found*, what is there is told."""
         place = self.places.get(path)
         if place is not None:
-            found = found or describe(place.node, conceal=is_secret(place.shape))
+            there = "a secret" if isinstance(place.value, Secret) else ""
+            found = found or there or describe(place.node, conceal=is_secret(place.shape))
         self.report.refuse(
             self.nearest(path), show(path), expected=expected, found=found or "nothing: the key is missing", hint=hint
         )
@@ -158,11 +163,18 @@ class Binder:
             return self._refuse(node, shape, path, expected=str(error))
 
     def _secret(self, node: Node, shape: SecretText, path: KeyPath) -> object:
-        entries = node.entries if isinstance(node, MappingNode) else {}
-        kind, entry = next(iter(entries.items()), ("", None))
-        text = entry.value.value if entry is not None and isinstance(entry.value, ScalarNode) else None
-        if len(entries) != 1 or kind not in {"env", "file", "value"} or not isinstance(text, str) or not text:
+        if not isinstance(node, MappingNode) or not node.entries:
             return self._refuse(node, shape, path)
+        kind, entry = next(iter(node.entries.items()))
+        if len(node.entries) > 1 or kind not in _SECRET_KEYS:
+            return self._refuse_secret_keys(node, path)
+        text = entry.value.value if isinstance(entry.value, ScalarNode) else None
+        if not isinstance(text, str) or not text:
+            hint = "put it in quotes" if isinstance(text, bool | int | float) else ""
+            found = describe(entry.value, conceal=True)
+            key = show((*path, kind))
+            self.report.refuse(entry.value.at, key, expected=_SECRET_KEYS[kind], found=found, hint=hint)
+            return REFUSED
         match kind:
             case "env":
                 obtained = self.source.from_environment(text)
@@ -176,6 +188,17 @@ class Binder:
         if obtained.notice:
             self.report.notice(node.at, show(path), obtained.notice)
         return shape.type(obtained.text)
+
+    def _refuse_secret_keys(self, node: MappingNode, path: KeyPath) -> _Refused:
+        # The keys aren't shown: in {hunter2} the secret itself is one.
+        unknown = [key for key in node.entries if key not in _SECRET_KEYS]
+        similar = [close for key in unknown for close in difflib.get_close_matches(key, _SECRET_KEYS, n=1)]
+        found = "another key" if len(node.entries) == 1 else f"{len(node.entries)} keys"
+        hint = f"did you mean {similar[0]}?" if similar else ""
+        self.report.refuse(
+            node.at, show(path), expected="exactly one of the keys env, file, value", found=found, hint=hint
+        )
+        return REFUSED
 
     def _file(self, node: Node, path: KeyPath) -> object:
         text = self._scalar(node, ScalarOf(Text()), path)
@@ -257,6 +280,7 @@ class Binder:
 
     def _one_of(self, node: Node, shape: OneOf, path: KeyPath) -> object:
         trials: list[Binder] = []
+        expected = ""
         for arm in shape.arms:
             trial = Binder(self.source, self._rewrites)
             value = trial._value(node, arm, path)
@@ -265,8 +289,10 @@ class Binder:
                 return value
             if _has_kind(node, arm):
                 trials.append(trial)
+                if isinstance(arm, OwnForm):
+                    expected = trial.report.problems[0].expected  # it knows best what is wrong with its text
         if not trials or isinstance(node, ScalarNode):
-            return self._refuse(node, shape, path)
+            return self._refuse(node, shape, path, expected=expected)
         self._adopt(min(trials, key=lambda trial: len(trial.report.problems)))
         return REFUSED
 
@@ -286,6 +312,8 @@ def _has_kind(node: Node, shape: Definite) -> bool:
             return isinstance(node, ListNode)
         case MapOf() | Options() | SecretText():
             return isinstance(node, MappingNode)
+        case OwnForm() if shape.schema().get("type") == "string":
+            return isinstance(node, ScalarNode)
         case OwnForm() | Anything():
             return True
         case _:

@@ -13,9 +13,8 @@ from broker.config.shapes import Options, fields_of
 from broker.config.urls import check_urls
 from broker.config.wording import KeyPath, show
 from broker.core.callers import CallerCertificateOptions, CallerIssuerOptions
-from broker.core.options import OptionError
 from broker.core.provider import ProviderOptions
-from broker.core.routing import Route, RouteTable, TokenKind
+from broker.core.routing import Route, RouteClash, RouteTable, TokenKind
 from broker.core.secret import Secret
 from broker.core.standing import GrantType, StandingGrantOptions
 from broker.errors import ConfigError
@@ -157,11 +156,12 @@ def _check_routes(binder: Binder) -> None:
     while True:
         try:
             RouteTable((route, path) for path, route in routes)
-        except OptionError as error:
+        except RouteClash as error:
             # The table names the second of two that match alike; without it, it finds the next pair.
             index, _, key = error.key.removeprefix("[").partition("].")
+            first = binder.nearest(routes[error.earlier][0])
             path, _route = routes.pop(int(index))
-            binder.refuse((*path, key), expected=error.expected)
+            binder.refuse((*path, key), expected=error.expected, hint=f"first in line {first.line}")
         else:
             return
 

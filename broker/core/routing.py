@@ -147,8 +147,10 @@ class HeaderOptions:
 
     def __post_init__(self) -> None:
         for name, template in self.assign.items():
-            if not _TOKEN.fullmatch(name) or name.lower() in OWNED_FIELDS:
-                raise OptionError(f"set.{name}", "the name of a field that the broker doesn't make itself")
+            if not _TOKEN.fullmatch(name):
+                raise OptionError(f"set.{name}", "a field name, which has no blank and no colon", found=name)
+            if name.lower() in OWNED_FIELDS:
+                raise OptionError(f"set.{name}", "the name of a field that the broker doesn't make itself", found=name)
             try:
                 ClaimTemplate.parse(template)
             except OptionError as error:
@@ -362,12 +364,25 @@ class _Place(Generic[T]):
         return found
 
 
+class RouteClash(OptionError):
+    """
+    Two routes match alike. The key is the second one's: ``[3].path``.
+
+    Attributes:
+        earlier: The index of the first one.
+    """
+
+    def __init__(self, key: str, expected: str, *, earlier: int) -> None:
+        super().__init__(key, expected)
+        self.earlier = earlier
+
+
 class RouteTable(Generic[T]):
     """
     Finds what belongs to a request: the value that was given with its route.
 
     Raises:
-        OptionError: If two routes match alike; its key is the second one's index: ``[3].path``.
+        RouteClash: If two routes match alike.
     """
 
     def __init__(self, routes: Iterable[tuple[Route, T]], *, reserved: Sequence[str] = ()) -> None:
@@ -439,17 +454,19 @@ class RouteTable(Generic[T]):
 def _places(pairs: Iterable[tuple[int, tuple[Route, T]]]) -> dict[bytes, _Place[T]]:
     """The routes of one host by their paths in lower case."""
     places: dict[bytes, _Place[T]] = {}
+    firsts: dict[tuple[bytes, str], int] = {}
     for index, (route, value) in pairs:
         path = route.path.encode()
         place = places.setdefault(path.lower(), _Place(path))
+        first = firsts.setdefault((path.lower(), "path"), index)
         if place.path != path:
-            raise OptionError(f"[{index}].path", "paths that differ in more than the case of letters")
+            raise RouteClash(f"[{index}].path", "paths that differ in more than the case of letters", earlier=first)
+        for method in route.methods or ("",):
+            earlier = firsts.setdefault((path.lower(), method), index)
+            if earlier != index:
+                key = f"[{index}].methods" if method else f"[{index}].path"
+                raise RouteClash(key, "a path, host and methods that no earlier route has", earlier=earlier)
         if not route.methods:
-            if place.any_method is not None:
-                raise OptionError(f"[{index}].path", "a path, host and methods that no earlier route has")
             place.any_method = value
-        for method in route.methods:
-            if method in place.by_method:
-                raise OptionError(f"[{index}].methods", "a path, host and methods that no earlier route has")
-            place.by_method[method] = value
+        place.by_method |= dict.fromkeys(route.methods, value)
     return places

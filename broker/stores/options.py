@@ -94,7 +94,9 @@ class StoreUrl:
         """
         url = cls.parse(value)
         if url.password is not None:
-            raise OptionError("", "a URL without a password; put that under `password`, or the whole URL in a secret")
+            raise OptionError(
+                "", "a URL without its password: that belongs in `store.password`, or the whole URL in a secret"
+            )
         return url
 
     @classmethod
@@ -108,8 +110,12 @@ class StoreUrl:
             raise _refusal()
         if value == "memory:":
             return cls(kind=StoreKind.MEMORY)
+        if value.startswith("memory"):
+            raise OptionError("", "memory: with the colon, and nothing behind it")
         if value.startswith("sqlite:///") and (path := value.removeprefix("sqlite://").lstrip("/")):
             return cls(kind=StoreKind.SQLITE, path=Path("/", path))
+        if value.startswith("sqlite"):
+            raise OptionError("", "sqlite:///PATH: three slashes, since the path is an absolute one")
         match = _SCHEME.fullmatch(value)
         if match is None:
             raise _refusal()

@@ -214,7 +214,7 @@ def test_mappings_are_read_only() -> None:
         ("{whole: 14, inner: {size: 1B}}", 'c:1:27: inner.size: expected a size that goes with 14, found the text "1B"'),
         ("whole: 14", "c:1:1: inner.size: expected a size that goes with 14, found nothing: the key is missing"),
         ("whole: 15", "c:1:1: expected another combination, found a mapping"),
-        ("{whole: 16, secret: {value: abc}}", "c:1:21: secret: expected another secret, found a mapping"),
+        ("{whole: 16, secret: {value: abc}}", "c:1:21: secret: expected another secret, found a secret"),
         ("zzz: 1", f'c:1:1: zzz: {UNKNOWN} "zzz"'),
         ("computed: 1", f'c:1:1: computed: {UNKNOWN} "computed"'),
         ("[]", "c:1:1: expected a mapping, found an empty list"),

@@ -45,14 +45,6 @@ READ = {
 
 REFUSED = (
     "",
-    "memory",
-    "memory://",
-    "memory:x",
-    "sqlite:",
-    "sqlite://",
-    "sqlite:///",
-    "sqlite:broker.db",
-    "sqlite://host/broker.db",
     "sqlite:///broker.db?mode=ro",
     "redis:",
     "redis://",
@@ -105,6 +97,22 @@ def test_other_urls_are_refused(text: object) -> None:
     with pytest.raises(OptionError) as caught:
         StoreUrl.parse(text)
     assert f"expected {EXPECTED_URL}" == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        *((text, "memory: with the colon, ") for text in ("memory", "memory://", "memory:x")),
+        *(
+            (text, "sqlite:///PATH: three slashes, ")
+            for text in ("sqlite:", "sqlite://", "sqlite:///", "sqlite:broker.db", "sqlite://host/broker.db")
+        ),
+    ],
+)
+def test_what_is_nearly_a_url_is_told_what_it_lacks(text: str, expected: str) -> None:
+    """The colon of ``memory:``, and the third slash of a path."""
+    with pytest.raises(OptionError, match=f"^expected {expected}"):
+        StoreUrl.parse(text)
 
 
 def test_a_password_stands_elsewhere() -> None:
