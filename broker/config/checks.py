@@ -19,6 +19,7 @@ from broker.core.secret import Secret
 from broker.core.standing import GrantType, StandingGrantOptions
 from broker.errors import ConfigError
 from broker.services.keyring import decode_key
+from broker.stores.options import StoreOptions
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -43,6 +44,7 @@ def cross_check(binder: Binder) -> None:
     check_urls(binder)
     check_credentials(binder)
     _note_exposure(binder)
+    _note_store(binder)
     _note_idle_parts(binder)
 
 
@@ -211,6 +213,12 @@ def _note_exposure(binder: Binder) -> None:
     admin = binder.places.get(("admin", "listen"))
     if admin is not None and isinstance(admin.value, ListenAddress) and not admin.value.is_local:
         binder.notice(("admin", "listen"), "other hosts reach health and metrics, and the admin API if it has a token")
+
+
+def _note_store(binder: Binder) -> None:
+    place = binder.places.get(("store",))
+    if place is not None and isinstance(place.value, StoreOptions) and not place.value.is_shared:
+        binder.notice(("store", "url"), "sessions and grants end with the process: for development")
 
 
 def _note_idle_parts(binder: Binder) -> None:

@@ -130,5 +130,18 @@ def _written(value: object, shape: Definite | Shape) -> object:
             return [_written(one, item) for one in value]
         case OwnForm() | FileName() if value is not None:
             return str(value)
+        case Options(options) if isinstance(value, options):
+            return _written_options(value, options)
+        case OneOf(arms):
+            return next((str(value) for arm in arms if isinstance(arm, OwnForm) and isinstance(value, arm.type)), None)
         case _:
             return None
+
+
+def _written_options(value: object, options: type) -> dict[str, object]:
+    """Return the keys of *value* that differ from their own defaults, which stand at these keys."""
+    fields = fields_of(options).values()
+    given = {field.key: (field, getattr(value, field.name)) for field in fields}
+    return {
+        key: _written(one, field.shape) for key, (field, one) in given.items() if field.required or one != field.default
+    }

@@ -187,7 +187,7 @@ class StoreOptions:
         "Sentinels watch, `redis+cluster://host:6379,host:6379` a cluster; `rediss` in place of `redis` is TLS. "
         "A URL that holds a password is a secret: `{env: NAME}` or `{file: PATH}`.",
         default=StoreUrl(kind=StoreKind.SQLITE, path=Path("/var/lib/token-broker/broker.db")),
-        example="sqlite:///var/lib/token-broker/broker.db",
+        example="redis://broker@redis.internal:6379/0",
     )
     password: Secret | None = option("The password for Redis, where the URL doesn't hold it.", default=None)
     sentinel_username: str | None = option("The ACL user at the Sentinels.", default=None)

@@ -119,6 +119,11 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
         ),
         ("routes: [{path: /, upstream: http://127.0.0.1:3000, token: none, insecure: false}]\n", []),
         ("admin: {listen: 127.0.0.1:9090}\n", []),
+        (
+            "store: {url: 'memory:'}\n",
+            ["c.yaml:1:14: store.url: sessions and grants end with the process: for development"],
+        ),
+        ("store: {url: 'sqlite:///a.db'}\n", []),
     ],
 )
 def test_ad_03_insecure_switches_are_in_the_warnings(fragment: str, warnings: list[str]) -> None:
