@@ -26,7 +26,7 @@ from tests.support.redis_server import RedisServer, running
 from tests.support.remote_authorization_server import RemoteLedgerServer
 from tests.support.upstream import Introspection, Upstream
 
-ADMIN_TOKEN = "the storm's admin token"
+ADMIN_TOKEN = "for-the-storm-on-loopback-alone-1"
 WORKERS = 3
 IN_FLIGHT = 4000
 """Calls that are under way at once: as many as this machine's file descriptors allow."""

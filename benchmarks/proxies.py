@@ -19,7 +19,7 @@ from tests.support.broker_process import Browser, provider_options
 from tests.support.ports import free_port
 
 OTHER_COOKIES = "theme=dark; lang=en"
-ADMIN_TOKEN = "for benchmarks on loopback alone"
+ADMIN_TOKEN = "for-benchmarks-on-loopback-alone"
 TOKEN = "t" * 700
 """About as long as the JWTs that the others send."""
 

@@ -18,7 +18,7 @@ from broker.core.login import LoginOptions
 from broker.core.options import OptionError, option
 from broker.core.provider import ProviderOptions
 from broker.core.routing import Route
-from broker.core.secret import Secret
+from broker.core.secret import SHARED_SECRET, Secret, is_shared_secret
 from broker.core.session import SessionOptions
 from broker.core.standing import StandingGrantOptions
 from broker.stores.options import StoreOptions
@@ -32,8 +32,13 @@ class AdminOptions:
 
     listen: ListenAddress = option("Where it listens.", default=ListenAddress("127.0.0.1", 9090))
     token: Secret | None = option(
-        "The bearer token of the admin API. Without it the listener serves health and metrics only.", default=None
+        f"The bearer token of the admin API: {SHARED_SECRET}. Without it the listener serves health and metrics only.",
+        default=None,
     )
+
+    def __post_init__(self) -> None:
+        if self.token is not None and not is_shared_secret(self.token):
+            raise OptionError("token", SHARED_SECRET)
 
 
 class LogLevel(StrEnum):

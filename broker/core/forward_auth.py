@@ -25,13 +25,12 @@ from typing import Final
 
 from broker.core.headers import CONNECTION_FIELDS, IDENTITY_FIELDS, IDENTITY_PREFIXES, canonical
 from broker.core.options import OptionError, option
-from broker.core.secret import Secret
+from broker.core.secret import SHARED_SECRET, Secret, is_shared_secret
 from broker.errors import BadRequest
 
 SECRET_FIELD: Final = b"x-gateway-secret"
 """By which a gateway shows that it is one."""
 
-_SECRET = re.compile(r"[!-~]{32,256}")
 _NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]{0,251}[a-z0-9])?")
 
 Fields = Sequence[tuple[bytes, bytes]]
@@ -126,8 +125,8 @@ class ForwardAuthOptions:
             if not _NAME.fullmatch(name):
                 raise OptionError(f"certificate_names[{index}]", "a DNS name in lower case, without a wildcard")
         for index, secret in enumerate(self.secrets):
-            if not _SECRET.fullmatch(secret.reveal()):
-                raise OptionError(f"secrets[{index}]", "32 to 256 visible ASCII characters, at random")
+            if not is_shared_secret(secret):
+                raise OptionError(f"secrets[{index}]", SHARED_SECRET)
         if len(set(self.secrets)) != len(self.secrets):
             raise OptionError("secrets", "each secret once")
         for index, network in enumerate(self.networks):

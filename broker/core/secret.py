@@ -1,6 +1,7 @@
 """Secrets that hide themselves: no ``repr``, ``str``, ``format``, pickle or traceback shows their value."""
 
 import hmac
+import re
 from typing import NoReturn, Self
 
 from broker.errors import ProviderError
@@ -48,6 +49,17 @@ class Secret:
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         return self
+
+
+SHARED_SECRET = "32 to 256 visible ASCII characters, at random"
+"""What a secret must be that others show to the broker in a header field, as a phrase."""
+
+_SHARED_SECRET = re.compile(r"[!-~]{32,256}")
+
+
+def is_shared_secret(secret: Secret) -> bool:
+    """Return whether *secret* is long enough not to be guessed, and of characters that a header field may hold."""
+    return _SHARED_SECRET.fullmatch(secret.reveal()) is not None
 
 
 class AccessToken(Secret):

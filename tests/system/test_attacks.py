@@ -20,7 +20,7 @@ from tests.support.waiting import until
 pytestmark = pytest.mark.system
 
 PATHS = tomllib.loads((Path(__file__).parents[1] / "corpus/paths.toml").read_text())["case"]
-ADMIN_TOKEN = "an admin token of thirty-two characters"
+ADMIN_TOKEN = "an-admin-token-of-thirty-two-characters"
 ADMIN_PATHS = ["/healthz", "/readyz", "/metrics", "/api/grants", "/api/handles", "/debug", "/admin"]
 SPELLINGS = [
     "{path}", "{path}/", "/{path}", "/.{path}", "/%2e{path}", "/x/..{path}", "/x/%2e%2e{path}", "/x/..%2f{path}",

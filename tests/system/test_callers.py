@@ -16,7 +16,7 @@ from tests.support.upstream import Upstream
 from tests.support.waiting import until, until_async
 
 pytestmark = pytest.mark.system
-ADMIN_TOKEN = "an admin token of some length"
+ADMIN_TOKEN = "an-admin-token-of-thirty-two-characters"
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ async def broker(tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstrea
             {"path": "/reports", "upstream": upstream.url, "token": {"grant": "nightly"}},
         ],
     )
-    made.settings["admin"]["token"] = {"value": "an admin token of some length"}
+    made.settings["admin"]["token"] = {"value": "an-admin-token-of-thirty-two-characters"}
     async with made:
         yield made
 

@@ -50,7 +50,7 @@ def installed(
         providers={"corp": provider},
         routes=[{"path": "/api", "upstream": upstream.url, "token": "user"}],
     )
-    broker.settings["admin"]["token"] = {"value": "an admin token of some length"}
+    broker.settings["admin"]["token"] = {"value": "an-admin-token-of-thirty-two-characters"}
     return broker
 
 

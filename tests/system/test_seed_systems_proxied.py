@@ -29,7 +29,7 @@ from tests.system.test_seed_systems import JWK, MOSAIC_FILES, ORACLE_FILES, Secr
 
 pytestmark = pytest.mark.system
 
-ADMIN_TOKEN = "an admin token of thirty-two characters"
+ADMIN_TOKEN = "an-admin-token-of-thirty-two-characters"
 HOUR = 3600.0
 
 
