@@ -7,11 +7,19 @@ and its grant ``nightly-report``, or with providers of its own. One of ``yaml fo
 """
 
 import re
+from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
 
 from broker.config import PretendedSource, load, loads
+from broker.config.binding import Binder
+from broker.config.document import ListNode, MappingNode, ScalarNode, parse
+from broker.config.schema import default_of
+from broker.config.settings import Settings
+from broker.config.shapes import Options, fields_of
+from broker.config.wording import KeyPath
 from tests.config.configs import over_base
 
 ROOT = Path(__file__).parents[2]
@@ -53,10 +61,41 @@ def test_every_example_loads(path: Path) -> None:
 
 def test_the_example_shows_every_section() -> None:
     """config.example.yaml has every top-level key."""
-    from broker.config.document import MappingNode, parse
-    from broker.config.settings import Settings
-    from broker.config.shapes import fields_of
-
     tree = parse((ROOT / "config.example.yaml").read_bytes(), file="config.example.yaml")
     assert isinstance(tree, MappingNode)
     assert set(fields_of(Settings)) == set(tree.entries)
+
+
+def lines(binder: Binder, path: KeyPath) -> Iterator[tuple[int, bool]]:
+    """Yield the line of each key below *path*, and whether it has its default."""
+    place = binder.places[path]
+    match place.node:
+        case ListNode(items=items):
+            for index in range(len(items)):
+                yield from lines(binder, (*path, index))
+        case MappingNode(entries=entries):
+            options: type = type(place.value)
+            fields = fields_of(options) if is_dataclass(options) else {}
+            for key, entry in entries.items():
+                below = binder.places.get((*path, key))
+                field = fields.get(key)
+                # A section has no default of its own, but its keys have theirs.
+                has_default = field is not None and default_of(field) is not None
+                if below is not None and field is not None and has_default and below.value == field.default:
+                    yield entry.key_at.line, True
+                elif below is not None:
+                    yield from lines(binder, (*path, key))
+        case ScalarNode(at=at):
+            yield at.line, False
+
+
+def test_the_example_marks_its_defaults() -> None:
+    """A line of config.example.yaml says `# default` if all its keys have theirs, and no other one does."""
+    text = (ROOT / "config.example.yaml").read_text()
+    binder = Binder(PretendedSource())
+    binder.bind(parse(text.encode(), file="config.example.yaml"), Options(Settings))
+    defaults: dict[int, bool] = {}
+    for line, is_default in lines(binder, ()):
+        defaults[line] = is_default and defaults.get(line, True)
+    marked = {number for number, line in enumerate(text.splitlines(), 1) if re.search(r"[^#]+ # default(;|$)", line)}
+    assert {line for line, is_default in defaults.items() if is_default} == marked
