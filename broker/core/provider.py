@@ -1,5 +1,6 @@
 """How an authorization server is spoken to, as the operator configures it."""
 
+import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ RESERVED_PARAMETERS = frozenset(
 )
 """What the broker says itself at a login, so that neither its caller nor the configuration can (SECURITY LG-06)."""
 
-LOGIN_PARAMETERS = (
+STANDARD_PARAMETERS = (
     "prompt",
     "acr_values",
     "max_age",
@@ -67,24 +68,11 @@ LOGIN_PARAMETERS = (
     "claims",
     "claims_locales",
     "display",
-    "allow_signup",  # GitHub
-    "connection",  # Auth0
-    "domain_hint",  # Entra ID
-    "hd",  # Google
-    "identity_provider",  # Cognito
-    "idp",  # Okta
-    "idp_identifier",  # Cognito
-    "invitation",  # Auth0
-    "kc_action",  # Keycloak
-    "kc_idp_hint",  # Keycloak
-    "login",  # GitHub
-    "organization",  # Auth0
-    "screen_hint",  # Auth0
 )
 """
-What a login's caller may choose where the configuration lists it.
+What a login's caller may choose at any server, where the configuration lists it; servers have others of their own.
 
-Source: OpenID Connect Core sections 3.1.2.1, 5.2 and 5.5, and the manuals of the products.
+Source: OpenID Connect Core sections 3.1.2.1, 5.2 and 5.5.
 """
 
 
@@ -190,7 +178,7 @@ class ProviderOptions:
         example="{prompt: consent}",
     )
     allowed_parameters: tuple[str, ...] = option(
-        f"What the login URL's caller may choose, among {', '.join(LOGIN_PARAMETERS)}.",
+        f"What the login URL's caller may choose: {', '.join(STANDARD_PARAMETERS)}, or parameters of the server's own.",
         default=(),
         example="[prompt, login_hint]",
     )
@@ -270,6 +258,7 @@ class ProviderOptions:
                 "revocation_endpoint", "one, where the client is proved, since empty_400 is invalid_grant"
             )
         self._check_client_auth()
+        self._check_parameters()
         self._check_names()
         self._check_durations()
 
@@ -305,14 +294,20 @@ class ProviderOptions:
         if ClientAuthMethod.TLS_CLIENT_AUTH in needs and (self.tls is None or self.tls.certificate_file is None):
             raise OptionError("tls", "a certificate_file for tls_client_auth")
 
-    def _check_names(self) -> None:
+    def _check_parameters(self) -> None:
         for index, name in enumerate(self.allowed_parameters):
-            if name not in LOGIN_PARAMETERS:
-                raise OptionError(f"allowed_parameters[{index}]", "one of " + ", ".join(LOGIN_PARAMETERS))
+            if name in RESERVED_PARAMETERS:
+                expected = "another parameter: a login's caller can't choose this one"
+                raise OptionError(f"allowed_parameters[{index}]", expected)
+            similar = difflib.get_close_matches(name, STANDARD_PARAMETERS, n=1, cutoff=0.85)
+            if similar and name not in STANDARD_PARAMETERS:
+                raise OptionError(f"allowed_parameters[{index}]", f"{similar[0]}, or a name that isn't so much like it")
         for name in self.authorization_parameters:
             if name in RESERVED_PARAMETERS:
                 key, expected = f"authorization_parameters.{name}", "another parameter: the broker says this one itself"
                 raise OptionError(key, expected, found=name)
+
+    def _check_names(self) -> None:
         if strange := set(self.token_response) - TOKEN_MEMBERS:
             raise OptionError("token_response", f"members among {', '.join(sorted(TOKEN_MEMBERS))}; not {min(strange)}")
         if not self.id_token_algorithms:

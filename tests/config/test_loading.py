@@ -163,7 +163,12 @@ def test_an_operators_command_needs_the_admin_token_alone(tmp_path: Path, monkey
     monkeypatch.delenv("KEY", raising=False)
     monkeypatch.setenv("ADMIN_TOKEN", "t" * 43)
     rest = "keys: [{file: /run/secrets/none}, {env: KEY}]\ntls: {certificate_file: none.pem, key_file: none.key}\n"
-    for reference, obtained in (("{env: ADMIN_TOKEN}", "t" * 43), ("{file: token}", "f" * 43), ("{value: v}", "v")):
+    plain = "v" * 43
+    for reference, obtained in (
+        ("{env: ADMIN_TOKEN}", "t" * 43),
+        ("{file: token}", "f" * 43),
+        (f"{{value: {plain}}}", plain),
+    ):
         path = write(tmp_path, f"{rest}admin: {{token: {reference}}}\n")
         (tmp_path / "token").write_text("f" * 43)
         assert Secret(obtained) == load_for_operator(path).admin.token

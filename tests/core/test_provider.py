@@ -23,6 +23,7 @@ ISSUER = "https://as.example"
         ({"id_token_algorithms": ("none",)}, "id_token_algorithms[0]"),
         ({"id_token_algorithms": ("RS256", "HS256")}, "id_token_algorithms"),
         ({"allowed_parameters": ("prompt", "scope")}, "allowed_parameters[1]"),
+        ({"allowed_parameters": ("kc_idp_hint", "login_hints")}, "allowed_parameters[1]"),
         ({"authorization_parameters": {"prompt": "login", "nonce": "n"}}, "authorization_parameters.nonce"),
         ({"rotation_grace_seconds": -1.0}, "rotation_grace"),
         ({"rotation_grace_seconds": float("nan")}, "rotation_grace"),
