@@ -345,13 +345,14 @@ class Sessions:
         if ttl <= 0:
             return
         try:
+            if self._touch_grant is not None:
+                # First: a use that is written is not written again soon, and its session would outlive the grant.
+                await self._touch_grant(session.grant_id, ttl + GRANT_OUTLIVES_SECONDS)
             written = await self._records.replace(stored, session, ttl_seconds=ttl)
             if written is None:  # ended, or written by another process: whoever asks next reads it
                 self._cache.drop(stored.key)
             else:
                 self._remember(digest, written, read_at=read_at, heard=heard)
-                if self._touch_grant is not None:
-                    await self._touch_grant(session.grant_id, ttl + GRANT_OUTLIVES_SECONDS)
         except StoreError as fault:
             self._store_failed()
             log.warning("session_use_not_written", extra={"session": stored.key, "error": str(fault)})

@@ -8,16 +8,20 @@ from dataclasses import dataclass, replace
 import pytest
 
 from broker.core import session as core
+from broker.core.grant import Grant
+from broker.core.outcome import Token
 from broker.core.secret import SessionId
 from broker.core.session import Index, Session, SessionOptions
 from broker.errors import StoreError
 from broker.services.clock import SystemRandomness
 from broker.services.keyring import Keyring, new_key
 from broker.services.session_records import SessionRecords
-from broker.services.sessions import MAX_TOUCHING, Sessions
+from broker.services.sessions import MAX_TOUCHING, LoginTimes, Sessions
 from broker.stores.base import Event, Topic
 from broker.stores.memory import MemoryBackend, MemoryStore
+from tests.services.conftest import StartStage
 from tests.support.clock import ManualClock
+from tests.support.engine import ring
 from tests.support.faulty_store import FaultyStore
 from tests.support.waiting import until
 
@@ -282,6 +286,46 @@ async def test_uses_are_written_down_now_and_then_in_the_background(host: Host) 
     live = process.sessions.peek(cookie(session_id))
     assert live is not None
     assert host.clock.now() == live.session.last_seen_at
+
+
+async def test_a_use_whose_grant_could_not_be_touched_logs_nobody_out(start_stage: StartStage) -> None:
+    """One touch fails, nothing else does: the grant is there as long as the session is."""
+    stage = await start_stage()
+    sessions = Sessions(
+        stage.one.store, ring(), OPTIONS, stage.clock, SystemRandomness(), touch_grant=stage.one.broker.touch
+    )
+    times = sessions.times_of_login()
+    grant = await stage.one.adopt(
+        stage.server.login_tokens("bob"),
+        subject="bob",
+        ttl_seconds=times.grant_ttl_seconds,
+        keep_until=times.ends_at,
+    )
+    session_id = cookie(await sessions.start(session_of(grant, times)))
+    stage.clock.advance(2 * 3600)
+    stage.one.store.trouble("touch", "fails")
+
+    for _ in range(2):  # a call, and one more in the next minute
+        assert await sessions.load(session_id) is not None
+        await until(lambda: not len(sessions._tasks))
+        stage.clock.advance(60)
+    stage.clock.advance(IDLE - 3600)
+
+    assert await sessions.load(session_id) is not None
+    assert isinstance(await stage.one.broker.token(grant.id), Token)
+    await sessions.close()
+
+
+def session_of(grant: Grant, times: LoginTimes) -> Session:
+    return Session(
+        grant_id=grant.id,
+        provider=grant.provider,
+        issuer="https://idp.example.com",
+        subject=grant.subject,
+        authenticated_at=times.authenticated_at,
+        last_seen_at=times.authenticated_at,
+        ends_at=times.ends_at,
+    )
 
 
 async def test_polling_that_is_no_use_keeps_no_session_alive(host: Host) -> None:
