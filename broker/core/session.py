@@ -1,6 +1,7 @@
 """A browser's session: who logged in, and until when. It holds no token."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -67,6 +68,8 @@ class Session:
         last_seen_at: Unix seconds of the last use that was written down; the idle limit counts from it.
         ends_at: Unix seconds of the absolute end.
         provider_session: ``sid`` of the id token, for back-channel logout; None if it has none.
+        replaces: The store key of the session that the browser had before. It ends once the browser has shown that it
+            has this one; None if there is nothing to end any more.
     """
 
     grant_id: str
@@ -78,6 +81,12 @@ class Session:
     last_seen_at: float
     ends_at: float
     provider_session: str | None = None
+    replaces: str | None = None
+
+
+def same_user(one: Session, other: Session) -> bool:
+    """Return whether two sessions are the same user's."""
+    return (one.issuer, one.subject) == (other.issuer, other.subject)
 
 
 def lives_until(session: Session, *, idle_timeout_seconds: float) -> float:
@@ -86,7 +95,13 @@ def lives_until(session: Session, *, idle_timeout_seconds: float) -> float:
 
 
 def touch_at(session: Session, *, idle_timeout_seconds: float) -> float:
-    """Return the Unix seconds from which a use is worth writing down: at most sixteen writes per idle timeout."""
+    """
+    Return the Unix seconds from which a use is worth writing down: at most sixteen writes per idle timeout.
+
+    The first use of one that replaces another always is: it shows that the browser doesn't need the other any more.
+    """
+    if session.replaces is not None:
+        return -math.inf
     return session.last_seen_at + idle_timeout_seconds / TOUCHES_PER_IDLE_TIMEOUT
 
 
@@ -137,6 +152,8 @@ def encode(session: Session) -> bytes:
     """Return the stored form of *session*, in clear: it must be sealed before it leaves the process."""
     # Not asdict: it copies every claim.
     document = {"v": FORMAT, **{name: getattr(session, name) for name in Session.__slots__}}
+    if session.replaces is None:
+        del document["replaces"]  # a release that doesn't know it reads the record all the same
     return json.dumps(document, separators=(",", ":")).encode()
 
 

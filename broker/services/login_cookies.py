@@ -3,6 +3,7 @@
 import base64
 import binascii
 import json
+from dataclasses import dataclass
 
 from broker.core import login as core
 from broker.core.login import LoginTransaction
@@ -15,6 +16,21 @@ TRANSACTION = "login"
 RETURN = "login-return"
 """Kinds of sealed cookies: an attempt that is open, and one that succeeded and is on its way back."""
 RETURN_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class WayBack:
+    """
+    What a browser knows of its login that succeeded.
+
+    Attributes:
+        return_url: Where it goes.
+        session_key: The store key of the session that began; None if none did. The cookie comes with the session's
+            own, so a browser that shows this one has that one, even where it doesn't show it (SameSite=Strict).
+    """
+
+    return_url: str
+    session_key: str | None
 
 
 class LoginCookies:
@@ -47,18 +63,18 @@ class LoginCookies:
         expired = transaction.is_expired(now=self._clock.now(), timeout_seconds=self._timeout_seconds)
         return None if expired else transaction
 
-    def seal_return(self, attempt: str, return_url: str) -> str:
-        """Return what replaces the attempt's cookie once it succeeded: where the browser goes, for a minute."""
-        content = json.dumps([return_url, self._clock.now() + RETURN_SECONDS])
+    def seal_return(self, attempt: str, way_back: WayBack) -> str:
+        """Return what replaces the attempt's cookie once it succeeded, for a minute."""
+        content = json.dumps([way_back.return_url, way_back.session_key, self._clock.now() + RETURN_SECONDS])
         return self._seal(RETURN, attempt, content.encode())
 
-    def open_return(self, attempt: str, value: bytes) -> str | None:
-        """Return where the browser of a login that has just succeeded goes."""
+    def open_return(self, attempt: str, value: bytes) -> WayBack | None:
+        """Return the way back of a login that has just succeeded."""
         content = self._open(RETURN, attempt, value)
         if content is None:
             return None
-        return_url, until = json.loads(content)
-        return str(return_url) if self._clock.now() < until else None
+        return_url, session_key, until = json.loads(content)
+        return WayBack(return_url, session_key) if self._clock.now() < until else None
 
     def _seal(self, kind: str, attempt: str, content: bytes) -> str:
         return text_of(self._keyring.seal(kind, attempt, content))

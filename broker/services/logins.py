@@ -19,7 +19,7 @@ from broker.core.login import LoginOptions, LoginTransaction
 from broker.core.oauth import FailureKind, TokenFailure
 from broker.core.pkce import SECRET_BYTES, code_challenge
 from broker.core.secret import RefreshToken, Secret
-from broker.core.session import Session
+from broker.core.session import Session, same_user
 from broker.core.troubleshooting import key_of_authorization_error, yaml_path
 from broker.errors import BrokerError, LoginFailed, ProviderError
 from broker.services.clock import Clock, Randomness
@@ -123,6 +123,7 @@ class Logins:
         self._randomness = randomness
         self._unanswered = UnansweredLogins()
         self._tasks = Tasks()
+        sessions.on_replaced(self._release)
 
     # --- beginning
 
@@ -348,6 +349,10 @@ class Logins:
         if revoke:  # also what an attempt before left to be done
             self._tasks.launch(self._tokens.revocations.revoke(grant_id), name="login:revoke")
         return grant
+
+    async def _release(self, replaced: Session, by: Session) -> None:
+        # To revoke the same user's old grant could end the new one too: both hang on one session at the provider.
+        _ = await self.end_grant(replaced.grant_id, revoke=not same_user(replaced, by))
 
     async def close(self, timeout_seconds: float = 5.0) -> None:
         """Let logins and revocations under way end."""

@@ -45,10 +45,14 @@ class SessionRecords:
         self._store = store
         self._keyring = keyring
 
+    def key_of(self, session_id: str) -> str:
+        """Return the store key under which a session of this id is created."""
+        return self._keyring.lookup_keys(KIND, session_id)[0]
+
     async def create(self, session_id: str, session: Session, *, ttl_seconds: float) -> StoredSession:
         """Keep *session* under an id that was drawn for it."""
         document = core.encode(session)
-        key = self._keyring.lookup_keys(KIND, session_id)[0]
+        key = self.key_of(session_id)
         version = await self._store.create(
             key,
             self._keyring.seal(KIND, key, document),

@@ -6,6 +6,9 @@ Browser sessions: sealed records in the store, found by the hash of the cookie, 
     start   at a login, under a new id
     end     at a logout, a revocation, a back-channel logout; every process hears of it at once
 
+A session that began in place of another ends that one as soon as its browser has shown its cookie: at the login nobody
+knows whether the browser will ever be given it, and by the other one it is logged in until then.
+
 A use is written down now and then, in the background and by compare-and-set: a write that comes late finds the record
 deleted or changed, and does nothing (SECURITY SE-07). The absolute end is part of the sealed record, so that nothing
 that happens to the store's own expiry makes a session immortal (SE-05).
@@ -55,6 +58,10 @@ STORE_REST_SECONDS = 1.0
 _ID = re.compile(rb"[A-Za-z0-9_-]{43}")
 
 log = logging.getLogger(__name__)
+
+
+Release = Callable[[Session, Session], Awaitable[object]]
+"""Ends what hangs on the first session, which is about to end because the second has taken its place."""
 
 
 def new_session_id(randomness: Randomness) -> str:
@@ -107,6 +114,7 @@ class Sessions:
         self._clock = clock
         self._randomness = randomness
         self._touch_grant = touch_grant
+        self._release: Release | None = None
         self._cache = SessionCache(options.max_cached)
         self._tasks = Tasks()
         self._loading: Together[bytes, Entry | StoreError | None] = Together()
@@ -238,6 +246,10 @@ class Sessions:
             session, now=self._clock.now(), idle_timeout_seconds=self._options.idle_timeout_seconds
         )
 
+    def key_of(self, session_id: SessionId) -> str:
+        """Return the store key of a session that this process has begun."""
+        return self._records.key_of(session_id.reveal())
+
     async def start(self, session: Session) -> SessionId:
         """
         Keep a session under a new id.
@@ -299,6 +311,36 @@ class Sessions:
         found = await self._records.find(index, words)
         return [session for stored in found if (session := await self.end(stored.key, first=first)) is not None]
 
+    def on_replaced(self, release: Release) -> None:
+        """Call *release* with each session that is about to end because another took its place."""
+        self._release = release
+
+    async def end_replaced(self, key: str) -> None:
+        """
+        End the session in whose place that of a store key began, now that its browser has shown its cookie.
+
+        Raises:
+            StoreError: If the store is down. The next use of the new one tries again.
+        """
+        stored = await self._records.read_key(key)
+        if stored is None or stored.session.replaces is None:
+            return
+        await self._end_before(stored.session, by=stored.session)
+        if await self._records.replace(stored, replace(stored.session, replaces=None)) is not None:
+            self._forget(key)
+
+    async def _end_before(self, session: Session, *, by: Session) -> None:
+        """End what *session* replaces, as *by* has taken its place; first what that one replaces itself."""
+        if session.replaces is None:
+            return
+
+        async def release(replaced: Session) -> None:
+            await self._end_before(replaced, by=by)
+            if self._release is not None:
+                await self._release(replaced, by)
+
+        _ = await self.end(session.replaces, first=release)
+
     async def find_by(self, index: Index, *words: str) -> list[StoredSession]:
         """Return the live sessions that an index names, as :meth:`end_by` takes them. Raises ``StoreError``."""
         found = await self._records.find(index, words)
@@ -340,11 +382,12 @@ class Sessions:
     async def _touch(self, digest: bytes, live: LiveSession) -> None:
         read_at, heard = self._clock.monotonic(), self._changes_heard
         stored = live.stored
-        session = replace(stored.session, last_seen_at=self._clock.now())
+        session = replace(stored.session, last_seen_at=self._clock.now(), replaces=None)
         ttl = self._lifetime_seconds(session)
         if ttl <= 0:
             return
         try:
+            await self._end_before(stored.session, by=stored.session)
             if self._touch_grant is not None:
                 # First: a use that is written is not written again soon, and its session would outlive the grant.
                 await self._touch_grant(session.grant_id, ttl + GRANT_OUTLIVES_SECONDS)

@@ -15,7 +15,7 @@ from broker.core.secret import Secret
 from broker.core.session import SameSite, Session
 from broker.errors import BadRequest, BrokerError, LoginFailed
 from broker.services import metrics
-from broker.services.login_cookies import RETURN_SECONDS, LoginCookies
+from broker.services.login_cookies import RETURN_SECONDS, LoginCookies, WayBack
 from broker.services.logins import AuthorizationResponse
 from broker.web.auth_context import AuthContext
 from broker.web.guards import single_values
@@ -34,7 +34,6 @@ class Attempts:
     def __init__(self, context: AuthContext) -> None:
         self._context = context
         self._cookies = context.cookies
-        self._logins = context.logins
         self._sealed = LoginCookies(context.keyring, context.clock, timeout_seconds=context.options.timeout_seconds)
         self._begun = LoginRate("login", context.options, context.rates)
         # Apart from those that are begun: nobody shall lose a login that they have made because of others.
@@ -70,11 +69,11 @@ class Attempts:
         """Return the end of an attempt's cookie."""
         return self._expire(self._cookies.login(attempt))
 
-    def go_on(self, attempt: str, return_url: str) -> str:
+    def go_on(self, attempt: str, way_back: WayBack) -> str:
         """Return what replaces the cookie of an attempt that succeeded: where its browser goes."""
-        return self._set(self._cookies.login(attempt), self._sealed.seal_return(attempt, return_url), RETURN_SECONDS)
+        return self._set(self._cookies.login(attempt), self._sealed.seal_return(attempt, way_back), RETURN_SECONDS)
 
-    def return_url(self, request: web.Request, attempt: str) -> str | None:
+    def way_back(self, request: web.Request, attempt: str) -> WayBack | None:
         """Return where the browser of an attempt that has just succeeded goes."""
         value = read_cookie(cookie_lines(request), self._cookies.login(attempt).encode())
         return None if value is None else self._sealed.open_return(attempt, value)
@@ -144,19 +143,17 @@ class Attempts:
         if provider in self._context.servers:
             metrics.LOGINS.labels(provider, "refused" if error.status < 500 else "unavailable").inc()
 
-    async def begin_session(self, request: web.Request, transaction: LoginTransaction, session: Session) -> None:
+    async def begin_session(self, request: web.Request, transaction: LoginTransaction, session: Session) -> str:
         """
         Begin the session of a login that succeeded, in place of whatever the browser had.
+
+        Returns:
+            Its store key.
 
         Raises:
             StoreError: If it can't be stored.
         """
-
-        async def release(replaced: Session) -> None:
-            # To revoke the same user's old grant could end the new one too: both hang on one session at the provider.
-            await self._logins.end_grant(replaced.grant_id, revoke=not same_user(replaced, session))
-
-        await self._context.browser_sessions.log_in(request, session, replaces=transaction.replaces, release=release)
+        key = await self._context.browser_sessions.log_in(request, session, replaces=transaction.replaces)
         metrics.LOGINS.labels(session.provider, "success").inc()
         log.info(
             "login",
@@ -167,11 +164,7 @@ class Attempts:
                 "client": self._client(request),
             },
         )
+        return key
 
     def _client(self, request: web.Request) -> str:
         return client_address(request, self._context.trusted_proxies)
-
-
-def same_user(one: Session, other: Session) -> bool:
-    """Return whether two sessions are the same user's."""
-    return (one.issuer, one.subject) == (other.issuer, other.subject)

@@ -9,6 +9,7 @@ The last step ends the chain of redirects that the authorization server's site b
 send the session cookie with none of them, and the first page would find no session and log in again, for ever.
 """
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import assert_never
@@ -19,8 +20,9 @@ from aiohttp import web
 from broker.core.login import LoginTransaction, attempt_of
 from broker.core.return_url import is_safe_return_url, with_return_url
 from broker.core.session import SameSite, Session
-from broker.errors import BadRequest, BrokerError, NoRoute
+from broker.errors import BadRequest, BrokerError, NoRoute, StoreError
 from broker.services import metrics
+from broker.services.login_cookies import WayBack
 from broker.services.logins import AuthorizationResponse, Declined, LoggedIn, Unanswered
 from broker.web.attempts import Attempts
 from broker.web.auth_context import AuthContext
@@ -37,6 +39,8 @@ MAX_PARAMETER = 512
 
 _ATTEMPT = re.compile(r"[0-9a-f]{8}")
 
+log = logging.getLogger(__name__)
+
 
 class LoginEndpoints:
     """Handlers of ``login``, ``callback`` and ``return``."""
@@ -44,6 +48,7 @@ class LoginEndpoints:
     def __init__(self, context: AuthContext, attempts: Attempts) -> None:
         self._attempts = attempts
         self._logins = context.logins
+        self._sessions = context.sessions
         self._browser_sessions = context.browser_sessions
         self._servers = context.servers
         self._options = context.options
@@ -125,19 +130,22 @@ class LoginEndpoints:
         self._attempts.count_answered(request)
         try:
             transaction, response = await self._attempts.answered(request, silent=False)
-            await self._complete(request, transaction, response)
+            way_back = await self._complete(request, transaction, response)
         except BrokerError as error:
             self._attempts.note_failure(request, error)
             raise
         attempt = attempt_of(transaction.state)
-        request[SET_COOKIES] = [self._attempts.go_on(attempt, transaction.return_url)]
+        request[SET_COOKIES] = [self._attempts.go_on(attempt, way_back)]
         return see_other(f"{self._options.base_path}/return?attempt={attempt}")
 
     async def _complete(
         self, request: web.Request, transaction: LoginTransaction, response: AuthorizationResponse
-    ) -> None:
+    ) -> WayBack:
+        session_key: str | None = None
+
         async def begin_session(session: Session) -> bool:
-            await self._attempts.begin_session(request, transaction, session)
+            nonlocal session_key
+            session_key = await self._attempts.begin_session(request, transaction, session)
             return True
 
         try:
@@ -155,6 +163,7 @@ class LoginEndpoints:
             # Whoever starts again wants to get to where they wanted to go.
             error.login_parameters = {"provider": transaction.provider, "returnUrl": transaction.return_url}
             raise
+        return WayBack(transaction.return_url, session_key)
 
     # --- return
 
@@ -167,11 +176,21 @@ class LoginEndpoints:
         """
         check_top_level(request)
         attempt = single_values(request.query).get("attempt", "")
-        return_url = None
-        if _ATTEMPT.fullmatch(attempt):
-            return_url = self._attempts.return_url(request, attempt)
-            if return_url is not None:
-                request[SET_COOKIES] = [self._attempts.end(attempt)]
-        if return_url is None or not is_safe_return_url(return_url, base_path=self._options.base_path):
-            return_url = self._options.return_url
+        way_back = self._attempts.way_back(request, attempt) if _ATTEMPT.fullmatch(attempt) else None
+        return_url = self._options.return_url
+        if way_back is not None:
+            request[SET_COOKIES] = [self._attempts.end(attempt)]
+            if is_safe_return_url(way_back.return_url, base_path=self._options.base_path):
+                return_url = way_back.return_url
+            await self._end_replaced(way_back)
         return page_response(continue_page(return_url))
+
+    async def _end_replaced(self, way_back: WayBack) -> None:
+        """End the session that the browser had before: it has the new one's cookie, since it shows this one."""
+        if way_back.session_key is None:
+            return
+        try:
+            await self._sessions.end_replaced(way_back.session_key)
+        except StoreError as fault:
+            # The first use of the new session tries again.
+            log.warning("session_left_behind", extra={"session": way_back.session_key, "error": str(fault)})

@@ -7,12 +7,12 @@ Three things are ours and not aiohttp_session's (SECURITY M4, M8):
 - The session is written where a fault can still be answered, before there is a response; what aiohttp_session does
   after the handler is set or delete the cookie. So nothing is lost when a response streams, and a login whose session
   can't be stored leaves no grant.
-- A login draws a new id, and the record of the old one is destroyed.
+- A login draws a new id, and the record of the old one is destroyed as soon as the browser has shown that it has the
+  new one (services.sessions).
 """
 
-import logging
 import warnings
-from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import aiohttp_session
 from aiohttp import web
@@ -20,7 +20,7 @@ from aiohttp import web
 from broker.core.cookies import CookieNames, expire_cookie, read_cookie, set_cookie
 from broker.core.secret import SessionId
 from broker.core.session import SameSite, Session
-from broker.errors import BadRequest, StoreError
+from broker.errors import BadRequest
 from broker.services.sessions import LiveSession, Sessions
 
 # aiohttp_session keeps its things in the request under names of type str, of which aiohttp disapproves once.
@@ -29,8 +29,6 @@ warnings.filterwarnings("ignore", category=web.NotAppKeyWarning, module="aiohttp
 LIVE = "live"
 NOT_A_USE = web.RequestKey("not_a_use", bool)
 """Set on a request that must not keep its session alive."""
-
-log = logging.getLogger(__name__)
 
 
 def cookie_lines(request: web.BaseRequest) -> list[bytes]:
@@ -110,47 +108,30 @@ class BrowserSessions:
         except BadRequest:
             return None
 
-    async def log_in(
-        self,
-        request: web.Request,
-        session: Session,
-        *,
-        replaces: str | None,
-        release: Callable[[Session], Awaitable[object]],
-    ) -> None:
+    async def log_in(self, request: web.Request, session: Session, *, replaces: str | None) -> str:
         """
         Begin *session* under a new id, in place of whatever session the browser had.
+
+        That one lives until the browser has shown the new one's cookie: nobody knows whether the answer reaches it.
 
         Args:
             request: The authorization server's answer.
             session: The session that begins.
             replaces: The store key of the session that the browser had when it began to log in.
-            release: Ends what hangs on that session, before it ends.
+
+        Returns:
+            The new session's store key.
 
         Raises:
-            StoreError: If that can't be stored. The browser still has the session that it had.
+            StoreError: If it can't be stored. The browser still has the session that it had.
         """
-        session_id = await self._sessions.start(session)
-        try:
-            live = await self.current_or_none(request)
-            replaces = replaces if live is None else live.key
-            if replaces is not None:
-                await self._sessions.end(replaces, first=release)
-        except StoreError:
-            await self._undo(session_id)
-            raise
+        live = await self.current_or_none(request)
+        before = replaces if live is None else live.key
+        session_id = await self._sessions.start(replace(session, replaces=before))
         browser = await aiohttp_session.new_session(request)
         browser.set_new_identity(session_id)
         browser.changed()
-
-    async def _undo(self, session_id: SessionId) -> None:
-        begun = self._sessions.peek(session_id.reveal().encode(), used=False)
-        try:
-            if begun is not None:
-                await self._sessions.end(begun.key)
-        except StoreError as fault:
-            # Nobody has its id, and it ends by itself.
-            log.warning("session_left_behind", extra={"error": str(fault)})
+        return self._sessions.key_of(session_id)
 
     async def log_out(self, request: web.Request) -> Session | None:
         """
@@ -163,7 +144,10 @@ class BrowserSessions:
             StoreError: If the store is down. The session lives on.
         """
         live = await self.current_or_none(request)
-        ended = None if live is None else await self._sessions.end(live.key)
+        ended = None
+        if live is not None:
+            await self._sessions.end_replaced(live.key)  # whoever logs out leaves nothing behind
+            ended = await self._sessions.end(live.key)
         browser = await aiohttp_session.new_session(request)
         browser.invalidate()
         return ended

@@ -19,12 +19,12 @@ from typing import assert_never
 from aiohttp import web
 
 from broker.core.login import LoginTransaction, attempt_of
-from broker.core.session import Session
+from broker.core.session import Session, same_user
 from broker.errors import BadRequest, BrokerError, Forbidden, StoreError
 from broker.services import metrics
 from broker.services.logins import AuthorizationResponse, Declined, LoggedIn, Unanswered
 from broker.services.sessions import LiveSession
-from broker.web.attempts import Attempts, same_user
+from broker.web.attempts import Attempts
 from broker.web.auth_context import AuthContext
 from broker.web.guards import check_framed, comes_from_here, single_values
 from broker.web.middleware import SET_COOKIES, SILENT
@@ -132,7 +132,7 @@ class SilentLogin:
         if live is not None and not same_user(live.session, session):
             log.warning("silent_login_of_another_user", extra={"provider": session.provider, "grant": session.grant_id})
             return False
-        await self._attempts.begin_session(request, transaction, session)
+        _ = await self._attempts.begin_session(request, transaction, session)
         return True
 
 

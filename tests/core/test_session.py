@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -56,6 +57,19 @@ def test_se_05_a_session_ends_at_its_idle_or_its_absolute_end(at: float, *, live
 def test_a_use_is_written_down_sixteen_times_per_idle_timeout() -> None:
     """Not more often."""
     assert NOW + 100 == touch_at(SESSION, idle_timeout_seconds=IDLE)
+
+
+def test_the_first_use_of_a_session_that_replaces_another_is_written_down() -> None:
+    """Whatever the clock says: the other one must not outlive it."""
+    assert touch_at(replace(SESSION, replaces="session:1"), idle_timeout_seconds=IDLE) < -1e18
+
+
+def test_a_session_that_replaces_none_reads_as_it_always_did() -> None:
+    """An earlier release, which knows no such member, reads it too."""
+    replacing = replace(SESSION, replaces="session:1")
+
+    assert b"replaces" not in encode(SESSION)
+    assert replacing == decode(encode(replacing))
 
 
 def test_se_08_no_two_users_share_an_index_word() -> None:

@@ -5,7 +5,7 @@ import pytest
 from broker.core.login import LoginOptions, LoginTransaction, attempt_of, begin
 from broker.services.clock import SystemRandomness
 from broker.services.keyring import Keyring, new_key
-from broker.services.login_cookies import RETURN_SECONDS, LoginCookies
+from broker.services.login_cookies import RETURN_SECONDS, LoginCookies, WayBack
 from tests.support.clock import ManualClock
 
 TIMEOUT_SECONDS = LoginOptions().timeout_seconds
@@ -44,9 +44,10 @@ def test_a_transaction_opens_in_its_own_attempt_only(
 
 def test_the_way_back_is_good_for_a_minute(cookies: LoginCookies, clock: ManualClock) -> None:
     """And is no transaction."""
-    sealed = cookies.seal_return("01234567", "/a?b#c").encode()
+    way_back = WayBack("/a?b#c", "session:1")
+    sealed = cookies.seal_return("01234567", way_back).encode()
 
-    assert "/a?b#c" == cookies.open_return("01234567", sealed)
+    assert way_back == cookies.open_return("01234567", sealed)
     assert cookies.open_return("01234568", sealed) is None
     assert cookies.open("01234567", sealed) is None
     clock.advance(RETURN_SECONDS)

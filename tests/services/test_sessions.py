@@ -328,6 +328,43 @@ def session_of(grant: Grant, times: LoginTimes) -> Session:
     )
 
 
+async def test_sessions_that_were_replaced_one_by_one_end_the_oldest_first(host: Host) -> None:
+    """Each is found by the next alone, so a crash in between must leave that."""
+    one, other = await host.process(), await host.process()
+    released: list[tuple[str, str]] = []
+
+    async def release(replaced: Session, by: Session) -> None:
+        released.append((replaced.subject, by.subject))
+
+    other.sessions.on_replaced(release)
+    cookies, before = [], None
+    for subject in ("ada", "bob", "cai"):
+        session_id = await one.sessions.start(replace(host.session(subject), replaces=before))
+        cookies.append(cookie(session_id))
+        before = one.sessions.key_of(session_id)
+
+    for used in (False, True):
+        assert await other.sessions.load(cookies[2], used=used) is not None
+        await other.settled()
+        ended = [await one.sessions.load(each, used=False) is None for each in cookies]
+        assert [used, used, False] == ended
+
+    assert [("ada", "cai"), ("bob", "cai")] == released
+
+
+async def test_a_session_that_ends_before_its_browser_shows_it_ends_no_other(host: Host) -> None:
+    """The provider ended it, and perhaps its cookie never arrived."""
+    process = await host.process()
+    before = await process.sessions.start(host.session("ada"))
+    after = replace(host.session("bob"), replaces=process.sessions.key_of(before))
+    key = process.sessions.key_of(await process.sessions.start(after))
+
+    assert await process.sessions.end(key) == after
+    await process.sessions.end_replaced(key)
+
+    assert await process.sessions.load(cookie(before)) is not None
+
+
 async def test_polling_that_is_no_use_keeps_no_session_alive(host: Host) -> None:
     """A page that asks for the user every minute doesn't move the idle end, if it says so."""
     process = await host.process()

@@ -24,6 +24,13 @@ class FaultyStore:
         self.calls: dict[str, int] = {}
         self._held: dict[str, asyncio.Event] = {}
         self._reached: dict[str, asyncio.Event] = {}
+        self._passes = 0
+        self._stop: tuple[int, asyncio.Event, asyncio.Event] | None = None
+
+    def hold_call(self, number: int) -> tuple[asyncio.Event, asyncio.Event]:
+        """As :meth:`hold`, of the call that comes as the *number*-th from now, whatever it is, and of those after it."""
+        self._stop = (self._passes + number, asyncio.Event(), asyncio.Event())
+        return self._stop[1:]
 
     def hold(self, method: str, *, after: bool = False) -> tuple[asyncio.Event, asyncio.Event]:
         """
@@ -40,6 +47,10 @@ class FaultyStore:
         self.calls[method] = self.calls.get(method, 0) + 1
         await asyncio.sleep(0)  # no store answers in the very turn of the loop in which it is asked
         await self._wait(method)
+        self._passes += 1
+        if self._stop is not None and self._passes >= self._stop[0]:
+            self._stop[1].set()
+            await self._stop[2].wait()
         if self.down or self.failing & {method, f"{method}:{key.partition(':')[0]}"}:
             raise StoreError(f"{method} fails by order of the test")
 

@@ -1,10 +1,12 @@
 """A whole broker in the test's process: real login, real store in memory, real authorization server."""
 
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,7 +54,17 @@ class Process:
     sessions: Sessions
     tokens: TokenBroker
     servers: Mapping[str, AuthorizationServer]
+    spool: Spool
     url: str
+
+    async def kill(self) -> None:
+        """Let nothing more come of what runs: only what is stored, or on the disk, remains."""
+        self.store.down = True
+        self.spool._pending.clear()
+        if self.spool._file is not None:
+            os.close(self.spool._file)
+            self.spool._file = None
+        await self.tokens.close(0)
 
 
 @dataclass
@@ -84,6 +96,7 @@ class Site:
         trusted_proxies: TrustedProxies | None = None,
         access_log: list[str] | None = None,
         tls: ssl.SSLContext | None = None,
+        spool_dir: Path | None = None,
     ) -> Process:
         """Start one more process. With *tls* it really is at ``https://localhost``, on a port of its own."""
         listener = socket.create_server(("127.0.0.1", 0))
@@ -95,7 +108,7 @@ class Site:
         store = FaultyStore(MemoryStore(self.backend))
         await store.start()
         keyring = Keyring(keys or [KEY])
-        spool = Spool(None, keyring, randomness)
+        spool = Spool(spool_dir, keyring, randomness)
         spool.open()
         servers = {
             name: AuthorizationServer(
@@ -161,7 +174,7 @@ class Site:
         self.exits.push_async_callback(sessions.close)
         self.exits.push_async_callback(runner.cleanup)
         url = f"http://127.0.0.1:{port}" if tls is None else public_url
-        self.processes.append(Process(store, sessions, tokens, servers, url))
+        self.processes.append(Process(store, sessions, tokens, servers, spool, url))
         return self.processes[-1]
 
     def register(self, origin: str) -> None:

@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 import pytest
 
 from broker.core.login import LoginOptions
+from broker.core.outcome import Token
 from broker.core.routing import RateLimitOptions
 from broker.core.session import Index, SameSite
 from broker.services.clock import SystemRandomness
@@ -672,39 +673,124 @@ async def test_a_store_that_fails_after_the_code_leaves_nothing_behind(site: Sit
     assert SESSION in (await log_in(browser, "bob")).json()["cookie"]
 
 
-async def test_a_store_that_fails_to_end_the_session_before_changes_nothing(site: Site) -> None:
-    """The browser keeps the session that it had, and the new one is gone."""
+@pytest.mark.parametrize("user", ["alice", "bob"])
+async def test_a_store_that_fails_to_end_the_session_before_costs_nobody_a_login(site: Site, user: str) -> None:
+    """The new session lives, and so does its grant. The old one ends as soon as the store lets it."""
     process = await site.start()
     browser = await site.browser()
     await log_in(browser, "alice")
-    before = session_of(browser)
-    callback = await answered(browser, login_hint="bob")
+    before = (session_of(browser) or "").encode()
+    callback = await answered(browser, login_hint=user)
     process.store.failing.add("delete:session")
 
     page = await arrive(browser, callback)
     process.store.failing.clear()
 
-    assert 503 == page.status
-    assert before == session_of(browser)
-    assert await process.sessions.load((before or "").encode()) is not None
+    assert 200 == page.status
+    assert before != (session_of(browser) or "").encode()
+    await assert_logged_in(process, browser)
+    await until_async(lambda: has_ended(process, before))
 
 
-@pytest.mark.parametrize(("call", "after"), [("create", False), ("create", True), ("publish", False)])
-async def test_tk_02_a_browser_that_hangs_up_during_a_login_leaves_no_family(
-    site: Site, call: str, after: bool
+async def assert_logged_in(process: Process, browser: Browser) -> None:
+    """Of the cookies that it has, the browser's session has a grant that lives here and at the provider."""
+    page = await browser.fetch(f"{SITE}/bff/user")
+    assert 200 == page.status, page.text
+    live = await process.sessions.load((session_of(browser) or "").encode())
+    assert live is not None
+    assert isinstance(result := await process.tokens.token(live.grant_id), Token), result
+
+
+async def has_ended(process: Process, session_id: bytes) -> bool:
+    return await process.sessions.load(session_id) is None
+
+
+@pytest.mark.parametrize("user", ["alice", "bob"])
+@pytest.mark.parametrize("cut", ["hang-up", "kill"])
+async def test_tk_02_wherever_a_second_login_is_cut_off_the_browser_stays_logged_in(
+    site: Site, tmp_path: Path, user: str, cut: str
 ) -> None:
+    """At each call to the store on the way to the page, by whatever cookie the browser has by then."""
+    cut_off = 0
+    for number in range(1, 50):
+        process = await site.start(spool_dir=tmp_path)
+        browser = await site.browser(process)
+        await log_in(browser, "alice")
+        before = (session_of(browser) or "").encode()
+        callback = await answered(browser, login_hint=user, prompt="login")
+        reached, released = process.store.hold_call(number)
+        arriving = asyncio.ensure_future(arrive(browser, callback))
+        reaching = asyncio.ensure_future(reached.wait())
+        await asyncio.wait([arriving, reaching], return_when=asyncio.FIRST_COMPLETED)
+        reaching.cancel()
+        if arriving.done():
+            released.set()
+            break
+        arriving.cancel()
+        await asyncio.sleep(0.02)
+        if cut == "kill":
+            await process.kill()
+        released.set()
+        await asyncio.sleep(0.05)
+        if cut == "kill":
+            process = await site.start(spool_dir=tmp_path)
+            await process.tokens.recover()
+            site.move(browser, process)
+
+        site.clock.advance(3600)
+        await assert_logged_in(process, browser)
+        if before != (session_of(browser) or "").encode():
+            await until_async(lambda: has_ended(process, before))  # noqa: B023 - it is awaited here
+        cut_off += 1
+
+    assert cut_off > 5
+
+
+async def test_se_01_a_browser_that_never_comes_back_keeps_the_session_that_it_had(site: Site) -> None:
+    """The answer was sent and didn't reach it: the old session lives on, and the new one ends unused."""
+    process = await site.start()
+    browser = await site.browser()
+    await log_in(browser, "alice")
+    jar = dict(browser.cookies[SITE])
+    await arrive(browser, await answered(browser), follow=False)
+    lost = (session_of(browser) or "").encode()
+    browser.cookies[SITE] = jar
+
+    for _ in range(9):
+        await assert_logged_in(process, browser)
+        site.clock.advance(3600)
+
+    assert await process.sessions.load(lost) is None
+
+
+async def test_se_01_the_first_use_of_the_new_session_ends_the_one_before(site: Site) -> None:
+    """Also where the browser never comes to the page that goes on."""
+    process = await site.start()
+    browser = await site.browser()
+    await log_in(browser, "alice")
+    before = (session_of(browser) or "").encode()
+    await arrive(browser, await answered(browser), follow=False)
+    assert await process.sessions.load(before, used=False) is not None
+
+    await assert_logged_in(process, browser)
+
+    await until_async(lambda: has_ended(process, before))
+    await assert_logged_in(process, browser)
+
+
+@pytest.mark.parametrize("after", [False, True])
+async def test_tk_02_a_browser_that_hangs_up_during_a_login_leaves_no_family(site: Site, after: bool) -> None:
     """It was given no cookie, so nobody could use what came: its grant ends, and the provider is told."""
     process = await site.start()
     browser = await site.browser()
-    await log_in(browser, "bob")  # whose session is replaced, which is published
+    await log_in(browser, "bob")
     callback = await answered(browser, login_hint="alice", prompt="login")
-    reached, released = process.store.hold(call, after=after)
+    reached, released = process.store.hold("create", after=after)
     arriving = asyncio.ensure_future(arrive(browser, callback))
     await reached.wait()
-    if call == "create":  # the state is used up first
-        released.set()
-        reached, released = process.store.hold(call, after=after)
-        await reached.wait()
+    released.set()  # the state is used up first
+    reached, released = process.store.hold("create", after=after)
+    await reached.wait()
 
     arriving.cancel()
     with pytest.raises(asyncio.CancelledError):

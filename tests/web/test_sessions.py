@@ -14,6 +14,7 @@ from broker.stores.memory import MemoryBackend, MemoryStore
 from broker.web.sessions import BrowserSessions
 from tests.support.clock import ManualClock
 from tests.support.faulty_store import FaultyStore
+from tests.support.waiting import until, until_async
 
 NAMES = CookieNames.for_public_url("https://app.example.com")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -61,14 +62,16 @@ class Bench:
             self.cookie = lines[-1].partition(";")[0]
         return response.status, lines
 
-    async def release(self, session: Session) -> None:
+    async def release(self, replaced: Session, by: Session) -> None:
         """What a login does with the grant of the session that it replaces."""
-        (stored,) = await self.sessions.find_by(Index.GRANT, session.grant_id)
-        self.released.append(stored.session.subject)
+        (stored,) = await self.sessions.find_by(Index.GRANT, replaced.grant_id)
+        assert stored.session == replaced, "the grant of a session ends while the session can still be found"
+        assert by.replaces == stored.key
+        self.released.append(replaced.subject)
 
     async def log_in(self, subject: str, *, replaces: str | None = None) -> list[str]:
         async def handler(request: web.Request) -> web.StreamResponse:
-            await self.browser_sessions.log_in(request, self.session(subject), replaces=replaces, release=self.release)
+            await self.browser_sessions.log_in(request, self.session(subject), replaces=replaces)
             return web.Response()
 
         return (await self.call(handler))[1]
@@ -85,6 +88,9 @@ class Bench:
         assert (200, []) == (status, lines), "asking sets no cookie"
         return seen[0]
 
+    async def is_nobody(self) -> bool:
+        return await self.who() is None
+
 
 @pytest.fixture
 async def bench() -> AsyncIterator[Bench]:
@@ -93,7 +99,9 @@ async def bench() -> AsyncIterator[Bench]:
     await store.start()
     randomness = SystemRandomness()
     sessions = Sessions(store, Keyring([new_key(randomness)]), SessionOptions(), clock, randomness)
-    yield Bench(store, sessions, BrowserSessions(sessions, NAMES, SameSite.STRICT), clock)
+    bench = Bench(store, sessions, BrowserSessions(sessions, NAMES, SameSite.STRICT), clock)
+    sessions.on_replaced(bench.release)
+    yield bench
     await sessions.close()
 
 
@@ -119,10 +127,14 @@ async def test_se_01_each_login_draws_a_new_id_and_destroys_the_old_record(bench
     assert first != bench.cookie
     assert "p" * 43 not in first
     second, bench.cookie = bench.cookie, first
-    assert await bench.who() is None
+    assert "ada" == await bench.who(), "nobody knows yet whether the browser was given the new one"
     bench.cookie = second
     assert "bob" == await bench.who()
-    assert ["ada"] == bench.released, "the grant of a session ends while the session can still be found"
+    await until(lambda: bench.released == ["ada"], what="the end of what hangs on the old session")
+    bench.cookie = first
+    await until_async(bench.is_nobody)
+    bench.cookie = second
+    assert "bob" == await bench.who()
 
 
 async def test_a_login_replaces_the_session_that_the_browser_could_not_show(bench: Bench) -> None:
@@ -134,15 +146,52 @@ async def test_a_login_replaces_the_session_that_the_browser_could_not_show(benc
     bench.cookie = ""
 
     await bench.log_in("bob", replaces=live.key)
+    assert "bob" == await bench.who()
 
-    assert await bench.sessions.load(session_id) is None
+    await until_async(lambda: has_ended(bench, session_id))
+
+
+async def has_ended(bench: Bench, session_id: bytes) -> bool:
+    return await bench.sessions.load(session_id) is None
+
+
+async def test_a_logout_ends_the_session_before_too(bench: Bench) -> None:
+    """Also if it comes before anything else has shown that the browser has the new cookie."""
+    await bench.log_in("ada")
+    before = bench.cookie.partition("=")[2].encode()
+    await bench.log_in("bob")
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        await bench.browser_sessions.log_out(request)
+        return web.Response()
+
+    await bench.call(handler)
+
+    assert await bench.sessions.load(before) is None
+    assert {"ada"} == set(bench.released)
+
+
+async def test_a_session_before_that_can_not_be_ended_is_ended_later(bench: Bench) -> None:
+    """Whoever has logged in anew notices nothing of it."""
+    await bench.log_in("ada")
+    before = bench.cookie.partition("=")[2].encode()
+    await bench.log_in("bob")
+    bench.store.failing.add("delete")
+    assert "bob" == await bench.who()
+    await until(lambda: bench.store.calls.get("delete", 0) == 1)
+    bench.store.failing.clear()
+    bench.clock.advance(60)
+
+    assert "bob" == await bench.who()
+
+    await until_async(lambda: has_ended(bench, before))
 
 
 async def test_a_session_is_stored_even_if_the_response_streams(bench: Bench) -> None:
     """aiohttp_session saves nothing then (M8): what must be kept is kept before there is a response."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
-        await bench.browser_sessions.log_in(request, bench.session("ada"), replaces=None, release=bench.release)
+        await bench.browser_sessions.log_in(request, bench.session("ada"), replaces=None)
         response = web.StreamResponse()
         await response.prepare(request)
         await response.write(b"x")
@@ -177,7 +226,7 @@ async def test_a_store_that_is_down_changes_no_cookie(bench: Bench) -> None:
     bench.store.down = True
 
     async def log_in(request: web.Request) -> web.StreamResponse:
-        await bench.browser_sessions.log_in(request, bench.session("bob"), replaces=None, release=bench.release)
+        await bench.browser_sessions.log_in(request, bench.session("bob"), replaces=None)
         return web.Response()
 
     async def log_out(request: web.Request) -> web.StreamResponse:
