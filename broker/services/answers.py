@@ -12,7 +12,7 @@ What comes in vain is ended by services.unkept.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from broker.core.audience import DEFAULT_AUDIENCE, Audience
 from broker.core.compact_jws import share_a_session, unverified_claim
@@ -40,6 +40,9 @@ LATER_SECONDS = (0.3, 1.0)
 IDENTITY_CHECK_SECONDS = 5.0
 """The id token of a refresh is checked within this, or its claims are left out."""
 
+HasSession = Callable[[str], Awaitable[bool]]
+"""Says whether a browser's session hangs on the grant of an id. Raises ``StoreError`` if that isn't known."""
+
 log = logging.getLogger(__name__)
 
 
@@ -59,6 +62,7 @@ class Answers:
         randomness: Randomness,
         tasks: Tasks,
         identified: Callable[[Grant, Identity], None],
+        has_session: HasSession,
     ) -> None:
         """
         Args:
@@ -72,6 +76,7 @@ class Answers:
             randomness: Jitter.
             tasks: Owns what runs on behind a caller's back.
             identified: Is told who a refreshed id token names, once that is checked.
+            has_session: Says whether a login was carried to its end.
         """
         self._vault = vault
         self._spool = spool
@@ -83,6 +88,7 @@ class Answers:
         self._randomness = randomness
         self._tasks = tasks
         self._identified = identified
+        self._has_session = has_session
         self._unkept = UnkeptAnswers(
             vault=vault,
             register=register,
@@ -112,8 +118,9 @@ class Answers:
         """
         Take the first answer of a login. Once this returns, a crash leaves no family that nobody finds.
 
-        What is in the spool when a process starts belongs to a login whose browser was never answered, so nobody can
-        use what came of it. Hence :meth:`finish_login` before the browser is answered, or :meth:`abandon_login`.
+        What is in the spool when a process starts, and has no session, belongs to a login whose browser was never
+        answered, so nobody can use what came of it. Hence :meth:`finish_login` before the browser is answered, or
+        :meth:`abandon_login`.
         """
         subject = None if answer.id_token is None else unverified_claim(answer.id_token.reveal(), "sub")
         entry = Entry(
@@ -203,6 +210,11 @@ class Answers:
 
     async def _recover(self, entry: Entry) -> None:
         if entry.is_login:
+            if await self._has_session(entry.grant_id):
+                # Perhaps the browser was answered, and the disk too full to say so.
+                log.info("login_kept", extra={"grant": entry.grant_id, "provider": entry.provider})
+                self._cross_out(entry)
+                return
             log.warning("login_cut_off", extra={"grant": entry.grant_id, "provider": entry.provider})
             self.abandon_login(entry)
             return

@@ -21,7 +21,7 @@ from broker.core.secret import RefreshToken
 from broker.core.upkeep import keep_alive_at
 from broker.errors import StoreError
 from broker.services import metrics
-from broker.services.answers import Answers
+from broker.services.answers import Answers, HasSession
 from broker.services.clock import Clock, Randomness
 from broker.services.health import Provider, ProviderHealth
 from broker.services.known import UNSAVED, Known, KnownGrants, KnownToken
@@ -61,6 +61,7 @@ class TokenBroker:
         cache_ttl_seconds: float = 5.0,
         max_known: int = 100_000,
         acquire: Acquire | None = None,
+        has_session: HasSession | None = None,
     ) -> None:
         """
         Args:
@@ -73,6 +74,7 @@ class TokenBroker:
             cache_ttl_seconds: How long a grant isn't read again while nothing is heard of it.
             max_known: How many grants are remembered.
             acquire: Gets tokens for a grant that has no refresh token.
+            has_session: Says whether a session hangs on a grant, so that what a dead process had of its login is kept.
         """
         self._vault = vault
         self._clock = clock
@@ -112,6 +114,7 @@ class TokenBroker:
             randomness=randomness,
             tasks=self._tasks,
             identified=self._tell_identified,
+            has_session=has_session or _has_no_session,
         )
         self.refresher = Refresher(
             vault=vault,
@@ -424,6 +427,10 @@ class TokenBroker:
         cancelled = await self._tasks.drain(timeout_seconds)
         if cancelled:
             log.warning("refreshes_cancelled", extra={"count": cancelled})
+
+
+async def _has_no_session(_grant_id: str) -> bool:
+    return False
 
 
 async def _acquire_nothing(_grant: Grant, _audience: Audience) -> TokenOutcome:

@@ -16,6 +16,7 @@ from broker.core.forward_auth import ForwardAuthOptions
 from broker.core.forwarded import TrustedProxies
 from broker.core.grant import Grant
 from broker.core.pressure import Pressure
+from broker.core.session import Index
 from broker.errors import StoreError
 from broker.services import metrics
 from broker.services.callers import Callers
@@ -107,6 +108,7 @@ class Installation:
             cache_ttl_seconds=settings.session.cache_ttl_seconds,
             max_known=settings.session.max_cached,
             acquire=self.standing.acquire,
+            has_session=self._has_session,
         )
         self.sessions = Sessions(
             self.store, keyring, settings.session, clock, randomness, touch_grant=self.tokens.touch
@@ -272,6 +274,9 @@ class Installation:
     def _is_shedding(self) -> bool:
         # One process of several is enough: what it refuses another installation could serve.
         return metrics.highest(metrics.LOAD_SHEDDING) >= Pressure.HIGH
+
+    async def _has_session(self, grant_id: str) -> bool:
+        return bool(await self.sessions.find_by(Index.GRANT, grant_id))
 
     def _renew_claims(self, grant: Grant, identity: Identity) -> None:
         self._tasks.launch(self._write_claims(grant.id, identity), name="claims")

@@ -11,11 +11,12 @@ from broker.core.grant import EndReason
 from broker.core.outcome import LoginNeeded, Token
 from broker.core.provider import Rotation
 from broker.core.secret import IdToken
-from broker.errors import ProviderError
+from broker.errors import ProviderError, StoreError
 from broker.services.answers import IDENTITY_CHECK_SECONDS, SAVE_RETRY_SECONDS
 from broker.services.provider import Identity
 from broker.services.refresher import Want
 from tests.services.conftest import StartStage
+from tests.services.test_spool import full_disk
 from tests.support.engine import Replica, access_token
 from tests.support.forge import join
 from tests.support.grants import LIFE
@@ -244,6 +245,53 @@ async def test_ft_11_a_login_that_was_finished_outlives_its_process(stage: Stage
 
     assert (await stage.one.grant(grant.id)).ended is None
     assert [] == stage.server.revoked
+
+
+@pytest.mark.parametrize("was_answered", [True, False])
+async def test_ft_16_a_login_that_was_answered_outlives_a_full_disk_and_its_process(
+    stage: Stage, was_answered: bool
+) -> None:
+    """There was no room to cross it out: whether a session hangs on it says what the spool couldn't."""
+    await stage.one.broker.end(stage.grant_id, EndReason.LOGOUT, revoke=False)
+
+    async def has_session(grant_id: str) -> bool:
+        return was_answered and grant_id == grant.id
+
+    two = await stage.engine.open()
+    two.broker.receive_login("corp", stage.server.login_tokens("bob"))  # so the file isn't simply emptied
+    entry = two.broker.receive_login("corp", stage.server.login_tokens())
+    grant = await two.adopt(entry.answer, login=entry)
+    with full_disk(after_bytes=two.spool._size + 20):
+        two.broker.finish_login(entry)
+    await two.crash()
+
+    three = await stage.engine.open(has_session=has_session)
+    await three.broker.recover()
+    await until(lambda: len(three.spool) == 0)
+
+    assert was_answered is ((await three.grant(grant.id)).ended is None)
+
+
+async def test_ft_16_a_login_is_not_judged_while_the_store_is_down(stage: Stage) -> None:
+    """It waits until it is known whether it was answered."""
+    two = await stage.engine.open()
+    entry = two.broker.receive_login("corp", stage.server.login_tokens())
+    grant = await two.adopt(entry.answer, login=entry)
+    await two.crash()
+    asked: list[str] = []
+
+    async def has_session(grant_id: str) -> bool:
+        asked.append(grant_id)
+        if len(asked) == 1:
+            raise StoreError("down")
+        return True
+
+    three = await stage.engine.open(has_session=has_session)
+    await three.broker.recover()
+    assert [entry] == three.spool.pending()
+    await until(lambda: len(three.spool) == 0)
+
+    assert (await three.grant(grant.id)).ended is None
 
 
 async def test_a_login_under_way_is_left_to_its_process(stage: Stage) -> None:

@@ -16,7 +16,7 @@ from broker.core.forwarded import TrustedProxies
 from broker.core.login import LoginOptions
 from broker.core.provider import ProviderOptions
 from broker.core.secret import Secret
-from broker.core.session import SameSite, SessionOptions
+from broker.core.session import Index, SameSite, SessionOptions
 from broker.services.clock import SystemRandomness
 from broker.services.keyring import Keyring, new_key
 from broker.services.outbound import Outbound
@@ -129,6 +129,10 @@ class Site:
             )
             for name, server in self.providers.items()
         }
+
+        async def has_session(grant_id: str) -> bool:
+            return bool(await sessions.find_by(Index.GRANT, grant_id))
+
         tokens = TokenBroker(
             store=store,
             vault=Vault(store, keyring),
@@ -136,6 +140,7 @@ class Site:
             servers=servers,
             clock=clock,
             randomness=randomness,
+            has_session=has_session,
         )
         sessions = Sessions(store, keyring, SessionOptions(), clock, randomness, touch_grant=tokens.touch)
         outermost = Outermost(
