@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from broker.core.audience import DEFAULT_AUDIENCE, Audience
-from broker.core.grant import Grant
+from broker.core.grant import Grant, HeldToken
 from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome, TokenSet
 from broker.core.outcome import Cause, LoginNeeded, Token, TokenResult, Unavailable, after_failure, token_for
 from broker.core.refresh import (
@@ -47,7 +47,7 @@ from broker.services.news import News
 from broker.services.register import Register
 from broker.services.spool import Entry
 from broker.services.tasks import Tasks
-from broker.services.token_exchange import TokenExchange
+from broker.services.token_exchange import SubjectRefused, TokenExchange
 from broker.services.turns import Turns
 from broker.services.unwritten import Unwritten
 from broker.services.vault import StoredGrant, Vault
@@ -258,8 +258,32 @@ class Refresher:
         if subject is None:
             own = await self._decide(stored, Want(grant_id=want.grant_id), under_lease=True)
             return None if isinstance(own, Token) else own
-        return await self._token_exchange.exchange(
+        outcome = await self._token_exchange.exchange(
             provider, stored, subject, want.audience, rejected_generation=want.rejected_generation
+        )
+        if not isinstance(outcome, SubjectRefused):
+            return outcome
+        return await self._exchange_another(provider, stored, want, subject, outcome.failure)
+
+    async def _exchange_another(
+        self, provider: Provider, stored: StoredGrant, want: Want, refused: HeldToken, failure: TokenFailure
+    ) -> TokenResult | None:
+        """The server doesn't take the own token before its end: refresh it, and decide again."""
+        own: TokenResult | None = LoginNeeded("in_doubt")
+        if stored.grant.intent is None:  # else the refresh token may be spent, and isn't presented while a token lives
+            wanted = Want(grant_id=want.grant_id, rejected_generation=refused.generation)
+            own = await self._decide(stored, wanted, under_lease=True)
+        if own is None or isinstance(own, Token):
+            return None
+        if isinstance(own, Unavailable):
+            # The exchange rests as long as the refresh does, and is judged anew then.
+            failure = TokenFailure(
+                kind=FailureKind.TRANSIENT,
+                detail="the own token is refused and can't be refreshed now",
+                retry_after_seconds=own.retry_after_seconds,
+            )
+        return await self._token_exchange.note(
+            provider, stored, want.audience, failure, rejected_generation=want.rejected_generation
         )
 
     # --- presenting the refresh token

@@ -1,4 +1,4 @@
-"""How often an upstream's 401 may cause a refresh."""
+"""How often an upstream's 401, or a server that doesn't exchange a token, may cause a refresh."""
 
 from collections import OrderedDict
 

@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 
+import pytest
+
 from broker.core.audience import Audience
 from broker.core.outcome import LoginNeeded, Token, Unavailable
 from broker.core.provider import Rotation
 from broker.services.refresher import Want
 from tests.services.conftest import StartStage
 from tests.support.engine import access_token
+from tests.support.grants import LIFE
 from tests.support.stage import Stage
 from tests.support.waiting import until
 
@@ -127,3 +130,81 @@ async def test_an_exchange_that_waited_for_a_permit_is_decided_again(stage: Stag
     assert isinstance(await probe, Unavailable)
     assert isinstance(await waiting, Unavailable)
     assert (1, []) == (len(stage.presented()), stage.server.exchanges)
+
+
+@pytest.mark.parametrize("error", ["invalid_grant", "invalid_token", "invalid_request"])
+async def test_an_own_token_that_the_server_has_killed_is_replaced_before_it_is_exchanged(
+    stage: Stage, error: str
+) -> None:
+    """Whatever it calls it: the refresh token is good, so the caller notices nothing."""
+    stage.server.killed, stage.server.kills_with = {"at-1"}, error
+    stage.clock.advance(30)
+
+    result = await stage.one.broker.token(stage.grant_id, EXCHANGED)
+
+    assert "at-3@orders" == access_token(result)
+    assert (1, ["at-1", "at-2"]) == (len(stage.presented()), [token for token, _ in stage.server.exchanges])
+    assert {} == (await stage.grant()).failures
+
+
+async def test_a_server_that_exchanges_no_token_does_not_have_them_all_rotated(stage: Stage) -> None:
+    """What is said of a new token isn't for its age: in three lives there are few refreshes more."""
+    stage.server.killed = {f"at-{number}" for number in range(100)}
+
+    for _ in range(int(LIFE) * 3 // 10):
+        stage.clock.advance(10)
+        assert isinstance(await stage.one.broker.token(stage.grant_id, EXCHANGED), Unavailable)
+
+    assert 3 <= len(stage.presented()) <= 8
+
+
+@pytest.mark.parametrize("error", ["invalid_target", "invalid_client", None])
+async def test_another_refusal_is_not_for_the_own_token(stage: Stage, error: str | None) -> None:
+    """No refresh token is spent for what it can't mend."""
+    stage.server.killed, stage.server.kills_with = {"at-1"}, error
+    stage.clock.advance(30)
+
+    assert isinstance(await stage.one.broker.token(stage.grant_id, EXCHANGED), Unavailable)
+
+    assert [] == stage.presented()
+
+
+async def test_a_killed_own_token_that_can_not_be_refreshed_now_is_refreshed_later(stage: Stage) -> None:
+    """The exchange waits as long as the refresh does, and no longer."""
+    stage.server.killed = {"at-1"}
+    stage.clock.advance(30)
+    for _ in range(3):  # a request, and its quick repetitions
+        stage.server.refuse("transient", status=503)
+
+    first = await stage.one.broker.token(stage.grant_id, EXCHANGED)
+    assert isinstance(first, Unavailable)
+    asked = len(stage.server.exchanges)
+    assert isinstance(await stage.one.broker.token(stage.grant_id, EXCHANGED), Unavailable)
+    assert asked == len(stage.server.exchanges), "nobody is asked meanwhile"
+    stage.clock.advance(60)
+
+    assert isinstance(await stage.one.broker.token(stage.grant_id, EXCHANGED), Token)
+
+
+async def test_a_killed_own_token_without_a_refresh_token_is_the_exchanges_failure(stage: Stage) -> None:
+    """Other upstreams may take it until its end."""
+    found = await stage.stored()
+    await stage.one.vault.replace(found, replace(found.grant, refresh_token=None), due_at=None)
+    stage.server.killed = {"at-1"}
+    stage.clock.advance(30)
+
+    assert isinstance(await stage.refresh(audience=EXCHANGED), Unavailable)
+    assert "at-1" == access_token(await stage.refresh())
+
+
+async def test_a_refresh_token_in_doubt_is_not_presented_for_an_exchange(stage: Stage) -> None:
+    """It may be spent, and the own token still serves others."""
+    stage.come_due()
+    stage.server.refuse("in_doubt", processed=True)
+    await stage.refresh()
+    stage.server.killed = {"at-1"}
+
+    assert isinstance(await stage.refresh(audience=EXCHANGED), Unavailable)
+
+    assert 1 == len(stage.presented())
+    assert (await stage.grant()).ended is None

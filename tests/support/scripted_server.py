@@ -14,6 +14,7 @@ from broker.demo.families import GRANTED, Families
 from broker.errors import ProviderError
 from broker.services.clock import Clock
 from broker.services.provider import AuthorizationServer, Identity
+from broker.services.token_endpoint import spared
 from tests.support.clock import SeededRandomness
 from tests.support.grants import LIFE, failure, provider_options
 from tests.support.ledger import Ledger
@@ -65,6 +66,9 @@ class ScriptedServer(AuthorizationServer):
         self.revocation_fault: ProviderError | None = None
         self.id_tokens: deque[str] = deque()
         self.identities: dict[str, Identity | ProviderError | None] = {}
+        self.kills_with: str | None = "invalid_grant"
+        self.killed: set[str] = set()
+        """Access tokens that aren't exchanged any more, though they haven't ended."""
         self.hang_at_checks = asyncio.Event()
         self.hang_at_checks.set()
         self._clock = clock
@@ -113,6 +117,8 @@ class ScriptedServer(AuthorizationServer):
         self, subject_token: AccessToken, audience: Audience, *, dpop_key: RefreshToken | None = None
     ) -> TokenOutcome:
         self.exchanges.append((subject_token.reveal(), audience))
+        if subject_token.reveal() in self.killed:
+            return spared(failure("permanent", error=self.kills_with, status=400), "token exchange")
         return await self._play(lambda: self._answer(None, audience=audience))
 
     async def check_refreshed(self, id_token: IdToken) -> Identity | None:
