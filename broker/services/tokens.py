@@ -10,7 +10,6 @@ While the access token lives, neither a provider nor a store that is down is not
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 
 from broker.core.audience import DEFAULT_AUDIENCE, Audience
 from broker.core.behaviour import Seen
@@ -37,9 +36,6 @@ from broker.services.together import Together
 from broker.services.token_exchange import TokenExchange
 from broker.services.vault import StoredGrant, Unchanged, Vault
 from broker.stores.base import Event, Store, Topic
-
-ABANDON_SECONDS = (1.0, 5.0, 30.0)
-"""A grant that nobody will ask for is deleted after these, until that works."""
 
 REPORT_SECONDS = 5.0
 
@@ -298,6 +294,7 @@ class TokenBroker:
         ttl_seconds: float,
         dpop_key: RefreshToken | None = None,
         login: Entry | None = None,
+        grant_id: str | None = None,
     ) -> Grant:
         """
         Make a grant of a first token response.
@@ -311,13 +308,17 @@ class TokenBroker:
             ttl_seconds: How long its record lives unless :meth:`touch` is called.
             dpop_key: The key that the tokens are bound to, if they are.
             login: What :meth:`receive_login` made of the response. It is to be abandoned if this fails.
+            grant_id: The id of a grant that no login brings; None draws one.
 
         Raises:
-            StoreError: If it can't be stored. Nothing is left behind for long.
+            GrantExists: If another grant has this id. It is a ``StoreError``.
+            StoreError: If it isn't known whether it was stored.
         """
+        if login is not None:
+            grant_id = login.grant_id
         grant = new_grant(
             tokens,
-            grant_id=self._randomness.token_bytes(16).hex() if login is None else login.grant_id,
+            grant_id=grant_id or self._randomness.token_bytes(16).hex(),
             provider=provider,
             subject=subject,
             origin=origin,
@@ -326,25 +327,11 @@ class TokenBroker:
         )
         options = self.providers[provider].server.options
         due_at = keep_alive_at(grant, options, jitter=self._randomness.uniform(0, 1))
-        try:
-            await self._vault.create(grant, ttl_seconds=ttl_seconds, due_at=due_at)
-        except StoreError:
-            if login is None:
-                # It may be there all the same, and would be kept alive although nobody ever asks for it. Its tokens
-                # are still whose they were, and may be handed over again.
-                self._tasks.launch(self._abandon(grant.id), name=f"abandon:{grant.id}")
-            raise
+        await self._vault.create(grant, ttl_seconds=ttl_seconds, due_at=due_at)
         metrics.GRANT_EVENTS.labels(provider, "created").inc()
         log.info("grant_created", extra={"grant": grant.id, "provider": provider, "origin": origin})
         self._known.learn(grant)
         return grant
-
-    async def _abandon(self, grant_id: str) -> None:
-        for delay in ABANDON_SECONDS:
-            await asyncio.sleep(delay)
-            with suppress(StoreError):
-                await self._vault.delete(grant_id)
-                return
 
     async def grant(self, grant_id: str) -> Grant | None:
         """Return the grant as it stands in the store, or None. Raises ``StoreError``."""

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from broker.core.audience import DEFAULT_AUDIENCE
 from broker.core.behaviour import Seen, judge_behaviour
-from broker.core.grant import EndReason, Grant, Origin, is_empty
+from broker.core.grant import EndReason, Grant, is_empty
 from broker.core.handle import Handle
 from broker.core.oauth import TokenSet
 from broker.core.refresh import State, assess
@@ -24,7 +24,8 @@ from broker.core.upkeep import login_needed_at
 from broker.errors import BadRequest, BrokerError, NoRoute, NoSession
 from broker.services import metrics
 from broker.services.clock import Clock
-from broker.services.handles import FOREVER_SECONDS, Handles
+from broker.services.handles import Handles
+from broker.services.imports import Imports
 from broker.services.provider import AuthorizationServer
 from broker.services.standing import StandingGrants
 from broker.services.tokens import TokenBroker
@@ -47,6 +48,7 @@ class AdminApi:
         *,
         token: Secret,
         tokens: TokenBroker,
+        imports: Imports,
         standing: StandingGrants,
         handles: Handles,
         servers: Mapping[str, AuthorizationServer],
@@ -57,6 +59,7 @@ class AdminApi:
         Args:
             token: The bearer token that callers must show.
             tokens: Where grants are.
+            imports: Takes tokens for new ones.
             standing: Takes tokens for configured ones.
             handles: Where handles are.
             servers: The providers by their configured names.
@@ -65,6 +68,7 @@ class AdminApi:
         """
         self._token = token
         self._tokens = tokens
+        self._imports = imports
         self._standing = standing
         self._handles = handles
         self._servers = servers
@@ -133,20 +137,13 @@ class AdminApi:
         tokens, dpop_key = self._tokens_of(content)
         handle = self._attributes_of(content)
         content.refuse_others()
-        grant = await self._tokens.adopt(
-            provider,
-            tokens,
-            subject=subject,
-            origin=Origin.IMPORTED,
-            keep_until=None,
-            ttl_seconds=FOREVER_SECONDS,
-            dpop_key=dpop_key,
-        )
+        grant = await self._imports.take(provider, tokens, subject=subject, dpop_key=dpop_key)
         return await self._issue(grant.id, handle)
 
     async def _hand_over(self, name: str, content: Content) -> web.Response:
         tokens, dpop_key = self._tokens_of(content)
         content.refuse_others()
+        await self._imports.refuse_if_taken(tokens, but_for=self._standing.ids.get(name))
         grant = await self._standing.hand_over(name, tokens, dpop_key=dpop_key)
         return web.json_response(self._describe(grant))
 

@@ -22,6 +22,7 @@ from broker.services import metrics
 from broker.services.callers import Callers
 from broker.services.clock import Clock, Randomness, SystemClock, SystemRandomness
 from broker.services.handles import Handles
+from broker.services.imports import Imports
 from broker.services.keepalive import KeepAlive
 from broker.services.keyring import Keyring
 from broker.services.memory import MemoryWatch, control_groups
@@ -109,6 +110,14 @@ class Installation:
             max_known=settings.session.max_cached,
             acquire=self.standing.acquire,
             has_session=self._has_session,
+        )
+        self.imports = Imports(
+            tokens=self.tokens,
+            servers=self.servers,
+            vault=vault,
+            keyring=keyring,
+            clock=clock,
+            randomness=randomness,
         )
         self.sessions = Sessions(
             self.store, keyring, settings.session, clock, randomness, touch_grant=self.tokens.touch
@@ -210,6 +219,7 @@ class Installation:
             api = AdminApi(
                 token=self.settings.admin.token,
                 tokens=self.tokens,
+                imports=self.imports,
                 standing=self.standing,
                 handles=self.handles,
                 servers=self.servers,

@@ -10,7 +10,6 @@ from broker.core.audience import Audience
 from broker.core.grant import EndReason, Origin
 from broker.core.outcome import Cause, LoginNeeded, Token, Unavailable
 from broker.core.provider import Rotation
-from broker.errors import StoreError
 from broker.services import metrics
 from broker.services.tasks import Tasks
 from broker.stores.base import Event, Topic
@@ -472,18 +471,6 @@ async def test_a_grant_lives_as_long_as_it_is_touched(stage: Stage) -> None:
     stage.clock.advance(10)
 
     assert await stage.one.broker.grant(grant.id) is None
-
-
-@pytest.mark.parametrize("trouble", ["fails", "applied"])
-async def test_a_login_whose_grant_can_not_be_stored_leaves_nothing_behind(stage: Stage, trouble: str) -> None:
-    """Nobody would ever ask for it, and it would be kept alive."""
-    stage.one.store.trouble("create", trouble)
-
-    with pytest.raises(StoreError):
-        await stage.one.adopt(stage.server.login_tokens("bob"), subject="bob", origin=Origin.IMPORTED)
-
-    await until(lambda: "delete" in stage.one.store.calls)
-    assert [] == await stage.one.broker.grants()
 
 
 async def test_lk_04_what_becomes_of_a_grant_is_logged_without_a_secret(

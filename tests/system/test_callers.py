@@ -82,6 +82,24 @@ async def test_a_handle_calls_with_the_imported_grants_token(
     assert issued["handle"] not in broker.log_path.read_text()
 
 
+async def test_an_import_that_is_repeated_is_the_same_grant(
+    broker: BrokerProcess, provider: RemoteLedgerServer
+) -> None:
+    """Each time with a handle, since nobody may have seen the one before; its refresh token is presented once."""
+    tokens = await provider.issue("batch")
+    document = {"provider": "corp", "subject": "batch", "refresh_token": tokens["refresh_token"]}
+
+    issued = []
+    for _ in range(3):
+        status, answer = await admin(broker, "POST", "/grants", document)
+        issued.append((status, answer["grant"]))
+        assert 200 == await call(broker, "/api/x", answer["handle"])
+
+    assert {(201, issued[0][1])} == set(issued)
+    ledger = await provider.ledger()
+    assert (1, {}) == (ledger.count("refresh_token"), ledger.presented_twice())
+
+
 async def test_an_imported_access_token_is_used_until_its_end(
     broker: BrokerProcess, provider: RemoteLedgerServer
 ) -> None:

@@ -102,3 +102,22 @@ async def test_one_that_was_revoked_waits_for_the_next_tokens(
 
 def taken(response: dict[str, Any]) -> dict[str, Any]:
     return {name: response[name] for name in ("access_token", "expires_in", "refresh_token")}
+
+
+async def test_tokens_are_taken_into_one_grant(broker: BrokerProcess, provider: RemoteLedgerServer) -> None:
+    """Whichever way they came first: two grants would both present the refresh token."""
+    mine, imported = taken(await provider.issue("batch")), taken(await provider.issue("batch"))
+    owner = {"provider": "corp", "subject": "batch"}
+    _, filled = await admin(broker, "POST", "/grants", {"grant": "nightly", **mine})
+    _, handle = await admin(broker, "POST", "/grants", {**owner, **imported})
+
+    refusals = [
+        await admin(broker, "POST", "/grants", document)
+        for document in ({**owner, **mine}, {"grant": "nightly", **imported})
+    ]
+    again = await admin(broker, "POST", "/grants", {"grant": "nightly", **mine})
+
+    assert [400, 400] == [status for status, _ in refusals]
+    assert filled["id"] in refusals[0][1]["title"]
+    assert handle["grant"] in refusals[1][1]["title"]
+    assert (200, filled["id"]) == (again[0], again[1]["id"])
