@@ -152,6 +152,8 @@ class Grant:
         dpop_key: The private key that the tokens are bound to (RFC 9449), as a JWK in JSON; None for bearer tokens.
         stands_for: Of a record that only remembers what is to be revoked: the id of the grant in which other tokens
             take the place of these. As long as that grant goes on with them, they aren't revoked.
+        handed_over: Names the refresh token with which its present chain began, if somebody handed it over: see
+            ``services.hand_over``. None as well where an older release wrote the record since.
     """
 
     id: str
@@ -175,6 +177,7 @@ class Grant:
     ended: Ended | None = None
     dpop_key: RefreshToken | None = None
     stands_for: str | None = None
+    handed_over: str | None = None
 
 
 def is_empty(grant: Grant) -> bool:
@@ -259,6 +262,7 @@ def encode(grant: Grant) -> bytes:
         "ended": asdict(grant.ended) if grant.ended else None,
         "dpop_key": reveal(grant.dpop_key),
         "stands_for": grant.stands_for,
+        "handed_over": grant.handed_over,
     }
     return json.dumps(document, separators=(",", ":")).encode()
 
@@ -311,4 +315,5 @@ def decode(stored: bytes) -> Grant:
         ended=Ended(**{**ended, "reason": EndReason(ended["reason"])}) if ended else None,
         dpop_key=None if dpop_key is None else RefreshToken(dpop_key),
         stands_for=document.get("stands_for"),
+        handed_over=document.get("handed_over"),
     )

@@ -5,12 +5,16 @@ Tokens that somebody else got take the place of those that a grant has.
 
 What is remembered is revoked only where the write was done (services.revocations): neither a crash nor a store that
 fails between them costs the tokens that are there, or leaves those that went good at their server.
+
+Whoever isn't sure whether it was done does it once more. What was done may have rotated since, and then the tokens that
+come are spent: the grant goes on with what became of them.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from hashlib import sha256
 from hmac import compare_digest
 
 from broker.core.audience import DEFAULT_AUDIENCE
@@ -73,7 +77,8 @@ class HandOver:
 
         Raises:
             ProviderError: If a refresh is under way, and its server takes its time.
-            StoreError: If it isn't known whether that was written. It may be done again; no token is lost by it.
+            StoreError: If it isn't known whether that was written. It may be done again, at any time; no token is lost
+                by it.
         """
         async with self._leased(empty.id):
             grant, replaced = await self._write(empty, tokens, dpop_key)
@@ -102,6 +107,8 @@ class HandOver:
         while True:
             stored = await self._read(empty)
             former = stored.grant
+            if _goes_on_with(former, tokens):
+                return former, None
             if tokens.refresh_token is not None:
                 await self._revocations.spare(former, tokens.refresh_token)
             replaced = self._replaced(former, tokens)
@@ -163,4 +170,20 @@ def _filled(former: Grant, tokens: TokenSet, dpop_key: RefreshToken | None) -> G
         failures={},
         ended=None,
         dpop_key=dpop_key,
+        handed_over=None if tokens.refresh_token is None else _name(tokens.refresh_token),
     )
+
+
+def _goes_on_with(former: Grant, tokens: TokenSet) -> bool:
+    """Return whether *former* began with *tokens* and has presented them since, or is about to: they are spent."""
+    handed = tokens.refresh_token
+    if handed is None or former.refresh_token is None or former.ended is not None:
+        return False
+    if former.refresh_token == handed:
+        return former.intent is not None
+    return former.handed_over is not None and compare_digest(former.handed_over, _name(handed))
+
+
+def _name(token: RefreshToken) -> str:
+    """Return what names a refresh token in a record of its grant without holding it: SHA-256, in hexadecimal."""
+    return sha256(token.reveal().encode()).hexdigest()

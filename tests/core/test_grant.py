@@ -85,6 +85,7 @@ grants = st.builds(
     ended=st.none() | st.builds(Ended, reason=st.sampled_from(EndReason), at=instants),
     dpop_key=st.none() | st.builds(RefreshToken, texts),
     stands_for=st.none() | texts,
+    handed_over=st.none() | texts,
 )
 
 
@@ -106,9 +107,9 @@ def test_every_field_is_stored() -> None:
 
 
 def test_ft_14_what_an_earlier_release_wrote_is_read() -> None:
-    """It knew no chain but the first, and no grant that stands for another."""
+    """It knew no chain but the first, no grant that stands for another, and not what was handed over."""
     document = json.loads(encode(grant()))
-    del document["first_link"], document["stands_for"]
+    del document["first_link"], document["stands_for"], document["handed_over"]
 
     assert grant() == decode(json.dumps(document).encode())
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from broker.core.audience import DEFAULT_AUDIENCE, Audience
-from broker.core.grant import Grant
+from broker.core.grant import EndReason, Grant
 from broker.core.oauth import TokenOutcome, TokenSet
 from broker.core.outcome import LoginNeeded, Token, Unavailable
 from broker.core.secret import AccessToken, IdToken, RefreshToken
@@ -222,6 +222,60 @@ async def test_the_same_refresh_token_again_is_not_revoked(bench: Bench, two: tu
     await two[1].keep_alive.scan()
 
     assert [] == bench.server.revoked
+    await is_whole(bench, 0)
+
+
+async def test_done_again_after_a_refresh_it_changes_nothing(bench: Bench, two: tuple[Replica, Replica]) -> None:
+    """The operator was told that it isn't known whether it was done. By now what he has is spent: not what it became."""
+    tokens = bench.server.login_tokens("nightly")
+    two[0].store.trouble("replace", "applied")
+    with pytest.raises(StoreError):
+        await standing(bench).hand_over("nightly", tokens)
+    bench.clock.advance(LIFE)
+    assert isinstance(await two[1].broker.token(grant_id(bench)), Token)
+
+    await standing(bench).hand_over("nightly", tokens)
+    bench.clock.advance(LIFE)
+
+    assert isinstance(await two[1].broker.token(grant_id(bench)), Token)
+    assert {} == bench.server.ledger.presented_twice()
+    assert [] == bench.server.revoked
+    await is_whole(bench, 0)
+
+
+@pytest.mark.parametrize("is_named", [True, False], ids=["by this release", "by an older one"])
+async def test_done_again_while_an_answer_is_missing_it_changes_nothing(
+    bench: Bench, two: tuple[Replica, Replica], is_named: bool
+) -> None:
+    """A process died with the token presented. The answer is on its disk, and wouldn't be looked for any more."""
+    tokens = await hand_over(bench)
+    if not is_named:
+        found = await two[0].vault.read(grant_id(bench))
+        assert found is not None
+        assert await two[0].vault.replace(found, replace(found.grant, handed_over=None), due_at=None)
+    third, _ = await bench.open()
+    bench.clock.advance(LIFE)
+    third.store.trouble("replace", "fails", skip=1, count=None)
+    assert isinstance(await third.broker.token(grant_id(bench)), Token)
+    await third.crash()
+    bench.clock.advance(LEASE_SECONDS)
+
+    await standing(bench).hand_over("nightly", tokens)
+
+    assert "at-2" == access_token(await two[1].broker.token(grant_id(bench)))
+    assert {} == bench.server.ledger.presented_twice()
+    await is_whole(bench, 0)
+
+
+async def test_what_has_ended_begins_anew_with_the_same_tokens(bench: Bench, two: tuple[Replica, Replica]) -> None:
+    """Nothing became of them that could go on."""
+    tokens = await hand_over(bench)
+    await two[0].broker.end(grant_id(bench), EndReason.REVOKED, revoke=False)
+
+    await standing(bench).hand_over("nightly", tokens)
+    await asyncio.sleep(0)
+
+    assert "at-1" == access_token(await two[0].broker.token(grant_id(bench)))
     await is_whole(bench, 0)
 
 
