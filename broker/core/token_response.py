@@ -116,7 +116,13 @@ def read_token_response(
             if tokens is not None:
                 return TokenFailure(kind=FailureKind.OPERATOR, status=status, detail=tokens)
     return TokenFailure(
-        kind=classify(status, error, document if isinstance(document, Body) else None, rules),
+        kind=classify(
+            status,
+            error,
+            document if isinstance(document, Body) else None,
+            rules,
+            asks_to_wait=retry_after_seconds is not None,
+        ),
         error=error,
         status=status,
         retry_after_seconds=retry_after_seconds,
@@ -124,7 +130,9 @@ def read_token_response(
     )
 
 
-def classify(status: int, error: str | None, body: Body | None, rules: ResponseRules) -> FailureKind:
+def classify(
+    status: int, error: str | None, body: Body | None, rules: ResponseRules, *, asks_to_wait: bool = False
+) -> FailureKind:
     """
     Return the class of a failure: the one place where it is decided. The first row that fits counts.
 
@@ -133,6 +141,7 @@ def classify(status: int, error: str | None, body: Body | None, rules: ResponseR
         error: The ``error`` member.
         body: What came in place of a JSON object; None if one came.
         rules: What is particular to this server.
+        asks_to_wait: Whether there is a ``Retry-After``.
 
     ========================================  =============  =======================================================
     answer                                    class          reason
@@ -141,8 +150,10 @@ def classify(status: int, error: str | None, body: Body | None, rules: ResponseR
     400 without a body, by ``empty_400``      PERMANENT      glewlwyd answers so
     a JSON object with one of ``refusals``    PERMANENT      Mosaic's session endpoint isn't OAuth, and names no error
     ``invalid_client`` and its like           OPERATOR       the grant is good, the broker isn't
-    429, 503, ``temporarily_unavailable``     TRANSIENT      refused before it was processed
-    500, 502, 504, other 5xx, server_error    IN_DOUBT       a gateway may speak after the server has rotated
+    ``server_error``, at any status           IN_DOUBT       it broke while it processed the request
+    ``temporarily_unavailable`` and its like  TRANSIENT      refused before it was processed
+    429; 503 with ``Retry-After``             TRANSIENT      whoever says when to come again hasn't begun
+    any other 5xx, a bare 503 among them      IN_DOUBT       a gateway may speak after the server has rotated
     2xx without tokens or a named error       IN_DOUBT       processed, and the tokens are lost
     any other named error                     OPERATOR       definite, and only a human can read it
     3xx, 4xx without an error                 TRANSIENT      a gateway, a firewall, a captive portal
@@ -156,9 +167,11 @@ def classify(status: int, error: str | None, body: Body | None, rules: ResponseR
         return FailureKind.PERMANENT
     if error in OPERATOR_WORDS:
         return FailureKind.OPERATOR
-    if status in {429, 503} or error in BUSY_WORDS:
+    if error in FAULT_WORDS:
+        return FailureKind.IN_DOUBT
+    if error in BUSY_WORDS or status == 429 or (status == 503 and asks_to_wait):
         return FailureKind.TRANSIENT
-    if status >= 500 or error in FAULT_WORDS:
+    if status >= 500:  # Envoy and others answer 503 too when a server dies that has begun
         return FailureKind.IN_DOUBT
     if error is not None:
         return FailureKind.OPERATOR

@@ -94,7 +94,8 @@ class DeviceFlow:
             if outcome.error == "slow_down":
                 interval = min(interval + SLOW_DOWN_SECONDS, MAX_INTERVAL_SECONDS)
             elif outcome.error != "authorization_pending":
-                if outcome.kind is not FailureKind.TRANSIENT:
+                # To poll again spends nothing, so a 503 needn't say for sure that it wasn't processed.
+                if outcome.kind is not FailureKind.TRANSIENT and outcome.status != 503:
                     return outcome
                 interval = min(interval * 2, MAX_INTERVAL_SECONDS)
         return TokenFailure(kind=FailureKind.OPERATOR, error="expired_token", detail="the user did not come in time")

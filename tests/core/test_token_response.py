@@ -47,7 +47,11 @@ def test_tk_04_and_tk_08_each_answer_means_what_the_table_says(case: dict[str, A
     body = case["body"].encode() if "body" in case else None
 
     outcome = read_token_response(
-        status=case["status"], body=body, requested_at=REQUESTED_AT, rules=rules(case.get("options", {}))
+        status=case["status"],
+        body=body,
+        requested_at=REQUESTED_AT,
+        rules=rules(case.get("options", {})),
+        retry_after_seconds=case.get("retry_after"),
     )
 
     if case["expect"] == "tokens":

@@ -197,7 +197,8 @@ async def test_a_session_at_the_server_brings_tokens(server: DocumentServer) -> 
         ((404, b"<html>"), FailureKind.TRANSIENT),
         ((401, {"message": "unauthorized"}), FailureKind.TRANSIENT),
         ((403, {"error": "unauthorized_client"}), FailureKind.OPERATOR),
-        ((503, {"message": "busy"}), FailureKind.TRANSIENT),
+        ((503, {"error": "temporarily_unavailable"}), FailureKind.TRANSIENT),
+        ((503, {"message": "busy"}), FailureKind.IN_DOUBT),
         ((500, b""), FailureKind.IN_DOUBT),
     ],
 )

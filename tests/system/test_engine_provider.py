@@ -233,13 +233,13 @@ async def test_tk_02_callers_that_hang_up_at_any_moment_of_a_refresh_lose_nothin
 
 FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
     "429 with Retry-After": ("transient", {"status": 429, "headers": {"Retry-After": "2"}}),
-    "503": ("transient", {"status": 503}),
     "503 with Retry-After": ("transient", {"status": 503, "headers": {"Retry-After": "1"}}),
     "403 of a firewall": ("transient", {"status": 403, "body": "<html>blocked</html>"}),
     "302 of a captive portal": ("transient", {"status": 302, "headers": {"Location": "https://evil.example/"}}),
     "empty 400": ("transient", {"status": 400}),
     "500": ("in_doubt", {"status": 500, "body": "oops"}),
     "502": ("in_doubt", {"status": 502}),
+    "503": ("in_doubt", {"status": 503, "body": "upstream connect error or disconnect/reset before headers"}),
     "504": ("in_doubt", {"status": 504}),
     "HTML in a 200": ("in_doubt", {"status": 200, "body": "<html>welcome</html>"}),
     "empty 200": ("in_doubt", {"status": 200}),
@@ -371,7 +371,7 @@ async def test_an_ended_grant_is_remembered(start: StartFloor) -> None:
 # --- outages
 
 
-@pytest.mark.parametrize("fault", ["503", *(pytest.param(name, marks=pytest.mark.slow) for name in ("500", "reset"))])
+@pytest.mark.parametrize("fault", ["503 with Retry-After", "503", *(pytest.param(name, marks=pytest.mark.slow) for name in ("500", "reset"))])
 async def test_ft_07_after_an_outage_service_returns_within_five_seconds_without_a_stampede(
     start: StartFloor, fault: str
 ) -> None:
