@@ -46,12 +46,22 @@ class TokenEndpoint:
         dialect: Dialect = Dialect.FORM,
         rules: ResponseRules | None = None,
         dpop_key: RefreshToken | None = None,
+        since: Stopwatch | None = None,
     ) -> TokenOutcome:
         """
         Ask for tokens, once.
 
         Only a request that was refused unlooked-at is sent again: where the client's own access token was refused
         (401), with a new one; where a proof lacks the server's nonce (RFC 9449 section 8), with that. Each once.
+
+        Args:
+            url: Where to ask.
+            parameters: What is asked.
+            client: Who asks.
+            dialect: How it is written.
+            rules: How the answer is read; as the endpoint's if left out.
+            dpop_key: The key that the tokens are bound to, or are to be.
+            since: Counts the time in which the answer had to come; from each sending on, if left out.
         """
         rules = replace(rules or self._rules, dpop=dpop_key is not None)
         renewed = nonced = False
@@ -66,7 +76,7 @@ class TokenEndpoint:
                 proof = {"DPoP": self._proofs.proof(dpop_key, method="POST", url=url)}
                 credentials = replace(credentials, headers={**credentials.headers, **proof})
             requested_at = self._clock.now()
-            exchange = await self.post(url, parameters, credentials=credentials, dialect=dialect)
+            exchange = await self.post(url, parameters, credentials=credentials, dialect=dialect, since=since)
             outcome = self._read(exchange, requested_at, rules)
             given = exchange.headers.get("DPoP-Nonce") if isinstance(exchange, Answer) else None
             learned = dpop_key is not None and self._proofs.learn(url, given)
@@ -78,10 +88,16 @@ class TokenEndpoint:
                 return outcome
 
     async def post(
-        self, url: str, parameters: Mapping[str, str], *, credentials: Credentials, dialect: Dialect = Dialect.FORM
+        self,
+        url: str,
+        parameters: Mapping[str, str],
+        *,
+        credentials: Credentials,
+        dialect: Dialect = Dialect.FORM,
+        since: Stopwatch | None = None,
     ) -> Exchange:
         """Send *parameters* with *credentials*, in *dialect*; not after the time in which the answer had to come."""
-        since = Stopwatch(self._clock)
+        since = since or Stopwatch(self._clock)
         return await self._outbound.post(
             url,
             content=encode({**parameters, **credentials.parameters}, dialect),

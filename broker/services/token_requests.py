@@ -17,6 +17,7 @@ from broker.services.client_auth import ClientAuthentication
 from broker.services.client_proof import ClientProof
 from broker.services.client_token import ClientToken
 from broker.services.clock import Clock, Randomness
+from broker.services.deadline import Stopwatch
 from broker.services.dpop import Proofs
 from broker.services.metadata import Metadata
 from broker.services.outbound import Answer, Outbound
@@ -85,6 +86,8 @@ class TokenRequests:
 
     async def refresh(self, grant: Grant, audience: Audience) -> TokenOutcome:
         """Present the grant's refresh token once (RFC 6749 section 6)."""
+        # Whatever is asked for before it is sent may take until others believe that this process is gone.
+        since = Stopwatch(self._clock)
         if grant.refresh_token is None:
             raise ValueError(f"grant {grant.id} has no refresh token")
         parameters = {"refresh_token": grant.refresh_token.reveal(), **targets(audience)}
@@ -93,7 +96,9 @@ class TokenRequests:
         if (doubt := await self.client_doubt()) is not None:
             return self._explained(doubt)
         grant_type = "refresh_token" if self._options.refresh_grant_type else None
-        outcome = await self.ask(grant_type, parameters, url=self._options.refresh_endpoint, dpop_key=grant.dpop_key)
+        outcome = await self.ask(
+            grant_type, parameters, url=self._options.refresh_endpoint, dpop_key=grant.dpop_key, since=since
+        )
         if isinstance(outcome, TokenFailure) and outcome.kind is FailureKind.PERMANENT:
             # The credentials may have become wrong in between.
             doubt = await self.client_doubt()
@@ -132,6 +137,7 @@ class TokenRequests:
         dialect: Dialect | None = None,
         rules: ResponseRules | None = None,
         dpop_key: RefreshToken | None = None,
+        since: Stopwatch | None = None,
     ) -> TokenOutcome:
         """
         Ask for tokens, once.
@@ -143,6 +149,7 @@ class TokenRequests:
             dialect: How it is written; as configured if left out.
             rules: How the answer is read; as configured if left out.
             dpop_key: The key to bind the tokens to, or to which they are bound.
+            since: Counts the time in which the answer had to come; from each sending on, if left out.
         """
         try:
             url = url or await self._metadata.need("token_endpoint")
@@ -156,6 +163,7 @@ class TokenRequests:
             dialect=dialect or self._options.dialect,
             rules=rules,
             dpop_key=dpop_key,
+            since=since,
         )
         return self._explained(outcome)
 

@@ -176,6 +176,23 @@ async def test_what_the_metadata_stop_is_not_sent(server: DocumentServer) -> Non
     assert 0 == server.count("/token")
 
 
+async def test_ft_23_a_machine_that_slept_over_the_metadata_presents_nothing(server: DocumentServer) -> None:
+    """Others have waited until no answer could come any more, and gone on without this process."""
+    clock = ManualClock()
+
+    async def metadata(_request: Request) -> web.Response:
+        clock.advance(60)
+        return web.json_response({"issuer": server.url, "token_endpoint": f"{server.url}/token"})
+
+    server.answers["/.well-known/openid-configuration"] = metadata
+    async with authorization_server(issuer=server.url, clock=clock) as provider:
+        outcome = await provider.refresh(grant(), DEFAULT_AUDIENCE)
+
+    assert isinstance(outcome, TokenFailure)
+    assert FailureKind.TRANSIENT is outcome.kind
+    assert 0 == server.count("/token")
+
+
 @pytest.mark.parametrize(
     ("error", "options", "key"),
     [

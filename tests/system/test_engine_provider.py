@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+from aiohttp import web
 
 from broker.core.audience import DEFAULT_AUDIENCE, Audience
 from broker.core.grant import EndReason
@@ -21,6 +22,7 @@ from broker.stores.memory import MemoryStore
 from broker.stores.open import open_store
 from broker.stores.options import StoreOptions, StoreUrl
 from tests.support.authorization_server import LedgerServer, token_set
+from tests.support.document_server import DocumentServer, Request
 from tests.support.engine import PROVIDER, Engine, LeapingClock, Replica, access_token, authorization_server
 from tests.support.kill_driver import COUNTED
 from tests.support.kill_points import Counted
@@ -168,6 +170,35 @@ async def test_tk_01_a_lease_outlives_an_answer_that_takes_longer(start: StartFl
 
     assert 1 == len(await call_all(replicas, grant_id, 5))
     assert 1 == floor.refreshes()
+
+
+async def test_ft_23_a_machine_that_slept_before_it_connected_presents_nothing_that_another_has_presented(
+    start: StartFloor,
+) -> None:
+    """It has written its intent and looks for the token endpoint; another takes over while nothing of it runs."""
+    floor = await start()
+    asleep, awake = asyncio.Event(), asyncio.Event()
+
+    async def metadata(_request: Request) -> web.Response:
+        asleep.set()
+        await awake.wait()
+        return web.json_response({"issuer": documents.url, "token_endpoint": f"{floor.provider.url}/token"})
+
+    async with DocumentServer() as documents:
+        documents.answers["/.well-known/openid-configuration"] = metadata
+        two = await floor.replica()
+        floor.options |= {"issuer": documents.url, "discovery": True, "token_endpoint": None}
+        one = await floor.replica()
+        grant_id = await floor.log_in(two)
+        floor.expire()
+        sleeping = asyncio.ensure_future(one.broker.token(grant_id))
+        await asleep.wait()
+        floor.clock.advance(25)
+        token = access_token(await two.broker.token(grant_id))
+        awake.set()
+
+        assert token == access_token(await sleeping)
+    assert ({}, []) == (floor.provider.ledger.sent_twice(), floor.provider.ledger.families_revoked())
 
 
 class Interrupter:
