@@ -62,10 +62,10 @@ REPLACE = Script(
     _NEXT_VERSION
     + """
 local value, expected, stamp, ttl, due = unpack(ARGV)
-local found = redis.call('HMGET', KEYS[1], 'version', 'write', 'due')
+local found = redis.call('HMGET', KEYS[1], 'version', 'write', 'due', 'id', 'tags')
 if found[2] == stamp then
   redis.call('HSET', KEYS[1], 'write', stamp)
-  return {found[1], ''}
+  return {found[1], found[4], found[5], ''}
 elseif found[1] ~= expected then
   return false
 end
@@ -74,7 +74,7 @@ redis.call('HSET', KEYS[1], 'value', value, 'version', version, 'write', stamp, 
 if ttl ~= '' then
   redis.call('PEXPIRE', KEYS[1], ttl)
 end
-return {version, found[3]}
+return {version, found[4], found[5], found[3]}
 """
 )
 
@@ -213,8 +213,11 @@ class RedisStore:
             case None:
                 await self._indexes.remove(key, stamp, (), due)
                 return None
-            case [reply, bytes() as before]:
-                await self._indexes.remove(key, stamp, (), Due.read(_text(before)))
+            case [reply, *indexed]:
+                created, tags, before = _indexed(indexed)
+                await self._indexes.remove(key, stamp, (), before)
+                if ttl is not None:
+                    await self._indexes.add(key, created, tags, None, ttl)
                 return _version(reply)
             case reply:
                 raise _nonsense(reply)

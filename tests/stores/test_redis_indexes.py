@@ -89,6 +89,20 @@ async def test_indexes_end_by_themselves_after_their_records(redis_server: Redis
     assert 1000 < raw(redis_server, "TTL", TAG), "a shorter life doesn't shorten the index"
 
 
+async def test_a_life_that_writes_prolong_is_that_of_the_tags_too(redis_server: RedisServer, store: Store) -> None:
+    """A session in constant use is found by its user's name, however long ago it began."""
+    version = await store.create(KEY, b"1", ttl_seconds=10, tags=["user"])
+    for _ in range(3):
+        assert version is not None
+        version = await store.replace(KEY, b"2", version, ttl_seconds=1000)
+
+    (entry,) = raw(redis_server, "ZRANGE", TAG, 0, -1)
+    lives_until_ms = float(raw(redis_server, "ZSCORE", TAG, entry))
+    assert raw(redis_server, "TTL", RECORD) < raw(redis_server, "TTL", TAG)
+    assert float(raw(redis_server, "TIME")[0]) + 1000 < lives_until_ms / 1000
+    assert [KEY] == await store.find("user")
+
+
 async def test_a_tag_forgets_the_records_that_expired(redis_server: RedisServer, store: Store) -> None:
     """A user who logs in again and again leaves no trail of entries behind, though nobody asks for the tag."""
     await store.create("session:00", b"1", ttl_seconds=LONG, tags=["user"])
