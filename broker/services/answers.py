@@ -31,7 +31,7 @@ from broker.services.revocations import Revocations
 from broker.services.spool import Entry, Spool
 from broker.services.tasks import Tasks
 from broker.services.unkept import UnkeptAnswers
-from broker.services.vault import StoredGrant, Vault
+from broker.services.vault import ForeignRecord, StoredGrant, Vault
 
 SAVE_RETRY_SECONDS = (0.05, 0.2, 0.5)
 """A write that failed is tried again after these, before the caller is served from memory."""
@@ -199,6 +199,9 @@ class Answers:
         for number, entry in enumerate(entries):
             try:
                 await self._recover(entry)
+            except ForeignRecord as fault:
+                # It stays in the spool, where it is found by whoever opens the record, here or at a next start.
+                log.error("answer_of_an_unreadable_grant", extra={"grant": entry.grant_id, "error": str(fault)})  # noqa: TRY400
             except StoreError as fault:
                 log.warning("recovery_waits_for_the_store", extra={"entries": len(entries), "error": str(fault)})
                 self._tasks.launch(self._bring_home_later(entries[number:]), name="recovery")
@@ -220,6 +223,7 @@ class Answers:
             return
         stored = await self._vault.read(entry.grant_id)
         if stored is None:
+            await self._vault.confirm_gone(entry.grant_id)
             log.warning("answer_without_a_grant", extra={"grant": entry.grant_id, "provider": entry.provider})
             # A provider that is down must not hold up the start.
             self._unkept.revoke(entry)
@@ -277,6 +281,7 @@ class Answers:
             if written is not None:
                 return written.grant
             current = await self._vault.read(entry.grant_id)
+        await self._vault.confirm_gone(entry.grant_id)
         return None
 
     async def _finish(self, provider: Provider, grant: Grant | None, entry: Entry) -> TokenResult | None:

@@ -214,6 +214,7 @@ class Refresher:
 
     async def _decide(self, stored: StoredGrant | None, want: Want, *, under_lease: bool) -> TokenResult | None:
         if stored is None:
+            await self._vault.confirm_gone(want.grant_id)
             return LoginNeeded("unknown_grant")
         grant, now = stored.grant, self._clock.now()
         self._known.learn(grant)

@@ -88,6 +88,8 @@ class Revocations:
         if grant.stands_for is None:
             return False
         stored = await self._vault.read(grant.stands_for)
+        if stored is None:
+            await self._vault.confirm_gone(grant.stands_for)
         return stored is not None and stored.grant.first_link == grant.first_link
 
     async def revoke_token(self, provider: str, token: RefreshToken) -> bool | None:

@@ -34,7 +34,7 @@ from broker.services.spool import Entry, Spool
 from broker.services.tasks import Tasks
 from broker.services.together import Together
 from broker.services.token_exchange import TokenExchange
-from broker.services.vault import StoredGrant, Unchanged, Vault
+from broker.services.vault import ForeignRecord, StoredGrant, Unchanged, Vault
 from broker.stores.base import Event, Store, Topic
 
 REPORT_SECONDS = 5.0
@@ -223,7 +223,8 @@ class TokenBroker:
         self, seen: Known | None, audience: Audience, rejected_generation: int | None, fault: StoreError
     ) -> TokenResult:
         """What is known may be old, but a live token is a live token."""
-        self._store_rests_until = self._clock.monotonic() + STORE_RETRY_SECONDS
+        if not isinstance(fault, ForeignRecord):  # one record says nothing of the others
+            self._store_rests_until = self._clock.monotonic() + STORE_RETRY_SECONDS
         if (token := self._live(seen, audience, rejected_generation)) is not None:
             return token
         log.warning("no_token_without_store", extra={"error": str(fault)})
@@ -246,11 +247,14 @@ class TokenBroker:
                 if (confirmed := self._known.confirm(grant_id, version)) is not None:
                     return confirmed
                 stored = await self._vault.read(grant_id)
+            if stored is None:
+                seen = self._known.get(grant_id)
+                if seen is not None and (seen.stale_at == UNSAVED or seen.ended is not None):
+                    return seen
+                await self._vault.confirm_gone(grant_id)
+                return None
         except StoreError as fault:
             return fault
-        if stored is None:
-            seen = self._known.get(grant_id)
-            return seen if seen is not None and (seen.stale_at == UNSAVED or seen.ended is not None) else None
         self._known.learn(stored.grant, version=stored.version)
         return self._known.get(grant_id)
 

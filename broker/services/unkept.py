@@ -19,7 +19,7 @@ from broker.services.register import Register
 from broker.services.revocations import Revocations
 from broker.services.spool import Entry
 from broker.services.tasks import Tasks
-from broker.services.vault import Vault
+from broker.services.vault import ForeignRecord, Vault
 
 RETRY_SECONDS = (0.3, 1.0)
 """What the store can't take is tried again at random intervals between these."""
@@ -68,11 +68,14 @@ class UnkeptAnswers:
         self._tasks.launch(self._insistently(self._end_login, entry), name=f"abandon:{entry.grant_id}")
 
     async def _insistently(self, settle: Callable[[Entry], Awaitable[None]], entry: Entry) -> None:
-        """Settle *entry* as soon as the store lets it; until then the spool has it."""
+        """Settle *entry* as soon as the store lets it; until then the spool has it, or until its grant can be read."""
         has_waited = False
         while True:
             try:
                 await settle(entry)
+            except ForeignRecord as fault:
+                log.error("answer_of_an_unreadable_grant", extra={"grant": entry.grant_id, "error": str(fault)})  # noqa: TRY400
+                return
             except StoreError as fault:
                 if not has_waited:
                     log.warning("revocation_waits_for_the_store", extra={"grant": entry.grant_id, "error": str(fault)})
@@ -83,6 +86,8 @@ class UnkeptAnswers:
 
     async def _revoke(self, entry: Entry) -> None:
         """Revoke what no record has. Raises ``StoreError`` if it isn't known whether that may be."""
+        if await self._vault.read(entry.grant_id) is None:
+            await self._vault.confirm_gone(entry.grant_id)
         ended = _ended(entry, grant_id=self._randomness.token_bytes(16).hex(), now=self._clock.now())
         may_be = ended is not None and not await self._is_shared(entry, subject=entry.subject)
         if ended is not None and may_be and not await self._revocations.revoke_unkept(ended):

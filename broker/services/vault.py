@@ -19,7 +19,11 @@ log = logging.getLogger(__name__)
 
 
 class ForeignRecord(StoreError):
-    """A later release wrote this record. It is left to that release, unharmed (rolling upgrades, there and back)."""
+    """
+    A record that is there and can't be read here. It is left, unharmed, to those who can read it.
+
+    A later release wrote it (rolling upgrades, there and back), or a process that has a newer key.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,8 @@ class Vault:
 
     async def read(self, grant_id: str) -> StoredGrant | None:
         """
-        Return the grant, or None if it isn't there or can't be opened: to its caller both are the same.
+        Return the grant, or None if it isn't there or can't be opened. Who must tell them apart asks
+        :meth:`confirm_gone`.
 
         Raises:
             StoreError: If the store can't be asked.
@@ -86,6 +91,18 @@ class Vault:
                 grant = self._open(key, record.value)
                 return None if grant is None else StoredGrant(grant, key, record.version)
         return None
+
+    async def confirm_gone(self, grant_id: str) -> None:
+        """
+        Make sure that there is no record of a grant that :meth:`read` didn't find: one may be sealed with a newer key.
+
+        Raises:
+            StoreError: If the store can't be asked.
+            ForeignRecord: If there is one.
+        """
+        for key in self._keys_of(grant_id):
+            if await self._store.version(key) is not None:
+                raise ForeignRecord("the record of a grant can't be opened")
 
     async def read_key(self, key: str) -> StoredGrant | None:
         """Return the grant under a store key, as :meth:`Store.due` reports it; else as :meth:`read`."""

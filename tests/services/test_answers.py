@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 
 from broker.core.grant import EndReason
-from broker.core.outcome import LoginNeeded, Token
+from broker.core.outcome import Cause, LoginNeeded, Token, Unavailable
 from broker.core.provider import Rotation
 from broker.core.secret import IdToken
 from broker.errors import ProviderError, StoreError
 from broker.services.answers import IDENTITY_CHECK_SECONDS, SAVE_RETRY_SECONDS
+from broker.services.keyring import Keyring
 from broker.services.provider import Identity
-from broker.services.refresher import Want
+from broker.services.refresher import STORE_RETRY_SECONDS, Want
 from tests.services.conftest import StartStage
 from tests.services.test_spool import full_disk
-from tests.support.engine import Replica, access_token
+from tests.support.engine import KEY, NEWER_KEY, Replica, access_token
 from tests.support.forge import join
 from tests.support.grants import LIFE
 from tests.support.stage import Stage
@@ -190,6 +191,46 @@ async def test_a_recovery_waits_for_the_store(stage: Stage) -> None:
     await until(lambda: len(stage.one.spool) == 0)
 
     await nothing_lost(stage)
+
+
+async def test_cr_04_an_answer_for_a_record_that_was_sealed_anew_meanwhile_is_kept(stage: Stage) -> None:
+    """A replica with a newer key has claimed the grant. It isn't gone: nothing is revoked, and the caller is served."""
+    stage.expire()
+    step = stage.server.hold()
+    refreshing = stage.one.broker.refresher.start(Want(grant_id=stage.grant_id))
+    await step.reached.wait()
+    await stage.seal_anew()
+    step.release()
+
+    assert "at-2" == access_token(await refreshing)
+    assert "at-2" == access_token(await stage.one.broker.token(stage.grant_id))
+    assert [] == stage.server.revoked
+    assert 1 == len(stage.one.spool)
+
+
+async def test_cr_04_an_answer_that_is_found_for_a_record_sealed_anew_waits_for_a_process_that_has_the_key(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It doesn't keep those behind it waiting, and whoever comes with the key brings it home."""
+    bob = await stage.one.adopt(stage.server.login_tokens("bob"), subject="bob")
+    stage.expire()
+    two = await stage.engine.open()
+    await die_before_saving(two, stage.grant_id, bob.id)
+    await stage.seal_anew()
+
+    await stage.one.broker.recover()
+    assert Unavailable(Cause.STORE, STORE_RETRY_SECONDS) == await stage.one.broker.token(stage.grant_id)
+
+    assert [stage.grant_id] == [entry.grant_id for entry in stage.one.spool.pending()]
+    assert 2 == (await stage.one.grant(bob.id)).generation
+    assert [] == stage.server.revoked
+    assert "answer_of_an_unreadable_grant" in caplog.text
+    stage.one.spool.close()
+    three = await stage.engine.open(keyring=Keyring([NEWER_KEY, KEY]))
+    await three.broker.recover()
+    assert 0 == len(three.spool)
+    assert "at-3" == access_token(await three.broker.token(stage.grant_id))
+    assert {} == stage.server.ledger.presented_twice()
 
 
 async def test_an_answer_whose_provider_was_removed_stays_on_the_disk(

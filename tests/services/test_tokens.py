@@ -11,6 +11,7 @@ from broker.core.grant import EndReason, Origin
 from broker.core.outcome import Cause, LoginNeeded, Token, Unavailable
 from broker.core.provider import Rotation
 from broker.services import metrics
+from broker.services.refresher import STORE_RETRY_SECONDS
 from broker.services.tasks import Tasks
 from broker.stores.base import Event, Topic
 from tests.services.conftest import StartStage
@@ -71,6 +72,20 @@ async def test_what_was_seen_is_read_again_after_the_cache_ttl(stage: Stage) -> 
         await stage.one.broker.token(stage.grant_id)
 
     assert ["get"] == stage.one.store.calls
+
+
+async def test_cr_04_a_grant_that_can_not_be_opened_here_needs_no_login(stage: Stage) -> None:
+    """A replica with a newer key has written it. It goes on there; here the caller waits, and no other grant does."""
+    two = await stage.engine.open()
+    bob = await stage.one.adopt(stage.server.login_tokens("bob"), subject="bob")
+    await stage.seal_anew()
+    nothing = Unavailable(Cause.STORE, STORE_RETRY_SECONDS)
+
+    assert nothing == await two.broker.token(stage.grant_id)
+    assert nothing == await stage.refresh(two)
+    reads = two.store.calls.count("get")
+    assert isinstance(await two.broker.token(bob.id), Token)
+    assert reads < two.store.calls.count("get")
 
 
 async def test_an_unknown_grant_needs_a_login(stage: Stage) -> None:

@@ -127,6 +127,19 @@ async def test_cr_04_a_grant_outlives_a_change_of_keys(vault: Vault, store: Trou
     assert not await both.delete(grant().id)
 
 
+async def test_cr_04_a_record_under_a_newer_key_is_not_gone(vault: Vault, store: TroubledStore) -> None:
+    """A replica that doesn't have the key yet can't read it, and can tell it from one that isn't there."""
+    created = await vault.create(grant(), ttl_seconds=TTL, due_at=None)
+    newer = Vault(store, Keyring([new_key(SystemRandomness()), NEW]))
+    assert await newer.replace(created, grant(), due_at=None)
+
+    assert None is await vault.read(grant().id)
+    with pytest.raises(ForeignRecord, match="can't be opened"):
+        await vault.confirm_gone(grant().id)
+    await vault.delete(grant().id)
+    await vault.confirm_gone(grant().id)
+
+
 async def test_cr_04_replicas_between_which_a_key_is_added_share_a_lease(store: TroubledStore) -> None:
     """The lease goes by the oldest key, which both of them have."""
     before, after = Vault(store, Keyring([OLD])), Vault(store, Keyring([NEW, OLD]))

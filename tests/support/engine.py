@@ -26,6 +26,7 @@ from tests.support.grants import provider_options
 from tests.support.troubled_store import TroubledStore
 
 KEY = new_key(SystemRandomness())
+NEWER_KEY = new_key(SystemRandomness())
 PROVIDER = "corp"
 TTL_SECONDS = 30 * 86400.0
 
@@ -33,6 +34,11 @@ TTL_SECONDS = 30 * 86400.0
 def ring() -> Keyring:
     """The keyring that every replica of a test shares."""
     return Keyring([KEY])
+
+
+def newer_vault(store: Store) -> Vault:
+    """The vault of a replica that seals with a key which the others don't have yet: it opens what is theirs."""
+    return Vault(store, Keyring([NEWER_KEY, KEY]))
 
 
 def authorization_server(url: str, *, clock: Clock | None = None, **options: Any) -> AuthorizationServer:
@@ -140,13 +146,15 @@ class Engine:
         store: Store | None = None,
         servers: Mapping[str, AuthorizationServer] | None = None,
         directory: Path | None = None,
+        keyring: Keyring | None = None,
         **options: Any,
     ) -> Replica:
         """Start a replica; without *store* on the shared memory."""
+        keyring = keyring or ring()
         faulty = TroubledStore(store or MemoryStore(self.backend))
         await faulty.start()
-        vault = Vault(faulty, ring())
-        spool = Spool(directory or self.directory, ring(), self.randomness)
+        vault = Vault(faulty, keyring)
+        spool = Spool(directory or self.directory, keyring, self.randomness)
         spool.open()
         servers = servers or self.servers
         broker = TokenBroker(

@@ -11,7 +11,7 @@ from broker.core.outcome import TokenResult
 from broker.services.refresher import Want
 from broker.services.vault import StoredGrant
 from tests.support.clock import ManualClock, SeededRandomness
-from tests.support.engine import PROVIDER, Engine, Replica, access_token
+from tests.support.engine import PROVIDER, Engine, Replica, access_token, newer_vault
 from tests.support.grants import LIFE, NOW, failure
 from tests.support.scripted_server import ScriptedServer
 
@@ -87,6 +87,13 @@ class Stage:
         found = await self.one.vault.read(self.grant_id)
         assert found is not None
         return found
+
+    async def seal_anew(self) -> None:
+        """Let a replica that has a newer key claim the grant: the others can't open its record any more."""
+        vault = newer_vault(self.one.store)
+        found = await vault.read(self.grant_id)
+        assert found is not None
+        assert await vault.replace(found, found.grant, due_at=None)
 
     def presented(self) -> list[str]:
         """The refresh tokens that were presented, in order."""
