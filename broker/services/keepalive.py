@@ -7,8 +7,9 @@ The store keeps when each grant is due. Whoever moves the due time on by compare
 
 import asyncio
 import logging
-from collections import defaultdict
-from collections.abc import Sequence
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import assert_never
 
 from broker.core.audience import DEFAULT_AUDIENCE
@@ -31,6 +32,9 @@ UNREADABLE_SECONDS = 600.0
 PROVIDER_SECONDS = 10.0
 """How long one scan spends on one provider. A slow one must not keep the others' grants waiting."""
 BATCH = 200
+"""How many due grants are looked at, at once."""
+LONGEST_LOOK = 10 * BATCH
+"""How many due grants one scan looks at, where more are due of one provider than it can serve."""
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +70,49 @@ class KeepAlive:
         Raises:
             StoreError: If the store can't be asked.
         """
-        by_provider: dict[str, list[StoredGrant]] = defaultdict(list)
-        for key in await self._vault.due(self._clock.now(), BATCH):
-            stored = await self._read(key)
-            if stored is not None:
-                by_provider[stored.grant.provider].append(stored)
+        by_provider = await self._look()
         return sum(await asyncio.gather(*(self._keep_alive(grants) for grants in by_provider.values())))
+
+    async def _look(self) -> Mapping[str, Sequence[StoredGrant]]:
+        """
+        Return what is due, by provider: all of it, or as much of each as a scan has time for.
+
+        A provider that was down for a while has a backlog, which the grants of others stand behind. What is beyond its
+        share of a scan is due later then, about when its turn comes.
+        """
+        by_provider: dict[str, list[StoredGrant]] = defaultdict(list)
+        put_off: Counter[str] = Counter()
+        kept: set[str] = set()
+        while len(kept) + put_off.total() < LONGEST_LOOK:
+            keys = await self._vault.due(self._clock.now(), len(kept) + BATCH)
+            is_all = len(keys) < len(kept) + BATCH
+            for key in keys:
+                stored = None if key in kept else await self._read(key)
+                if stored is None:
+                    continue
+                name = stored.grant.provider
+                if is_all or len(by_provider[name]) < self._share(name):
+                    by_provider[name].append(stored)
+                    kept.add(key)
+                else:
+                    put_off[name] += 1
+                    await self._put_off(stored, place=put_off[name])
+            if is_all:
+                break
+        return by_provider
+
+    def _share(self, name: str) -> float:
+        """Return how many grants of a provider one scan has time for."""
+        provider = self._refresher.providers.get(name)
+        return 0 if provider is None else max(1.0, PROVIDER_SECONDS * provider.server.options.keep_alive_per_second)
+
+    async def _put_off(self, stored: StoredGrant, *, place: int) -> None:
+        """Make a grant due later that has *place* others of its provider before it, its own included."""
+        provider = self._refresher.providers.get(stored.grant.provider)
+        turn = math.inf if provider is None else place / provider.server.options.keep_alive_per_second
+        # No later than what was claimed in vain: other processes serve the same provider.
+        later = min(turn, CLAIM_SECONDS) * self._randomness.uniform(1.0, 1.2)
+        _ = await self._vault.replace(stored, stored.grant, due_at=self._clock.now() + later)
 
     async def _read(self, key: str) -> StoredGrant | None:
         try:

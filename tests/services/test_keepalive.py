@@ -292,6 +292,36 @@ async def test_ds_05_a_slow_provider_does_not_starve_another(start_stage: StartS
     assert 2 == (await both.grant(bob.id)).generation
 
 
+@pytest.mark.parametrize("configured", [True, False])
+async def test_ds_05_a_backlog_of_one_provider_does_not_starve_another(
+    start_stage: StartStage, configured: bool
+) -> None:
+    """More are due of it than are looked at, at once: they wait for their turn, and only they."""
+    stage = await idle_stage(start_stage, keep_alive_per_second=5.0)
+    await log_in(stage, 3 * BATCH)
+    stage.clock.advance(1)
+    fast = ScriptedServer(stage.clock, name="fast", idle_timeout_seconds=IDLE, keep_alive_per_second=1000.0)
+    servers = {PROVIDER: stage.server, "fast": fast} if configured else {"fast": fast}
+    both: Replica = await stage.engine.open(servers=servers)
+    stage.clock.advance(IDLE / 2)
+    bob = await both.broker.adopt(
+        "fast", fast.login_tokens("bob"), subject="bob", origin=Origin.BROWSER, keep_until=None, ttl_seconds=1e6
+    )
+    stage.clock.advance(IDLE / 2)
+    step = stage.server.hold()
+    tasks = Tasks()
+    scanning = tasks.spawn(both.keep_alive.scan(), name="scan")
+
+    await until(lambda: len(fast.refreshes) == 1)
+    scanning.cancel()
+    step.release()
+    await until(lambda: not len(tasks))
+    stage.clock.advance(2 * CLAIM_SECONDS)
+    waiting = await both.vault.due(stage.clock.now(), 10 * BATCH)
+    assert len(waiting) >= 3 * BATCH, "none of them is given up"
+    assert 2 == (await both.grant(bob.id)).generation
+
+
 async def test_a_provider_that_rests_is_passed_over_quickly(start_stage: StartStage) -> None:
     """No budget is spent on requests that aren't made."""
     stage = await idle_stage(start_stage, keep_alive_per_second=0.2)  # one that is spent takes five seconds
