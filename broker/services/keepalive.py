@@ -59,6 +59,8 @@ class KeepAlive:
                 await self.scan()
             except StoreError as fault:
                 log.warning("keep_alive_without_store", extra={"error": str(fault)})
+            except Exception:  # a fault of ours must not end it: idle grants would end one after the other, unnoticed
+                log.exception("keep_alive_failed")
 
     async def scan(self) -> int:
         """
@@ -115,10 +117,15 @@ class KeepAlive:
         _ = await self._vault.replace(stored, stored.grant, due_at=self._clock.now() + later)
 
     async def _read(self, key: str) -> StoredGrant | None:
+        stored = None
         try:
             stored = await self._vault.read_key(key)
         except ForeignRecord:
-            stored = None
+            pass
+        except StoreError:
+            raise
+        except Exception:  # nor must one record that is none hide the others
+            log.exception("keep_alive_failed", extra={"record": key})
         if stored is None:
             await self._vault.postpone(key, self._clock.now() + UNREADABLE_SECONDS * self._randomness.uniform(0.8, 1.2))
         return stored
@@ -132,7 +139,12 @@ class KeepAlive:
                 break
             if (mine := await self._claim(stored)) is not None:
                 claimed += 1
-                await self._help(mine)
+                try:
+                    await self._help(mine)
+                except StoreError:
+                    raise
+                except Exception:  # it is claimed, so those behind it have their turn
+                    log.exception("keep_alive_failed", extra={"grant": mine.grant.id})
         return claimed
 
     async def _claim(self, stored: StoredGrant) -> StoredGrant | None:

@@ -108,14 +108,28 @@ class StandingGrants:
         return None if standing is None else standing.name
 
     async def ensure(self) -> None:
-        """Make sure that each has a record, and one that lives where the broker can begin it. Raises ``StoreError``."""
+        """
+        Make sure that each has a record, and one that lives where the broker can begin it.
+
+        Raises:
+            StoreError: If that isn't so of one. The others were looked at, too.
+        """
+        failure: StoreError | None = None
         for grant_id, standing in self._grants.items():
-            stored = await self._vault.read(grant_id)
-            if stored is None:
-                if await self._vault.begin(self._empty(grant_id, standing), ttl_seconds=FOREVER_SECONDS):
-                    log.info("standing_grant_begun", extra={"grant": grant_id, "grant_name": standing.name})
-            elif stored.grant.ended is not None and standing.options.type is not GrantType.IMPORTED:
-                await self._begin_anew(standing, grant_id)
+            try:
+                await self._ensure(standing, grant_id)
+            except StoreError as fault:
+                failure = fault
+        if failure is not None:
+            raise failure
+
+    async def _ensure(self, standing: _Standing, grant_id: str) -> None:
+        stored = await self._vault.read(grant_id)
+        if stored is None:
+            if await self._vault.begin(self._empty(grant_id, standing), ttl_seconds=FOREVER_SECONDS):
+                log.info("standing_grant_begun", extra={"grant": grant_id, "grant_name": standing.name})
+        elif stored.grant.ended is not None and standing.options.type is not GrantType.IMPORTED:
+            await self._begin_anew(standing, grant_id)
 
     async def _begin_anew(self, standing: _Standing, grant_id: str) -> None:
         """Under the lease: what a refresh under way brings belongs to what has ended, and is revoked with it."""
@@ -187,6 +201,8 @@ class StandingGrants:
                 await self.ensure()
             except StoreError as fault:
                 log.warning("standing_grants_without_store", extra={"error": str(fault)})
+            except Exception:  # a fault of ours must not end it: what ends later would never begin anew
+                log.exception("standing_grants_failed")
 
     def close(self) -> None:
         """Hear nothing any more."""

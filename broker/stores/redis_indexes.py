@@ -186,7 +186,11 @@ class Indexes:
         return found, len(entries) - len(old)
 
     def _is_old(self, stamp: str) -> bool:
-        return self._clock.now() - int(stamp.partition("-")[0], 16) > GRACE_SECONDS
+        """Return whether no write that *stamp* could belong to is under way. So it is of what is no stamp of ours."""
+        try:
+            return self._clock.now() - int(stamp.partition("-")[0], 16) > GRACE_SECONDS
+        except ValueError:
+            return True
 
     async def _remove(self, index: str, entry: str) -> None:
         with contextlib.suppress(StoreError):

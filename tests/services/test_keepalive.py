@@ -11,11 +11,14 @@ import pytest
 from broker.core.audience import DEFAULT_AUDIENCE
 from broker.core.grant import EndReason, Origin
 from broker.core.refresh import begin, succeed
-from broker.services.keepalive import BATCH, CLAIM_SECONDS, PROVIDER_SECONDS, UNREADABLE_SECONDS
+from broker.services.keepalive import BATCH, CLAIM_SECONDS, PROVIDER_SECONDS, UNREADABLE_SECONDS, KeepAlive
 from broker.services.refresher import Want
+from broker.services.revocations import Revocations
 from broker.services.tasks import Tasks
+from broker.services.vault import StoredGrant, Vault
 from tests.services.conftest import StartStage
-from tests.support.engine import PROVIDER, Replica, access_token
+from tests.support.clock import SeededRandomness
+from tests.support.engine import PROVIDER, Replica, access_token, ring
 from tests.support.grants import LIFE
 from tests.support.scripted_server import ScriptedServer
 from tests.support.stage import Stage
@@ -380,6 +383,79 @@ async def test_it_runs_until_it_is_cancelled_and_survives_the_store(
     await asyncio.wait([running])
 
     assert running.cancelled()
+
+
+class _FaultyVault(Vault):
+    """Has a fault of ours in it, as often as a test says."""
+
+    faults = 0
+    calls = 0
+
+    def _strike(self) -> None:
+        self.calls += 1
+        if self.calls <= self.faults:
+            raise ValueError("a fault of ours")
+
+    async def due(self, before: float, limit: int) -> list[str]:
+        self._strike()
+        return await super().due(before, limit)
+
+
+class _FaultyRecords(_FaultyVault):
+    async def due(self, before: float, limit: int) -> list[str]:
+        return await Vault.due(self, before, limit)
+
+    async def read_key(self, key: str) -> StoredGrant | None:
+        self._strike()
+        return await super().read_key(key)
+
+
+class _FaultyRevocations(Revocations):
+    async def settle(self, stored: StoredGrant) -> bool:
+        raise ValueError("a fault of ours")
+
+
+@pytest.mark.parametrize("vault_type", [_FaultyVault, _FaultyRecords])
+async def test_it_outlives_a_fault_of_ours(
+    start_stage: StartStage, caplog: pytest.LogCaptureFixture, vault_type: type[_FaultyVault]
+) -> None:
+    """It is logged, and what is due is kept alive: that of other grants at once, and the rest later."""
+    stage = await idle_stage(start_stage)
+    await log_in(stage, 1)
+    one = stage.one
+    vault = vault_type(one.store, ring())
+    vault.faults = 1
+    keep_alive = KeepAlive(vault, one.broker.refresher, one.broker.revocations, stage.clock, SeededRandomness())
+    stage.clock.advance(IDLE / 2)
+    tasks = Tasks()
+    running = tasks.spawn(keep_alive.run(), name="keep-alive")
+
+    await until(lambda: len(stage.presented()) >= 1, seconds=5)
+    running.cancel()
+    await asyncio.wait([running])
+
+    assert running.cancelled()
+    assert "keep_alive_failed" in caplog.text
+    stage.clock.advance(2 * UNREADABLE_SECONDS)
+    await one.keep_alive.scan()
+    assert len(stage.presented()) >= 2
+
+
+async def test_a_fault_of_ours_with_one_grant_costs_the_others_nothing(
+    start_stage: StartStage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was claimed, and those behind it are kept alive in the same scan."""
+    stage = await idle_stage(start_stage)
+    one = stage.one
+    revocations = _FaultyRevocations(one.vault, one.servers, stage.clock)
+    keep_alive = KeepAlive(one.vault, one.broker.refresher, revocations, stage.clock, SeededRandomness())
+    (bob,) = await log_in(stage, 1)
+    await one.broker.end(stage.grant_id, EndReason.REVOKED)
+    stage.clock.advance(IDLE / 2)
+
+    assert 2 == await keep_alive.scan()
+    assert 2 == (await one.grant(bob)).generation
+    assert "keep_alive_failed" in caplog.text
 
 
 async def test_what_counts_as_idle_begins_anew_with_each_refresh(start_stage: StartStage) -> None:

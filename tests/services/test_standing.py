@@ -21,6 +21,7 @@ from broker.services.leases import LEASE_SECONDS
 from broker.services.provider import Identity
 from broker.services.refresher import Want
 from broker.services.standing import ENSURE_SECONDS, StandingGrants
+from broker.services.vault import StoredGrant, Vault
 from tests.support.clock import ManualClock, SeededRandomness
 from tests.support.engine import PROVIDER, Engine, Replica, access_token, ring
 from tests.support.grants import NOW, failure
@@ -155,6 +156,40 @@ async def test_it_is_begun_anew_soon_after_its_end(bench: Bench) -> None:
         return (await one.grant(grant_id)).ended is None
 
     await until_async(lives, seconds=ENSURE_SECONDS / 2)
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+
+
+class _FaultyVault(Vault):
+    """Has a fault of ours in it, once."""
+
+    has_failed = False
+
+    async def read(self, grant_id: str) -> StoredGrant | None:
+        if not self.has_failed:
+            self.has_failed = True
+            raise ValueError("a fault of ours")
+        return await super().read(grant_id)
+
+
+async def test_looking_after_them_outlives_a_fault_of_ours(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, and the next one that ends begins anew."""
+    one, standing = await bench.open()
+    grant_id = standing.ids["nightly"]
+    await one.broker.token(grant_id)
+    standing._vault = vault = _FaultyVault(one.store, ring())
+    running = asyncio.ensure_future(standing.run())
+    await asyncio.sleep(0)
+    await end(one, grant_id)
+    await until(lambda: vault.has_failed)
+
+    async def lives() -> bool:
+        return (await one.grant(grant_id)).ended is None
+
+    standing._has_ended.set()
+    await until_async(lives, seconds=ENSURE_SECONDS / 2)
+    assert "standing_grants_failed" in caplog.text
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running

@@ -69,6 +69,21 @@ async def test_indexes_do_not_grow_with_writes(redis_server: RedisServer, store:
         assert (0, 0) == (size(redis_server, TAG), size(redis_server, DUE))
 
 
+@pytest.mark.parametrize("garbage", ["garbage", "", "@", "grant:00@", "grant:00@x-1", b"\xff\xfe"])
+async def test_what_is_no_entry_hides_none_and_is_taken_out(
+    redis_server: RedisServer, store: Store, garbage: str | bytes
+) -> None:
+    """Whatever wrote it there: those that are entries are found, and nothing is raised."""
+    await store.create(KEY, b"1", ttl_seconds=LONG, tags=["user"], due_at=2)
+    for index in (TAG, DUE):
+        raw(redis_server, "ZADD", index, 1, garbage)
+
+    assert [KEY] == await store.due("grant", 10, 10)
+    assert [KEY] == await store.find("user")
+    if isinstance(garbage, str):
+        assert (1, 1) == (size(redis_server, TAG), size(redis_server, DUE))
+
+
 async def test_dead_entries_do_not_hide_live_ones(redis_server: RedisServer, store: Store) -> None:
     """More entries without a record than the limit, older than a due one, do not keep it from being reported."""
     for number in range(30):
