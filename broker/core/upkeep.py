@@ -66,6 +66,8 @@ def due_at(grant: Grant, options: ProviderOptions, *, now: float, jitter: float)
     if grant.intent is not None:
         return max(now + SETTLE_SECONDS, *rests) if rests else now + SETTLE_SECONDS
     ages = keep_alive_at(grant, options, jitter=jitter)
+    if ages is not None and rests and grant.refreshed_at > now:
+        return max(rests)  # by a clock that was ahead: how old it is nobody knows, so it is asked again soon
     return ages if ages is None or not rests else max(ages, *rests)
 
 

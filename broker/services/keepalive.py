@@ -10,6 +10,7 @@ import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import assert_never
 
 from broker.core.audience import DEFAULT_AUDIENCE
@@ -33,6 +34,10 @@ PROVIDER_SECONDS = 10.0
 """How long one scan spends on one provider. A slow one must not keep the others' grants waiting."""
 BATCH = 200
 """How many due grants are looked at, at once."""
+SET_BACK_SECONDS = 60.0
+"""What the wall clock loses on the monotonic one between two scans; less of it does no grant any harm."""
+LONGEST_LOOK_BACK = 64 * BATCH
+"""How many grants are looked through after that, those first that are due first."""
 LONGEST_LOOK = 10 * BATCH
 """How many due grants one scan looks at, where more are due of one provider than it can serve."""
 
@@ -50,6 +55,8 @@ class KeepAlive:
         self._revocations = revocations
         self._clock = clock
         self._randomness = randomness
+        self._clocks = clock.now(), clock.monotonic()
+        self._ahead_seconds = 0.0
 
     async def run(self) -> None:
         """Scan until cancelled. A refresh that is under way then goes on to its end."""
@@ -72,8 +79,52 @@ class KeepAlive:
         Raises:
             StoreError: If the store can't be asked.
         """
+        await self._date_anew()
         by_provider = await self._look()
         return sum(await asyncio.gather(*(self._keep_alive(grants) for grants in by_provider.values())))
+
+    async def _date_anew(self) -> None:
+        """
+        Look through what was refreshed while the wall clock was ahead, and make it due when it should be.
+
+        By its record it was refreshed that much later, and its server may end it before it is due.
+        """
+        now, monotonic = self._clock.now(), self._clock.monotonic()
+        lost = (monotonic - self._clocks[1]) - (now - self._clocks[0])
+        self._clocks = now, monotonic
+        if lost > SET_BACK_SECONDS:
+            log.warning("clock_set_back", extra={"seconds": round(lost)})
+            self._ahead_seconds += lost
+        if not self._ahead_seconds:
+            return
+        seen: set[str] = set()
+        # What is dated well stays where it is, so the look has to grow beyond it.
+        while len(seen) < LONGEST_LOOK_BACK:
+            unseen = set(await self._vault.due(math.inf, 2 * len(seen) + BATCH)) - seen
+            if not unseen:
+                break
+            seen |= unseen
+            for key in unseen:
+                stored = await self._read(key)
+                if stored is not None and stored.grant.refreshed_at > now and stored.grant.ended is None:
+                    await self._redate(stored, now)
+        self._ahead_seconds = 0.0
+
+    async def _redate(self, stored: StoredGrant, now: float) -> None:
+        grant, provider = stored.grant, self._refresher.providers.get(stored.grant.provider)
+        if provider is None:
+            return
+        ends_at = grant.refresh_expires_at
+        dated = replace(
+            grant,
+            refreshed_at=grant.refreshed_at - self._ahead_seconds,
+            refresh_expires_at=None if ends_at is None else ends_at - self._ahead_seconds,
+        )
+        due = keep_alive_at(dated, provider.server.options, jitter=self._randomness.uniform(0, 1))
+        if grant.intent is not None:
+            due = now
+        if due is not None:
+            _ = await self._vault.replace(stored, grant, due_at=max(due, now))
 
     async def _look(self) -> Mapping[str, Sequence[StoredGrant]]:
         """

@@ -11,6 +11,7 @@ import pytest
 from broker.core.audience import DEFAULT_AUDIENCE
 from broker.core.grant import EndReason, Origin
 from broker.core.refresh import begin, succeed
+from broker.errors import StoreError
 from broker.services.keepalive import BATCH, CLAIM_SECONDS, PROVIDER_SECONDS, UNREADABLE_SECONDS, KeepAlive
 from broker.services.refresher import Want
 from broker.services.revocations import Revocations
@@ -383,6 +384,33 @@ async def test_it_runs_until_it_is_cancelled_and_survives_the_store(
     await asyncio.wait([running])
 
     assert running.cancelled()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_ft_15_what_was_refreshed_while_the_clock_was_ahead_is_kept_alive(
+    start_stage: StartStage, caplog: pytest.LogCaptureFixture, fails: bool
+) -> None:
+    """By its record that is yet to come, and its server would have ended it by the time it is due."""
+    stage = await idle_stage(start_stage)
+    stage.clock.set_wall_clock(6 * 3600)
+    users = await log_in(stage, BATCH + 5)
+    await stage.one.keep_alive.scan()
+    presented = len(stage.presented())
+    stage.clock.advance(60)
+    stage.clock.set_wall_clock(-6 * 3600)
+    if fails:
+        stage.one.store.trouble("due", "fails")
+        with pytest.raises(StoreError):
+            await stage.one.keep_alive.scan()
+        stage.server.refuse("operator", times=len(users))
+
+    await keep(stage, 60)
+    assert presented == len(stage.presented())
+    await keep(stage, IDLE / 2 + CLAIM_SECONDS)
+
+    assert {True} == {(await stage.one.grant(user)).refreshed_at <= stage.clock.now() for user in users}
+    assert {2} == {(await stage.one.grant(user)).generation for user in users}
+    assert "clock_set_back" in caplog.text
 
 
 class _FaultyVault(Vault):

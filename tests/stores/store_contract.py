@@ -6,6 +6,7 @@ store instances open, as replicas of a broker would.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from typing import Protocol
@@ -286,6 +287,7 @@ class StoreContract:
         assert [] == await replica.due("grant", 9.9, 10)
         assert ["grant:01"] == await replica.due("grant", 10.0, 10)
         assert ["grant:01", "grant:02", "grant:00"] == await replica.due("grant", 1e10, 10)
+        assert ["grant:01", "grant:02", "grant:00"] == await replica.due("grant", math.inf, 10)
         assert ["grant:01", "grant:02"] == await replica.due("grant", 1e10, 2)
         assert ["session:09"] == await replica.due("session", 1.0, 10)
         assert [] == await replica.due("sess", 1e10, 10)
