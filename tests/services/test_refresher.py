@@ -552,6 +552,24 @@ async def test_ft_15_a_clock_that_jumps_an_hour_keeps_nobody_out(stage: Stage, s
     assert [] == stage.server.ledger.families_revoked()
 
 
+async def test_ft_15_a_grace_that_was_over_does_not_begin_again_when_the_clock_is_set_back(
+    start_stage: StartStage,
+) -> None:
+    """By the clock it is yet to come; by the server it is over, and what is presented then ends the family."""
+    stage = await start_stage(rotation="grace", rotation_grace_seconds=30.0)
+    stage.come_due()
+    stage.server.refuse("in_doubt", processed=True, times=TRIES)
+    assert isinstance(await stage.refresh(), Token)
+    presented = stage.presented()
+    stage.clock.advance(60)
+    stage.clock.set_wall_clock(-3600)
+
+    assert isinstance(await stage.refresh(), Token)
+
+    assert presented == stage.presented()
+    assert [] == stage.server.ledger.families_revoked()
+
+
 def test_the_life_of_a_token_in_these_tests_is_longer_than_any_wait() -> None:
     """Else "alive" and "dead" would not be what the tests say."""
     assert LIFE > 4 * 15
