@@ -90,6 +90,7 @@ class Spool:
         self._written: set[str] = set()
         self._left: set[Path] = set()
         self._size = 0
+        self._is_synced = False
         self._compact_at = COMPACT_BYTES
 
     def __len__(self) -> int:
@@ -159,10 +160,27 @@ class Spool:
         """Let what was appended outlive a power cut. A failure is logged."""
         if self._file is None:
             return
+        self._is_synced = True
         try:
             await asyncio.to_thread(os.fsync, self._file)
         except OSError as fault:
             log.critical("spool_sync_failed", extra={"error": str(fault)})
+
+    def _sync_now(self) -> bool:
+        """
+        As :meth:`sync`, in one step with what comes before and after. Blocks for as long as the disk needs.
+
+        Returns:
+            Whether it was done.
+        """
+        assert self._file is not None
+        self._is_synced = True
+        try:
+            os.fsync(self._file)
+        except OSError as fault:
+            log.critical("spool_sync_failed", extra={"error": str(fault)})
+            return False
+        return True
 
     def done(self, attempt: str) -> None:
         """Forget an entry: the store has it, or it isn't needed any more."""
@@ -173,11 +191,16 @@ class Spool:
             with suppress(OSError):
                 os.ftruncate(self._file, 0)
                 self._size = 0
+                self._is_synced = False
         elif self._write(json.dumps({"v": FORMAT, "done": attempt}).encode()) and self._size >= self._compact_at:
             self._compact()
 
     def _compact(self) -> None:
-        """Go on in a new file, which holds only what is pending. A crash on the way leaves both, and nothing twice."""
+        """
+        Go on in a new file, which holds only what is pending. A crash on the way leaves both, and nothing twice.
+
+        What was to outlive a power cut does so at each moment: it is on the disk anew before its former file goes.
+        """
         assert self._directory is not None
         former = self._file, self._path, self._size
         try:
@@ -186,7 +209,7 @@ class Spool:
             log.critical("spool_write_failed", extra={"error": str(fault)})
             return
         self._size = 0
-        if self._append_all(self.pending()):
+        if self._append_all(self.pending()) and (not self._is_synced or self._sync_now()):
             _remove(former[0], former[1])
         else:
             _remove(self._file, self._path)
@@ -247,7 +270,8 @@ class Spool:
             entries, is_whole = self._read(file)
             new = [entry for entry in entries if entry.attempt not in self._pending]
             unwritten = [entry for entry in entries if entry.attempt not in self._written]
-            is_safe = self._append_all(unwritten)
+            # The dead process may have had its file on the disk: so must this one's be before that goes.
+            is_safe = self._append_all(unwritten) and (not entries or self._sync_now())
             if not is_whole:
                 self._left.add(path)  # to a process that has its key, or to the release that wrote it
             elif is_safe:

@@ -337,6 +337,71 @@ async def test_sync_reaches_the_disk_and_never_raises(tmp_path: Path, caplog: py
     assert 1 == caplog.text.count("spool_sync_failed")
 
 
+@contextmanager
+def noted(happened: list[tuple[str, str]], *, fails: bool = False) -> Iterator[None]:
+    """Note which files are synced and which are removed, in order."""
+    fsync, unlink = os.fsync, Path.unlink
+
+    def noted_fsync(file: int) -> None:
+        if stat.S_ISREG(os.fstat(file).st_mode):
+            happened.append(("fsync", Path(f"/proc/self/fd/{file}").readlink().name))
+            if fails:
+                raise OSError("no disk")
+        fsync(file)
+
+    def noted_unlink(path: Path, missing_ok: bool = False) -> None:
+        happened.append(("unlink", path.name))
+        unlink(path, missing_ok=missing_ok)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", noted_fsync)
+        patch.setattr(Path, "unlink", noted_unlink)
+        yield
+
+
+async def grown(directory: Path) -> tuple[Spool, str]:
+    """A spool whose entry is on the disk, and which is to be written anew at the next one that is done; its file."""
+    spool = opened(directory)
+    spool.append(entry(1))
+    await spool.sync()
+    spool.append(entry(2, size=COMPACT_BYTES))
+    return spool, files(directory)[0].name
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_ft_16_what_was_synced_is_synced_anew_before_its_former_file_goes(tmp_path: Path, fails: bool) -> None:
+    """The power may fail at any moment; where it can't be synced, the former file stays."""
+    spool, former = await grown(tmp_path)
+    happened: list[tuple[str, str]] = []
+
+    with noted(happened, fails=fails):
+        spool.done("a2")
+
+    (kept,) = (path.name for path in files(tmp_path))
+    assert fails == (kept == former)
+    if not fails:
+        assert [("fsync", kept), ("unlink", former)] == happened
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_ft_16_what_is_taken_over_is_synced_before_the_dead_process_file_goes(
+    tmp_path: Path, fails: bool
+) -> None:
+    """It may have been synced there; where it can't be, the file stays, at the next look as well."""
+    dead, former = await grown(tmp_path)
+    die(dead)
+    spool = opened(tmp_path)
+    (mine,) = {path.name for path in files(tmp_path)} - {former}
+    happened: list[tuple[str, str]] = []
+
+    with noted(happened, fails=fails):
+        assert ["a1", "a2"] == [taken.attempt for taken in spool.orphans()]
+        assert [] == spool.orphans()
+
+    assert ([("fsync", mine)] * 2 if fails else [("fsync", mine), ("unlink", former)]) == happened
+    assert fails == ((tmp_path / former) in files(tmp_path))
+
+
 def test_without_a_directory_it_remembers_and_no_more(tmp_path: Path) -> None:
     """A store that serves several hosts may run without a local disk."""
     spool = Spool(None, Keyring([KEY]), SystemRandomness())
