@@ -108,6 +108,7 @@ class Answers:
             provider=grant.provider,
             subject=grant.subject,
             chain_length=grant.chain_length,
+            chain_started_at=grant.chain_started_at,
             audience=audience,
             answer=answer,
         )
@@ -272,7 +273,7 @@ class Answers:
     async def _write(self, provider: Provider, stored: StoredGrant, entry: Entry) -> Grant | None:
         current: StoredGrant | None = stored
         while current is not None:
-            if current.grant.chain_length > entry.chain_length:
+            if current.grant.chain_length > entry.chain_length or _is_of_another_chain(current.grant, entry):
                 if entry.answer.refresh_token not in {None, current.grant.refresh_token}:
                     log.warning("answer_superseded", extra=about(current.grant))
                 return current.grant
@@ -348,13 +349,24 @@ class Answers:
             return
 
 
+def _is_of_another_chain(grant: Grant, entry: Entry) -> bool:
+    """
+    Return whether an answer belongs to a chain that isn't the one of *grant* any more, or never was.
+
+    A store that came back empty lost the record of the one, and another began under the same name. One that has
+    brought nothing yet goes on with the answer.
+    """
+    has_moved = entry.chain_started_at not in {None, grant.chain_started_at} and grant.generation > 0
+    return entry.chain_length < grant.first_link or has_moved
+
+
 def _is_given_up(grant: Grant, entry: Entry) -> bool:
     """
     Return whether an answer belongs to a chain in whose place *grant* has begun another, which can do without it.
 
     Of its own chain a token that is late was rotated already, and some servers end the chain with each that is revoked.
     """
-    is_of_another = entry.answer.refresh_token not in {None, grant.refresh_token} and not share_a_session(
+    can_be_spared = entry.answer.refresh_token not in {None, grant.refresh_token} and not share_a_session(
         entry.answer.id_token, grant.id_token
     )
-    return entry.chain_length < grant.first_link and is_of_another
+    return _is_of_another_chain(grant, entry) and can_be_spared

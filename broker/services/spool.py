@@ -31,7 +31,11 @@ from broker.services.keyring import Keyring
 KIND = "spool"
 SUFFIX = ".spool"
 FORMAT = 1
-"""Version of the entries. A file that holds entries of another is left to the release that wrote it."""
+"""
+Version of the entries. A file that holds entries of another is left to the release that wrote it.
+
+A member that older releases can do without needs no new one: they read what they know, and theirs lack it.
+"""
 COMPACT_BYTES = 1 << 20
 """A file that has grown by this is written anew with what is pending."""
 _LENGTH = struct.Struct(">I")
@@ -52,6 +56,8 @@ class Entry:
         subject: Whose tokens they are, as far as that is known. Of a login it is what an unchecked id token says.
         chain_length: The length of the grant's chain when its refresh token was presented; 0 where a login brought the
             answer.
+        chain_started_at: When that chain began, as its grant tells it; None if a release wrote the entry that didn't
+            say so, or a login brought the answer.
         audience: For whom it was asked.
         answer: The response.
     """
@@ -61,6 +67,7 @@ class Entry:
     provider: str | None
     subject: str | None
     chain_length: int
+    chain_started_at: float | None = None
     audience: Audience
     answer: TokenSet
 
@@ -352,6 +359,7 @@ def _encode(entry: Entry) -> bytes:
             "provider": entry.provider,
             "subject": entry.subject,
             "chain_length": entry.chain_length,
+            "chain_started_at": entry.chain_started_at,
             "audience": {
                 "resource": entry.audience.resource,
                 "audience": entry.audience.audience,
@@ -376,6 +384,7 @@ def _encode(entry: Entry) -> bytes:
 def _decode(document: dict[str, object]) -> Entry:
     audience, answer = document["audience"], document["answer"]
     provider, subject = document.get("provider"), document.get("subject")
+    chain_started_at = document.get("chain_started_at")
     assert isinstance(audience, dict)
     assert isinstance(answer, dict)
     return Entry(
@@ -384,6 +393,7 @@ def _decode(document: dict[str, object]) -> Entry:
         provider=None if provider is None else str(provider),
         subject=None if subject is None else str(subject),
         chain_length=int(str(document["chain_length"])),
+        chain_started_at=float(chain_started_at) if isinstance(chain_started_at, int | float) else None,
         audience=Audience(**audience),
         answer=TokenSet(
             **{

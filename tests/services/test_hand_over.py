@@ -477,6 +477,53 @@ async def test_a_record_that_the_store_has_lost_is_made_anew(bench: Bench, two: 
     await is_whole(bench, 0)
 
 
+async def leave_an_answer(bench: Bench, directory: Path) -> str:
+    """Kill a process of another host that has an answer on its disk, and empty the store. Returns what it brought."""
+    await hand_over(bench)
+    for _ in range(3):
+        bench.clock.advance(LIFE)
+        assert isinstance(await bench.replicas[0][0].broker.token(grant_id(bench)), Token)
+    other = await bench.engine.open(directory=directory)
+    bench.clock.advance(LIFE)
+    other.store.trouble("replace", "fails", skip=1, count=None)
+    assert isinstance(await other.broker.refresher.refresh(Want(grant_id=grant_id(bench))), Token)
+    await other.crash()
+    bench.engine.backend.records.clear()
+    bench.clock.advance(60)
+    return bench.server.ledger.newest(family(bench, 0)).token
+
+
+async def test_an_answer_from_before_the_store_was_lost_replaces_nothing(
+    bench: Bench, two: tuple[Replica, Replica], tmp_path: Path
+) -> None:
+    """Its host comes back after other tokens were handed over. Its chain was longer, and it is another: it is revoked."""
+    late = await leave_an_answer(bench, tmp_path / "elsewhere")
+    await hand_over(bench)
+
+    returned = await bench.engine.open(directory=tmp_path / "elsewhere")
+    await returned.broker.recover()
+    await until(lambda: len(returned.spool) == 0)
+
+    await is_whole(bench, 1)
+    assert [late] == bench.server.revoked
+    assert isinstance(await two[1].broker.token(grant_id(bench)), Token)
+
+
+async def test_an_answer_from_before_the_store_was_lost_fills_what_is_empty(
+    bench: Bench, two: tuple[Replica, Replica], tmp_path: Path
+) -> None:
+    """Nobody has handed anything over yet, and nobody has to."""
+    await leave_an_answer(bench, tmp_path / "elsewhere")
+    await standing(bench).ensure()
+
+    returned = await bench.engine.open(directory=tmp_path / "elsewhere")
+    await returned.broker.recover()
+    await until(lambda: len(returned.spool) == 0)
+
+    await is_whole(bench, 0)
+    assert [] == bench.server.revoked
+
+
 async def test_a_record_that_can_not_be_opened_is_left_alone(bench: Bench, two: tuple[Replica, Replica]) -> None:
     """It was sealed with a key that is no longer here: that is said, and not tried for ever."""
     found = await two[0].vault.read(grant_id(bench))
