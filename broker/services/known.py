@@ -141,14 +141,22 @@ class KnownGrants:
         """Remember a grant as it will stand in the store, which doesn't have it yet."""
         self._remember(grant, version=0, stale_at=UNSAVED)
 
-    def end(self, grant_id: str, reason: str) -> None:
+    def end(self, grant_id: str, reason: str, *, generation: int = 0) -> None:
         """
         Remember that a grant has ended.
 
         A read that began before may yet bring it alive: what it brings is not believed until this is stale.
+
+        Args:
+            grant_id: The grant.
+            reason: Why.
+            generation: Which one ended, 0 if that isn't known. If the grant is known to have begun anew since, this is
+                heard late or twice, and nothing is remembered.
         """
         stale_at = self._clock.monotonic() + self._ttl_seconds
         former = self._grants.get(grant_id)
+        if former is not None and former.ended is None and 0 < generation < former.generation:
+            return
         provider = "" if former is None else former.provider
         self._put(
             grant_id,

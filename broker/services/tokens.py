@@ -389,7 +389,7 @@ class TokenBroker:
                 self._known.outdate(event.key, event.number)
                 self._news.heard(event.key)
             case Topic.GRANT_ENDED:
-                self._known.end(event.key, "ended")
+                self._known.end(event.key, "ended", generation=event.number)
                 self._news.heard(event.key)
             case Topic.PROVIDER:
                 if event.key in self.providers:

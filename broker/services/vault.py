@@ -206,7 +206,7 @@ class Vault:
         if grant.ended is None:
             event = Event(Topic.GENERATION, grant.id, grant.generation)
         else:
-            event = Event(Topic.GRANT_ENDED, grant.id)
+            event = Event(Topic.GRANT_ENDED, grant.id, grant.generation)
         try:
             await self._store.publish(event)
         except StoreError as fault:

@@ -52,7 +52,10 @@ class Topic(StrEnum):
     GENERATION = "generation"
     """``key`` is a grant's id, ``number`` the generation that is now in the store."""
     GRANT_ENDED = "grant_ended"
-    """``key`` is a grant's id: it ended, or its record is gone."""
+    """
+    ``key`` is a grant's id: it ended, or its record is gone. ``number`` is the generation that ended: a standing grant
+    goes on with younger ones. 0 where that isn't known, or an older release tells it.
+    """
     SESSION_ENDED = "session_ended"
     """``key`` is the store key of a session that ended or changed."""
     PROVIDER = "provider"

@@ -13,7 +13,7 @@ import pytest
 from broker.core.audience import DEFAULT_AUDIENCE, Audience
 from broker.core.grant import EndReason, Grant
 from broker.core.oauth import FailureKind, TokenFailure, TokenOutcome
-from broker.core.outcome import LoginNeeded, Unavailable
+from broker.core.outcome import LoginNeeded, Token, Unavailable
 from broker.core.secret import RefreshToken
 from broker.core.standing import GrantType, StandingGrantOptions
 from broker.errors import ProviderError, StoreError
@@ -22,6 +22,7 @@ from broker.services.provider import Identity
 from broker.services.refresher import Want
 from broker.services.standing import ENSURE_SECONDS, StandingGrants
 from broker.services.vault import StoredGrant, Vault
+from broker.stores.base import Event, Topic
 from tests.support.clock import ManualClock, SeededRandomness
 from tests.support.engine import PROVIDER, Engine, Replica, access_token, ring
 from tests.support.grants import NOW, failure
@@ -159,6 +160,23 @@ async def test_it_is_begun_anew_soon_after_its_end(bench: Bench) -> None:
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running
+
+
+@pytest.mark.parametrize("is_late", [True, False])
+async def test_an_end_that_is_heard_late_ends_nothing_that_has_begun_since(bench: Bench, is_late: bool) -> None:
+    """Or twice. That of the present tokens does, and so does one whose teller doesn't say what it ended."""
+    (one, standing), (two, _) = await bench.open(), await bench.open()
+    grant_id = standing.ids["nightly"]
+    await one.broker.token(grant_id)
+    ended = (await one.grant(grant_id)).generation
+    await end(one, grant_id)
+    await look(standing)
+    assert isinstance(await two.broker.token(grant_id), Token)
+
+    await one.store.publish(Event(Topic.GRANT_ENDED, grant_id, ended if is_late else 0))
+    await asyncio.sleep(0)
+
+    assert is_late == isinstance(await two.broker.token(grant_id), Token)
 
 
 class _FaultyVault(Vault):

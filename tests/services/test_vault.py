@@ -208,7 +208,7 @@ async def test_announcing_tells_where_a_grant_stands_and_never_fails(vault: Vaul
     store.trouble("publish", "fails")
     await vault.announce(grant())
     await vault.announce(replace(grant(), generation=7))
-    await vault.announce(end(grant(), EndReason.LOGOUT, now=NOW))
+    await vault.announce(end(grant(generation=7), EndReason.LOGOUT, now=NOW))
     await until(lambda: len(heard) == 2)
 
-    assert [Event(Topic.GENERATION, grant().id, 7), Event(Topic.GRANT_ENDED, grant().id)] == heard
+    assert [Event(Topic.GENERATION, grant().id, 7), Event(Topic.GRANT_ENDED, grant().id, 7)] == heard
