@@ -4,7 +4,7 @@ When a grant is looked at although nobody asks for it: to keep it alive, to sett
 Due times are kept in the store; services.keepalive looks at what is due.
 """
 
-from broker.core.grant import Grant
+from broker.core.grant import Grant, Origin
 from broker.core.provider import ProviderOptions
 from broker.core.refresh import SETTLE_SECONDS
 
@@ -81,6 +81,16 @@ def revocation_at(grant: Grant, *, now: float, jitter: float) -> float | None:
         return None
     assert grant.ended is not None
     return now + max(now - grant.ended.at, SETTLE_SECONDS) * (0.8 + 0.4 * jitter)
+
+
+def life_after_end(grant: Grant) -> float | None:
+    """
+    Return how many seconds the record of a grant lives after the write that ends it; None if it lives as it did.
+
+    Those of browsers end with their sessions, and those of the configuration begin anew. An imported one is kept until
+    every process has heard of its end and its server had the time to revoke it.
+    """
+    return REVOKE_FOR_SECONDS if grant.ended is not None and grant.origin is Origin.IMPORTED else None
 
 
 def awaits_revocation(grant: Grant, *, now: float) -> bool:

@@ -5,7 +5,7 @@ import logging
 from broker.core.grant import EndReason, Grant
 from broker.core.provider import ProviderOptions
 from broker.core.refresh import end
-from broker.core.upkeep import due_at, revocation_at
+from broker.core.upkeep import due_at, life_after_end, revocation_at
 from broker.errors import StoreError
 from broker.services import metrics
 from broker.services.clock import Clock, Randomness
@@ -43,7 +43,10 @@ class Register:
         """
         jitter = self._randomness.uniform(0, 1)
         return await self._vault.replace(
-            stored, after, due_at=due_at(after, options, now=self._clock.now(), jitter=jitter)
+            stored,
+            after,
+            due_at=due_at(after, options, now=self._clock.now(), jitter=jitter),
+            ttl_seconds=life_after_end(after),
         )
 
     async def tell(self, grant: Grant) -> None:
@@ -85,7 +88,12 @@ class Register:
             now, jitter = self._clock.now(), self._randomness.uniform(0, 1)
             after = end(stored.grant, reason, now=now, revoke=revoke)
             try:
-                written = await self._vault.replace(stored, after, due_at=revocation_at(after, now=now, jitter=jitter))
+                written = await self._vault.replace(
+                    stored,
+                    after,
+                    due_at=revocation_at(after, now=now, jitter=jitter),
+                    ttl_seconds=life_after_end(after),
+                )
             except StoreError:
                 if before is not None:
                     raise

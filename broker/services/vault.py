@@ -149,9 +149,17 @@ class Vault:
             return False
         return True
 
-    async def replace(self, stored: StoredGrant, grant: Grant, *, due_at: float | None) -> StoredGrant | None:
+    async def replace(
+        self, stored: StoredGrant, grant: Grant, *, due_at: float | None, ttl_seconds: float | None = None
+    ) -> StoredGrant | None:
         """
         Write *grant* over *stored*.
+
+        Args:
+            stored: The grant as it was read.
+            grant: What takes its place.
+            due_at: Unix seconds at which it is looked at; None for never.
+            ttl_seconds: How long its record lives from now on; None keeps its end.
 
         Returns:
             What is stored now, or None if somebody else wrote or deleted it since it was read.
@@ -160,7 +168,7 @@ class Vault:
             StoreError: If the store doesn't take it, or doesn't say so.
         """
         sealed = self._keyring.seal(KIND, stored.key, encode(grant))
-        version = await self._store.replace(stored.key, sealed, stored.version, due_at=due_at)
+        version = await self._store.replace(stored.key, sealed, stored.version, due_at=due_at, ttl_seconds=ttl_seconds)
         return None if version is None else StoredGrant(grant, stored.key, version)
 
     async def delete(self, grant_id: str) -> bool:

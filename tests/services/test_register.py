@@ -5,10 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from broker.core.grant import EndReason
+from broker.core.grant import EndReason, Origin
 from broker.core.outcome import LoginNeeded
 from broker.core.refresh import SETTLE_SECONDS
+from broker.core.secret import RefreshToken
+from broker.core.upkeep import REVOKE_FOR_SECONDS
 from broker.errors import StoreError
+from broker.services.handles import FOREVER_SECONDS
 from broker.services.known import KnownGrants
 from broker.services.news import News
 from broker.services.register import Register
@@ -53,6 +56,28 @@ async def test_se_03_an_end_is_heard_by_every_replica(stage: Stage, caplog: pyte
     assert [("grant_ended", stage.grant_id, "logout")] == [
         (record.message, record.__dict__["grant"], record.__dict__["reason"]) for record in caplog.records
     ]
+
+
+@pytest.mark.parametrize("revoked", [True, False])
+async def test_an_imported_grant_that_has_ended_is_forgotten_some_day(stage: Stage, revoked: bool) -> None:
+    """Operators see it for a day, in which its server is told to forget it; then nothing is left of it."""
+    tokens = stage.server.login_tokens("batch")
+    grant = await stage.one.adopt(tokens, subject="batch", origin=Origin.IMPORTED, ttl_seconds=FOREVER_SECONDS)
+    if revoked:
+        await stage.one.broker.end(grant.id, EndReason.REVOKED)
+    else:
+        stage.expire()
+        stage.server.refuse("permanent", error="invalid_grant")
+        assert isinstance(await stage.one.broker.token(grant.id), LoginNeeded)
+
+    stage.clock.advance(REVOKE_FOR_SECONDS - 60)
+    assert [grant.id] == [listed.id for listed in await stage.one.broker.grants()]
+    await stage.one.keep_alive.scan()
+    stage.clock.advance(60)
+
+    assert [] == await stage.one.broker.grants()
+    assert 1 == len(stage.engine.backend.records)  # alice's
+    assert ([tokens.refresh_token] if revoked else []) == [RefreshToken(token) for token in stage.server.revoked]
 
 
 async def test_what_has_ended_does_not_end_again(stage: Stage) -> None:

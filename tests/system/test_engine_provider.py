@@ -402,7 +402,9 @@ async def test_an_ended_grant_is_remembered(start: StartFloor) -> None:
 # --- outages
 
 
-@pytest.mark.parametrize("fault", ["503 with Retry-After", "503", *(pytest.param(name, marks=pytest.mark.slow) for name in ("500", "reset"))])
+@pytest.mark.parametrize(
+    "fault", ["503 with Retry-After", "503", *(pytest.param(name, marks=pytest.mark.slow) for name in ("500", "reset"))]
+)
 async def test_ft_07_after_an_outage_service_returns_within_five_seconds_without_a_stampede(
     start: StartFloor, fault: str
 ) -> None:
