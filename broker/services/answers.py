@@ -28,6 +28,7 @@ from broker.services.known import KnownGrants
 from broker.services.provider import Identity
 from broker.services.register import Register, about
 from broker.services.revocations import Revocations
+from broker.services.saved import SavedAnswers
 from broker.services.spool import Entry, Spool
 from broker.services.tasks import Tasks
 from broker.services.unkept import UnkeptAnswers
@@ -89,6 +90,7 @@ class Answers:
         self._tasks = tasks
         self._identified = identified
         self._has_session = has_session
+        self._saved = SavedAnswers(clock)
         self._unkept = UnkeptAnswers(
             vault=vault,
             register=register,
@@ -196,6 +198,27 @@ class Answers:
             await self._recover(entry)
         return await self._vault.read(mine) if entries else stored
 
+    async def save_again(self, stored: StoredGrant) -> StoredGrant | None:
+        """
+        Save what this process has saved before and the store has lost since: its record went back.
+
+        The lease of the grant is held.
+
+        Returns:
+            The grant as it stands now; None if it's gone.
+
+        Raises:
+            StoreError: If that isn't known.
+        """
+        entries = self._saved.lost(stored.grant)
+        provider = self._providers.get(stored.grant.provider)
+        if not entries or provider is None:
+            return stored
+        for entry in entries:
+            _ = await self._save(provider, stored, entry)
+        log.warning("answer_saved_again", extra={"grant": stored.grant.id, "entries": len(entries)})
+        return await self._vault.read(stored.grant.id)
+
     async def _bring_home(self, entries: Sequence[Entry]) -> None:
         for number, entry in enumerate(entries):
             try:
@@ -264,6 +287,8 @@ class Answers:
             self._unkept.revoke(entry)
         elif grant is not None:
             self._cross_out(entry)
+            if grant.chain_length == entry.chain_length + 1:
+                self._saved.note(entry)
         return grant
 
     def _cross_out(self, entry: Entry) -> None:

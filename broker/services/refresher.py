@@ -200,6 +200,8 @@ class Refresher:
         # Read again: the lease's last holder has probably rotated the refresh token, and replaying the old one makes
         # the server revoke the newest too (RFC 9700 section 4.14.2).
         stored = await self._vault.read(want.grant_id)
+        if stored is not None:
+            stored = await self._answers.save_again(stored)
         if stored is not None and stored.grant.intent is not None:
             stored = await self._settle(stored, stored.grant.intent.attempt)
         return await self._decide(stored, want, under_lease=True)

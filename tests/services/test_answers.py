@@ -271,6 +271,34 @@ async def test_se_07_an_answer_whose_grant_has_ended_meanwhile_is_revoked_at_the
     assert (await stage.grant()).refresh_token is None
 
 
+@pytest.mark.parametrize("lost", ["the answer", "the intent, too", "two refreshes"])
+async def test_tk_02_an_answer_that_a_failover_lost_is_saved_again(
+    stage: Stage, lost: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Redis acknowledged it, and goes on with a replica that lacks it: the spent token isn't presented again."""
+    records = stage.engine.backend.records
+    stage.expire()
+    replica = dict(records)
+    step = stage.server.hold()
+    refreshing = stage.one.broker.refresher.start(Want(grant_id=stage.grant_id))
+    await step.reached.wait()
+    if lost != "the intent, too":
+        replica = dict(records)
+    step.release()
+    assert "at-2" == access_token(await refreshing)
+    if lost == "two refreshes":
+        assert "at-3" == access_token(await stage.refresh(rejected_generation=2))
+    records.clear()
+    records.update(replica)
+
+    generation = 3 if lost == "two refreshes" else 2
+    assert isinstance(await stage.refresh(rejected_generation=generation), Token)
+
+    assert {} == stage.server.ledger.presented_twice()
+    assert "answer_saved_again" in caplog.text
+    await nothing_lost(stage)
+
+
 # --- logins
 
 
