@@ -25,6 +25,7 @@ Every error that the broker raises, sorted by whose fault it is.
     ├── ProviderError           the authorization server's fault: 503 provider_unavailable
     │   └── ProviderProtocolError   it answered something that its specification forbids
     ├── StoreError              503 store_unavailable
+    │   └── StoreMisplaced          at the start, it is refused
     └── UpstreamError           the upstream's fault
         ├── UpstreamUnavailable     502 upstream_unavailable
         ├── UpstreamBusy            503 upstream_busy
@@ -282,6 +283,10 @@ class StoreError(BrokerError):
     status = 503
     code = "store_unavailable"
     title = "The session store is unavailable"
+
+
+class StoreMisplaced(StoreError):
+    """There can be no store where the configuration says: no waiting helps, only its operator does."""
 
 
 class UpstreamError(BrokerError):

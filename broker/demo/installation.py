@@ -18,7 +18,7 @@ from broker.core.secret import Secret
 from broker.demo.world import World
 from broker.services.clock import SystemRandomness
 from broker.services.keyring import new_key
-from broker.web.server import serve
+from broker.web.server import refused, serve
 
 
 def run(*, port: int = 0) -> int:
@@ -63,7 +63,8 @@ def _run(port: int) -> int:
         try:
             world.start(not_its_own=[public, admin])
             _announce(_port(public), _port(admin), config)
-            code = serve(load(config), public=[public], admin=[admin])
+            outcome = serve(load(config), public=[public], admin=[admin])
+            code = refused(outcome) if isinstance(outcome, str) else outcome
         finally:
             world.stop()
     print("stopped; nothing is left behind" if code == 0 else "stopped at once", flush=True)

@@ -24,7 +24,7 @@ from pathlib import Path
 from broker.core.audience import Audience
 from broker.core.oauth import TokenSet
 from broker.core.secret import AccessToken, IdToken, RefreshToken
-from broker.errors import KeyringError
+from broker.errors import ConfigError, KeyringError
 from broker.services.clock import Randomness
 from broker.services.keyring import Keyring
 
@@ -80,15 +80,19 @@ class Entry:
 class Spool:
     """The spool file of this process."""
 
-    def __init__(self, directory: Path | None, keyring: Keyring, randomness: Randomness) -> None:
+    def __init__(
+        self, directory: Path | None, keyring: Keyring, randomness: Randomness, *, key: str = "spool_dir"
+    ) -> None:
         """
         Args:
             directory: Shared by the processes of one host. It must outlive a restart. None: answers are kept in
                 memory alone, and a crash before the store has them loses them.
             keyring: Seals the entries.
             randomness: Makes the file's name.
+            key: The key of the configuration that says where the directory is.
         """
         self._directory = directory
+        self._key = key
         self._keyring = keyring
         self._randomness = randomness
         self._file: int | None = None
@@ -108,12 +112,16 @@ class Spool:
         Create and lock this process' file.
 
         Raises:
-            OSError: If the directory can't be written. The start is refused: a promise would be broken.
+            ConfigError: If the directory can't be made or written. The start is refused: a promise would be broken.
         """
         if self._directory is None:
             return
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._file, self._path = self._create(self._directory)
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._file, self._path = self._create(self._directory)
+        except OSError as fault:
+            what = f"the spool {self._directory} can't be made or written"
+            raise ConfigError(f"{self._key}: {what}: {fault.strerror or fault}") from fault
 
     def _create(self, directory: Path) -> tuple[int, Path]:
         while True:

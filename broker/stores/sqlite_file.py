@@ -1,5 +1,6 @@
 """The database file of the SQLite store: opened with care, closed on doubt, and opened again by itself."""
 
+import errno
 import logging
 import os
 import sqlite3
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker.errors import StoreError
+from broker.errors import StoreError, StoreMisplaced
 from broker.stores.base import Clock
 
 FORMAT = 1
@@ -52,6 +53,20 @@ INSERT INTO counters VALUES ('version', 0), ('ping', 0);
 CREATE TABLE epochs (boot TEXT NOT NULL, monotonic REAL NOT NULL, started_at REAL NOT NULL);
 """
 
+_LASTING = frozenset(
+    {
+        errno.EACCES,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EPERM,
+        errno.EROFS,
+    }
+)
+"""Why a file can't be made that no waiting mends; of the others a full disk, or too many open files, pass."""
+
 log = logging.getLogger(__name__)
 
 # Closing any descriptor of a file drops the locks that this process has on it (POSIX), those of other connections too.
@@ -91,7 +106,8 @@ class SqliteFile:
         Return the open file; open it if it isn't, or if another file is at its path by now.
 
         Raises:
-            StoreError: If that can't be done.
+            StoreMisplaced: If that can't ever be done where the path is.
+            StoreError: If that can't be done now.
             sqlite3.OperationalError: If another process has it locked (:func:`is_busy`).
         """
         if self._open is not None:
@@ -107,10 +123,12 @@ class SqliteFile:
         except (sqlite3.Error, OSError) as fault:
             if is_busy(fault):
                 raise
-            raise self.failed(fault) from fault
-        except StoreError as fault:
-            self._leave_alone(str(fault))
-            raise
+            failed = self.failed(fault)
+            raise (StoreMisplaced(str(failed)) if self._is_lasting(fault) else failed) from fault
+        except StoreMisplaced as fault:
+            detail = f"{self._path}: {fault}"
+            self._leave_alone(detail)
+            raise StoreMisplaced(detail) from None
         return self._open
 
     def now(self) -> float:
@@ -124,8 +142,11 @@ class SqliteFile:
 
         The file is closed if it may work better when it is opened anew, as after it was restored from a backup.
         """
-        name = getattr(fault, "sqlite_errorname", None) or type(fault).__name__
-        detail = f"{self._path}: {name}: {fault}"
+        if isinstance(fault, OSError):
+            detail = f"{fault.filename or self._path}: {fault.strerror or fault}"
+        else:
+            name = getattr(fault, "sqlite_errorname", None) or type(fault).__name__
+            detail = f"{self._path}: {name}: {fault}"
         if not is_busy(fault) and not _is_full(fault):
             self.close()
             self._leave_alone(detail)
@@ -144,6 +165,17 @@ class SqliteFile:
         self._fault = detail
         self._left_alone_until = self._clock.monotonic() + REOPEN_SECONDS
 
+    def _is_lasting(self, fault: sqlite3.Error | OSError) -> bool:
+        if isinstance(fault, OSError):
+            return fault.errno in _LASTING
+        if _code(fault) == sqlite3.SQLITE_NOTADB:
+            return True
+        # SQLite doesn't say why it can't open or write what is there; it needs to make files beside it, too.
+        needed = ((self._path.parent, os.R_OK | os.W_OK | os.X_OK), (self._path, os.R_OK | os.W_OK))
+        return _code(fault) in {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY} and not all(
+            os.access(path, mode, effective_ids=os.access in os.supports_effective_ids) for path, mode in needed
+        )
+
     def _identity(self) -> tuple[int, int] | None:
         try:
             status = self._path.stat()
@@ -156,9 +188,9 @@ class SqliteFile:
         directory = self._path.parent
         mode = directory.stat().st_mode
         if not stat.S_ISDIR(mode):
-            raise StoreError(f"{directory} is not a directory")
+            raise StoreMisplaced(f"{directory} is not a directory")
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            raise StoreError(f"{directory} is writable by everyone: chmod o-w it")
+            raise StoreMisplaced(f"{directory} is writable by everyone: chmod o-w it")
         with _creation:
             try:
                 os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -233,9 +265,9 @@ def _format(db: sqlite3.Connection) -> int:
     if not tables:
         return 0
     if application_id != APPLICATION_ID:
-        raise StoreError("the file is a database of another program")
+        raise StoreMisplaced("the file is a database of another program")
     if version > FORMAT:
-        raise StoreError(f"the file has format {version}, written by a newer release; this one knows {FORMAT}")
+        raise StoreMisplaced(f"the file has format {version}, written by a newer release; this one knows {FORMAT}")
     return int(version)
 
 

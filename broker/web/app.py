@@ -17,7 +17,7 @@ from broker.core.forwarded import TrustedProxies
 from broker.core.grant import Grant
 from broker.core.pressure import Pressure
 from broker.core.session import Index
-from broker.errors import StoreError
+from broker.errors import ConfigError, StoreError, StoreMisplaced
 from broker.services import metrics
 from broker.services.callers import Callers
 from broker.services.clock import Clock, Randomness, SystemClock, SystemRandomness
@@ -78,7 +78,8 @@ class Installation:
         self.store = open_store(settings.store, clock, randomness)
         self.readiness = Readiness(self.store, is_shedding=self._is_shedding)
         keyring = Keyring(settings.keys, randomness)
-        self.spool = Spool(spool_directory(settings), keyring, randomness)
+        spool_key = "store.url" if settings.spool_dir is None else "spool_dir"
+        self.spool = Spool(spool_directory(settings), keyring, randomness, key=spool_key)
         self.servers = {
             name: AuthorizationServer(
                 name,
@@ -236,11 +237,15 @@ class Installation:
         Open the spool and the store. A store that is down doesn't stop the start: it is asked again until it works.
 
         Raises:
-            OSError: If the spool's directory can't be written.
+            ConfigError: If the spool's directory can't be written, or no store can ever be where the URL says.
         """
         self.spool.open()
         try:
             await self._start_store()
+        except StoreMisplaced as fault:
+            await self.store.close()
+            self.spool.close()
+            raise ConfigError(f"store.url: {fault}") from fault
         except StoreError as fault:
             log.error("store_unavailable_at_start", extra={"error": str(fault)})  # noqa: TRY400
             self._tasks.launch(self._start_store_later(), name="store-start")

@@ -4,13 +4,15 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from broker.errors import ConfigError
+
 BACKLOG: Final = 1024
 """How many callers may wait to be accepted on each socket, where the kernel allows as many."""
 
 Address = tuple[str, int]
 """A host and a port."""
 Wanted = Mapping[str, tuple[Address, int]]
-"""The sockets that there must be, by what they are for: their address, and how many at least."""
+"""The sockets that there must be, by the key that says where: their address, and how many at least."""
 
 
 def listening_sockets(host: str, port: int, count: int) -> list[socket.socket]:
@@ -50,7 +52,7 @@ def _listening(host: str, port: int, *, joins: bool) -> socket.socket:
 
 class Listeners:
     """
-    The sockets of an installation, by what they are for.
+    The sockets of an installation, by the keys that say where they are.
 
     A socket whose address stays is never closed: whoever waits in its backlog would be refused.
     """
@@ -66,24 +68,23 @@ class Listeners:
             wanted: The sockets.
 
         Raises:
-            OSError: If an address can't be bound. Then none is opened.
+            ConfigError: If an address can't be bound. Then none is opened.
         """
         opened: dict[tuple[str, Address], list[socket.socket]] = {}
-        try:
-            for purpose, (address, count) in wanted.items():
-                there = self._open.get((purpose, address), [])
-                opened[purpose, address] = _more(there, address, count)
-        except OSError:
-            _close(opened)
-            raise
-        for key, sockets in opened.items():
-            self._open[key] = [*self._open.get(key, []), *sockets]
-        return {purpose: self._open[purpose, address] for purpose, (address, _) in wanted.items()}
+        for key, (address, count) in wanted.items():
+            try:
+                opened[key, address] = _more(self._open.get((key, address), []), address, count)
+            except OSError as fault:
+                _close(opened)
+                raise ConfigError(f"{key}: can't listen on {_shown(address)}: {fault.strerror or fault}") from fault
+        for place, sockets in opened.items():
+            self._open[place] = [*self._open.get(place, []), *sockets]
+        return {key: self._open[key, address] for key, (address, _) in wanted.items()}
 
     def close_others(self, wanted: Wanted) -> None:
         """Close the sockets whose addresses aren't *wanted*."""
-        kept = {(purpose, address) for purpose, (address, _) in wanted.items()}
-        gone = {key: self._open.pop(key) for key in self._open.keys() - kept}
+        kept = {(key, address) for key, (address, _) in wanted.items()}
+        gone = {place: self._open.pop(place) for place in self._open.keys() - kept}
         _close(gone)
 
     def close_all_but(self, kept: Sequence[socket.socket]) -> None:
@@ -100,6 +101,11 @@ def _more(there: list[socket.socket], address: Address, count: int) -> list[sock
         return listening_sockets(host, port, count)
     bound = there[0].getsockname()[1]
     return [_listening(host, bound, joins=True) for _ in range(count - len(there))]
+
+
+def _shown(address: Address) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _close(sockets: Mapping[tuple[str, Address], list[socket.socket]]) -> None:

@@ -67,14 +67,17 @@ def serve(
     public: Sequence[socket.socket],
     admin: Sequence[socket.socket],
     supervision: Supervision | None = None,
-) -> int:
-    """Serve on the given sockets in this process, until a signal or the supervisor's end. Returns the exit code."""
+) -> int | str:
+    """
+    Serve on the given sockets in this process, until a signal or the supervisor's end.
+
+    Returns:
+        The exit code, or why the start is refused.
+    """
     writer = logs.set_up(level=settings.log.level, as_json=settings.log.format is LogFormat.JSON)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_serve(settings, writer, public, admin, supervision))
-    except OperatorError as error:
-        return refused(str(error))
     finally:
         writer.close()
 
@@ -93,21 +96,26 @@ async def _serve(
     public: Sequence[socket.socket],
     admin: Sequence[socket.socket],
     supervision: Supervision | None,
-) -> int:
-    from broker.web.app import Installation
-
-    installation = Installation(settings, access_log=writer.write if settings.log.access else None)
+) -> int | str:
     stopping = _Stopping(None if supervision is None else supervision.pid)
-    for notice in settings.warnings:
-        log.warning("configuration_notice", extra={"notice": str(notice)})
-    await installation.start()
     runners: list[web.BaseRunner] = []
     reloads = None if supervision is None else supervision.reloads
-    if public:
-        tls = None if settings.tls is None else server_context(settings.tls)
-        runners.append(await _listen(installation.public_runner(), public, settings.limits, tls))
-    if admin:
-        runners.append(await _listen(installation.admin_runner(reloads), admin, settings.limits))
+    try:
+        from broker.web.app import Installation  # prometheus_client opens its files when it is imported
+
+        installation = Installation(settings, access_log=writer.write if settings.log.access else None)
+        for notice in settings.warnings:
+            log.warning("configuration_notice", extra={"notice": str(notice)})
+        await installation.start()
+        if public:
+            tls = None if settings.tls is None else server_context(settings.tls)
+            runners.append(await _listen(installation.public_runner(), public, settings.limits, tls))
+        if admin:
+            runners.append(await _listen(installation.admin_runner(reloads), admin, settings.limits))
+    except OperatorError as error:
+        return str(error)
+    except OSError as fault:  # what stands in the way is the machine's state, which a traceback wouldn't explain
+        return f"the start failed: {fault}"
     settle()
     log.info("started", extra={"public_url": str(settings.public_url), "listen": _names(*public, *admin)})
     if supervision is not None:

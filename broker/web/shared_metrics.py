@@ -10,6 +10,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from broker.errors import ConfigError
+
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 
@@ -21,11 +23,15 @@ class SharedMetrics:
 
     @property
     def directory(self) -> str:
-        """Its path. It is made when it is asked for first."""
+        """Its path. It is made when it is asked for first. Raises ``ConfigError`` if there is no place for it."""
         if VARIABLE in os.environ:
             return os.environ[VARIABLE]
         if self._own is None:
-            self._own = tempfile.mkdtemp(prefix="token-broker-metrics-")
+            try:
+                self._own = tempfile.mkdtemp(prefix="token-broker-metrics-")
+            except OSError as fault:
+                what = f"the metrics of several workers need a directory for temporary files (TMPDIR, or {VARIABLE})"
+                raise ConfigError(f"{what}: {fault.strerror or fault}") from fault
         return self._own
 
     def forget(self, pid: int) -> None:

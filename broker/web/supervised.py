@@ -41,14 +41,14 @@ def run(settings: Settings, reread: Callable[[], Settings]) -> int:
         plan = installed.plan(settings)
     except OperatorError as error:
         return refused(str(error))
-    except OSError as error:
-        return refused(f"can't listen: {error.strerror}")
     logging.basicConfig(level=logging.INFO, handlers=[_plain_handler()])
     try:
         renew = partial(installed.renew, reread)
-        return Supervisor(plan, renew=renew, forget=metrics.forget, reloaded=reloads.note).run()
+        supervisor = Supervisor(plan, renew=renew, forget=metrics.forget, reloaded=reloads.note)
+        code = supervisor.run()
     finally:
         metrics.close()
+    return refused(supervisor.refusal) if supervisor.refusal else code
 
 
 def _plain_handler() -> logging.Handler:
@@ -72,16 +72,16 @@ class _Installed:
         Return what is to run by *settings*.
 
         Raises:
-            OSError: If an address can't be bound.
+            ConfigError: If an address can't be bound.
         """
         wanted = {
-            "public": ((settings.listen.host, settings.listen.port), settings.workers),
-            "admin": ((settings.admin.listen.host, settings.admin.listen.port), 1),
+            "listen": ((settings.listen.host, settings.listen.port), settings.workers),
+            "admin.listen": ((settings.admin.listen.host, settings.admin.listen.port), 1),
         }
         sockets = self._listeners.open(wanted)
         self._wanted = self._wanted or wanted
         return Plan(
-            processes=self._processes(settings, sockets["public"], sockets["admin"]),
+            processes=self._processes(settings, sockets["listen"], sockets["admin.listen"]),
             drain_seconds=settings.drain_timeout_seconds,
             adopted=partial(self._adopt, wanted),
             dropped=lambda: self._listeners.close_others(self._wanted),
@@ -99,8 +99,6 @@ class _Installed:
             log.error("reload_refused", extra={"problems": problems})  # noqa: TRY400 - it says all
         except OperatorError as error:
             log.error("reload_refused", extra={"reason": str(error)})  # noqa: TRY400
-        except OSError as error:
-            log.error("reload_refused", extra={"reason": f"can't listen: {error.strerror}"})  # noqa: TRY400
         except Exception:
             # Whatever it is, it must not end what serves.
             log.exception("reload_refused")
@@ -129,7 +127,7 @@ class _Installed:
         public: Sequence[socket.socket],
         admin: Sequence[socket.socket],
         ready: Callable[[], None],
-    ) -> int:
+    ) -> int | str:
         self._listeners.close_all_but([*public, *admin])
         if metrics is not None:
             os.environ[VARIABLE] = metrics

@@ -40,8 +40,15 @@ HANDLED = (*STOP_SIGNALS, signal.SIGHUP, signal.SIGCHLD)
 
 log = logging.getLogger(__name__)
 
-Process = Callable[[Callable[[], None]], int]
-"""What a forked process runs. It is given what to call once it serves, and returns its exit code."""
+MAX_REASON_BYTES = 2000
+"""How much is heard of why a process refuses to start; less than what a pipe takes in one piece."""
+
+Process = Callable[[Callable[[], None]], int | str]
+"""
+What a forked process runs. It is given what to call once it serves, and returns its exit code; or, if it refuses to
+start, why. That is heard by the supervisor, who says it once for all of them.
+"""
+_SERVES = b"+"
 
 
 class Reloaded(Protocol):
@@ -97,6 +104,7 @@ class _Child:
         started_at: When it was started.
         pipe: From which it is heard that it serves; None once it was heard.
         serves: Whether it does.
+        refusal: Why it refuses to start, if it does and says so.
         overdue_at: When it is killed.
     """
 
@@ -105,11 +113,27 @@ class _Child:
     started_at: float
     pipe: int | None
     serves: bool = False
+    refusal: str = ""
     overdue_at: float | None = None
+
+    def hear(self) -> None:
+        """Take what it tells; once it has ended, that is there, or nothing will be."""
+        if self.pipe is None:
+            return
+        told = os.read(self.pipe, MAX_REASON_BYTES)
+        os.close(self.pipe)
+        self.pipe = None
+        self.serves = told == _SERVES
+        self.refusal = "" if self.serves else told.decode(errors="replace")
 
 
 class Supervisor:
-    """Keeps processes running until it is told to stop."""
+    """
+    Keeps processes running until it is told to stop.
+
+    Attributes:
+        refusal: Why the first process that refused to start did; empty if none has said so.
+    """
 
     def __init__(
         self,
@@ -126,6 +150,7 @@ class Supervisor:
             forget: Is told the id of each process that has ended.
             reloaded: Is told what came of each reload.
         """
+        self.refusal = ""
         self._reloaded = reloaded
         self._forget = forget
         self._renew = renew
@@ -176,10 +201,8 @@ class Supervisor:
     def _hear(self, readable: Sequence[int]) -> None:
         """Note which processes serve."""
         for child in self._children.values():
-            if child.pipe in readable and child.pipe is not None:
-                child.serves = os.read(child.pipe, 1) != b""
-                os.close(child.pipe)
-                child.pipe = None
+            if child.pipe in readable:
+                child.hear()
         for generation in filter(None, (self._current, self._next)):
             serving = [child for child in self._of(generation) if child.serves]
             if not generation.has_served and len(serving) == len(generation.plan.processes):
@@ -194,22 +217,25 @@ class Supervisor:
                 self._ended(self._children.pop(pid), pid, os.waitstatus_to_exitcode(status))
 
     def _ended(self, child: _Child, pid: int, code: int) -> None:
-        if child.pipe is not None:
-            os.close(child.pipe)
+        child.hear()
         self._forget(pid)
         generation = child.generation
         if self._stopping:
             # One that didn't serve yet has no way yet to end well.
             self._failed |= code != 0 and (child.serves or code != -signal.SIGTERM)
         elif generation is self._next:
-            self._give_up(f"process {child.index} ended with exit code {code} before it served")
+            self._give_up(child.refusal or f"process {child.index} ended with exit code {code} before it served")
         elif generation is not self._current:
             log.log(logging.WARNING if code else logging.INFO, "old_process_ended", extra={"exit_code": code})
         elif generation.has_served or child.serves:
-            log.error("process_died", extra={"index": child.index, "exit_code": code})
+            reason = {"reason": child.refusal} if child.refusal else {}
+            log.error("process_died", extra={"index": child.index, "exit_code": code, **reason})
             generation.due[child.index] = child.started_at + RESTART_SECONDS
         else:
-            log.error("start_failed", extra={"index": child.index, "exit_code": code})
+            if child.refusal:
+                self.refusal = child.refusal
+            else:
+                log.error("start_failed", extra={"index": child.index, "exit_code": code})
             self._failed = True
             self._stop(signal.SIGTERM)
 
@@ -295,7 +321,11 @@ class Supervisor:
         try:
             _leave_parent([mailbox, heard, *(child.pipe for child in self._children.values())])
             signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
-            code = generation.plan.processes[index](lambda: _tell(told))
+            outcome = generation.plan.processes[index](lambda: _tell(told, _SERVES))
+            if isinstance(outcome, str):
+                _tell(told, outcome.encode(errors="replace")[:MAX_REASON_BYTES])
+            else:
+                code = outcome
         except Exception:  # noqa: BLE001 - it ends with the process, which has no caller
             sys.excepthook(*sys.exc_info())
         finally:
@@ -337,9 +367,9 @@ def _leave_parent(descriptors: Sequence[int | None]) -> None:
             os.close(descriptor)
 
 
-def _tell(pipe: int) -> None:
+def _tell(pipe: int, what: bytes) -> None:
     with suppress(BrokenPipeError):
-        os.write(pipe, b"1")
+        os.write(pipe, what)
     os.close(pipe)
 
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from broker.core.audience import DEFAULT_AUDIENCE, Audience
 from broker.core.oauth import TokenSet
 from broker.core.secret import AccessToken, IdToken, RefreshToken
+from broker.errors import ConfigError
 from broker.services import spool as spool_module
 from broker.services.clock import SystemRandomness
 from broker.services.keyring import Keyring, new_key
@@ -429,10 +430,10 @@ def test_lk_01_neither_the_file_nor_its_name_tells_anything(tmp_path: Path) -> N
 
 
 def test_a_spool_that_can_not_be_written_refuses_to_open(tmp_path: Path) -> None:
-    """A promise would be broken: the start is refused."""
+    """A promise would be broken: the start is refused, by the key that says where the directory is."""
     tmp_path.joinpath("file").touch()
 
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(ConfigError, match=r"^spool_dir: the spool .*/file can't be made or written: File exists$"):
         opened(tmp_path / "file")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.errors import StoreError
+from broker.errors import StoreError, StoreMisplaced
 from broker.services.clock import SystemClock
 from broker.stores.base import Busy
 from broker.stores.listeners import RESYNC
@@ -36,7 +36,7 @@ async def test_ft_16_a_file_that_we_may_not_write_stops_the_start() -> None:
             directory.chmod(0o555)
         store = SqliteStore(path, SystemClock(), SeededRandomness(), timeout_seconds=TIMEOUT)
         try:
-            with pytest.raises(StoreError):
+            with pytest.raises(StoreMisplaced, match=str(path)):
                 await store.start()
             with pytest.raises(StoreError):
                 await store.ping()
@@ -51,10 +51,24 @@ async def test_ft_16_a_file_that_is_no_database_is_left_alone(path: Path, conten
     """A file that isn't SQLite's is refused and not overwritten."""
     path.write_bytes(content)
     store = SqliteStore(path, SystemClock(), SeededRandomness(), timeout_seconds=TIMEOUT)
-    with pytest.raises(StoreError):
+    with pytest.raises(StoreMisplaced):
         await store.start()
     await store.close()
     assert content == path.read_bytes()
+
+
+async def test_what_passes_by_itself_is_an_outage(path: Path) -> None:
+    """A file that somebody has locked may be had a moment later: the start isn't refused for it."""
+    with sqlite3.connect(path, isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        store = SqliteStore(path, SystemClock(), SeededRandomness(), timeout_seconds=0.2)
+        with pytest.raises(StoreError) as caught:
+            await store.start()
+        assert not isinstance(caught.value, StoreMisplaced)
+        other.execute("ROLLBACK")
+    other.close()
+    await store.start()
+    await store.close()
 
 
 async def test_ft_15_the_wall_clock_ends_nothing(path: Path) -> None:
@@ -151,7 +165,7 @@ async def test_a_database_of_another_program_is_left_alone(path: Path) -> None:
     db.close()
     path.chmod(0o600)
     store = SqliteStore(path, SystemClock(), SeededRandomness())
-    with pytest.raises(StoreError, match="another program"):
+    with pytest.raises(StoreMisplaced, match="another program"):
         await store.start()
     await store.close()
     db = sqlite3.connect(path)

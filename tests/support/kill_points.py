@@ -150,7 +150,7 @@ def _live(countdown: Countdown, arguments: list[str]) -> int:
 
     from broker.config import load
     from broker.web.listening import listening_sockets
-    from broker.web.server import serve
+    from broker.web.server import refused, serve
 
     new_event_loop = uvloop.new_event_loop
 
@@ -173,7 +173,8 @@ def _live(countdown: Countdown, arguments: list[str]) -> int:
     settings = load(Path(config))
     # The process that serves, without the supervisor, which would start it again.
     public, admin = (listening_sockets(at.host, at.port, 1) for at in (settings.listen, settings.admin.listen))
-    return serve(settings, public=public, admin=admin)
+    outcome = serve(settings, public=public, admin=admin)
+    return refused(outcome) if isinstance(outcome, str) else outcome
 
 
 def _run(countdown: Countdown, arguments: list[str]) -> int:
