@@ -62,7 +62,10 @@ class LogOptions:
     """The log, on standard error."""
 
     level: LogLevel = option("The least severe level that is logged.", default=LogLevel.INFO)
-    format: LogFormat = option("One JSON object per line, or text for reading.", default=LogFormat.JSON)
+    format: LogFormat = option(
+        "One JSON object per line, or text for reading. Access lines and the supervisor's lines are in it, too.",
+        default=LogFormat.JSON,
+    )
     access: bool = option("Whether each request is logged.", default=True)
 
 

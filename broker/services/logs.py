@@ -1,5 +1,5 @@
 """
-The log: one JSON object per line, written by a thread of its own, with no secret in it.
+The log: one JSON object per line, or text, written by a thread of its own, with no secret in it.
 
 A log that can't be written never stops the service: lines are dropped and counted. Texts from outside are escaped by
 JSON, so a record is always one line, and are cut to a bounded length.
@@ -102,7 +102,8 @@ class Handler(logging.Handler):
         try:
             self._writer.write(self.format(record))
         except Exception:  # noqa: BLE001 - a record that can't be formatted must not fail a request
-            self._writer.write('{"level":"error","event":"log_record_unprintable"}')
+            told = logging.LogRecord(__name__, logging.ERROR, "", 0, "log_record_unprintable", None, None)
+            self._writer.write(self.format(told))
 
 
 class JsonFormatter(logging.Formatter):
@@ -113,14 +114,28 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """The same for eyes: time, level, event, then ``key=value``."""
+    """The same for eyes: time (RFC 3339, in UTC), level, event, then ``key=value``."""
 
     def format(self, record: logging.LogRecord) -> str:
         described = describe(record)
-        time, level, event = (described.pop(key) for key in ("time", "level", "event"))
-        described.pop("logger")
-        details = " ".join(f"{key}={json.dumps(value, default=_shown)}" for key, value in described.items())
-        return f"{str(time)[11:23]} {level!s:7} {event} {details}".rstrip()
+        del described["logger"]
+        return _in_text(described)
+
+
+def formatter(*, as_json: bool) -> logging.Formatter:
+    """Return what writes records in one of the two forms."""
+    return JsonFormatter() if as_json else TextFormatter()
+
+
+def as_text(line: str) -> str:
+    """Return in the form for eyes what *line* says in JSON."""
+    return _in_text(json.loads(line))
+
+
+def _in_text(described: dict[str, object]) -> str:
+    time, level, event = (described.pop(key) for key in ("time", "level", "event"))
+    details = " ".join(f"{key}={json.dumps(value, default=_shown)}" for key, value in described.items())
+    return f"{str(time).replace('+00:00', 'Z')} {level!s:7} {event} {details}".rstrip()
 
 
 def describe(record: logging.LogRecord) -> dict[str, object]:
@@ -184,7 +199,7 @@ def set_up(*, level: str, as_json: bool, stream: IO[str] = sys.stderr) -> LineWr
     """
     writer = LineWriter(stream)
     root = logging.getLogger()
-    root.handlers = [Handler(writer, JsonFormatter() if as_json else TextFormatter())]
+    root.handlers = [Handler(writer, formatter(as_json=as_json))]
     root.setLevel(level.upper())
     # Libraries that log what callers send: their errors are enough.
     for name in ("aiohttp", "asyncio", "redis", "aiosqlite"):

@@ -103,7 +103,7 @@ async def _serve(
     try:
         from broker.web.app import Installation  # prometheus_client opens its files when it is imported
 
-        installation = Installation(settings, access_log=writer.write if settings.log.access else None)
+        installation = Installation(settings, access_log=_access_log(settings, writer))
         for notice in settings.warnings:
             log.warning("configuration_notice", extra={"notice": str(notice)})
         await installation.start()
@@ -130,6 +130,13 @@ async def _serve(
     await installation.close(settings.drain_timeout_seconds)
     log.info("stopped")
     return 0
+
+
+def _access_log(settings: Settings, writer: logs.LineWriter) -> Callable[[str], None] | None:
+    """Return what takes the access lines, which are composed as JSON, the cheapest form."""
+    if not settings.log.access:
+        return None
+    return writer.write if settings.log.format is LogFormat.JSON else lambda line: writer.write(logs.as_text(line))
 
 
 def settle() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from broker.config.problems import ConfigErrors
-from broker.config.settings import Settings
+from broker.config.settings import LogFormat, Settings
 from broker.errors import ConfigError, OperatorError
 from broker.services import logs
 from broker.web.floors import check_libraries
@@ -41,7 +41,7 @@ def run(settings: Settings, reread: Callable[[], Settings]) -> int:
         plan = installed.plan(settings)
     except OperatorError as error:
         return refused(str(error))
-    logging.basicConfig(level=logging.INFO, handlers=[_plain_handler()])
+    logging.basicConfig(level=logging.INFO, handlers=[installed.log_handler])
     try:
         renew = partial(installed.renew, reread)
         supervisor = Supervisor(plan, renew=renew, forget=metrics.forget, reloaded=reloads.note)
@@ -51,21 +51,20 @@ def run(settings: Settings, reread: Callable[[], Settings]) -> int:
     return refused(supervisor.refusal) if supervisor.refusal else code
 
 
-def _plain_handler() -> logging.Handler:
-    """The supervisor's log: no thread, since it forks."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logs.JsonFormatter())
-    return handler
-
-
 class _Installed:
-    """Turns configurations into processes, on sockets that stay where their addresses do."""
+    """
+    Turns configurations into processes, on sockets that stay where their addresses do.
+
+    Attributes:
+        log_handler: The supervisor's log, in the form of those processes' logs: no thread, since it forks.
+    """
 
     def __init__(self, metrics: SharedMetrics, reloads: Reloads) -> None:
         self._metrics = metrics
         self._reloads = reloads
         self._listeners = Listeners()
         self._wanted: Wanted = {}
+        self.log_handler = logging.StreamHandler()
 
     def plan(self, settings: Settings) -> Plan:
         """
@@ -79,11 +78,12 @@ class _Installed:
             "admin.listen": ((settings.admin.listen.host, settings.admin.listen.port), 1),
         }
         sockets = self._listeners.open(wanted)
-        self._wanted = self._wanted or wanted
+        if not self._wanted:
+            self._adopt(settings, wanted)
         return Plan(
             processes=self._processes(settings, sockets["listen"], sockets["admin.listen"]),
             drain_seconds=settings.drain_timeout_seconds,
-            adopted=partial(self._adopt, wanted),
+            adopted=partial(self._adopt, settings, wanted),
             dropped=lambda: self._listeners.close_others(self._wanted),
         )
 
@@ -104,8 +104,9 @@ class _Installed:
             log.exception("reload_refused")
         return None
 
-    def _adopt(self, wanted: Wanted) -> None:
+    def _adopt(self, settings: Settings, wanted: Wanted) -> None:
         self._wanted = wanted
+        self.log_handler.setFormatter(logs.formatter(as_json=settings.log.format is LogFormat.JSON))
         self._listeners.close_others(wanted)
 
     def _processes(

@@ -7,7 +7,7 @@ import pytest
 
 from broker.core.secret import AccessToken
 from broker.errors import StoreError
-from broker.services.logs import MAX_TEXT, REQUEST_ID, Handler, JsonFormatter, LineWriter, TextFormatter
+from broker.services.logs import MAX_TEXT, REQUEST_ID, Handler, JsonFormatter, LineWriter, TextFormatter, as_text
 
 
 def record(event: str, *, exc: BaseException | None = None, **extra: object) -> logging.LogRecord:
@@ -52,6 +52,28 @@ def test_lk_02_text_from_outside_stays_one_line(text: str) -> None:
     assert line.isascii()
     assert line.isprintable()
     assert text == json.loads(line)["path"]
+
+
+def test_text_begins_with_the_time_in_utc() -> None:
+    """The same record and the same access line, in the other form: date, time and zone, then what happened."""
+    made = record("started", created=1_700_000_000.1234, msecs=123.4, listen=["127.0.0.1:80"])
+    line = '{"time":"2023-11-14T22:13:20.123+00:00","level":"info","event":"request","path":"/\\u2028","status":200}'
+
+    assert '2023-11-14T22:13:20.123Z warning started listen=["127.0.0.1:80"]' == TextFormatter().format(made)
+    assert '2023-11-14T22:13:20.123Z info    request path="/\\u2028" status=200' == as_text(line)
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
+def test_a_record_that_can_not_be_formatted_is_told_in_the_same_form(formatter: logging.Formatter) -> None:
+    """It fails no request, and whoever reads the log finds no line of another form."""
+    stream = io.StringIO()
+    writer = LineWriter(stream)
+
+    Handler(writer, formatter).emit(record("%d", args=("x",)))
+    writer.close()
+
+    assert "log_record_unprintable" in stream.getvalue()
+    assert isinstance(formatter, JsonFormatter) == stream.getvalue().startswith("{")
 
 
 def test_lk_02_long_text_is_cut() -> None:
