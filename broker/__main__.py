@@ -2,21 +2,25 @@
 The command line.
 
 Exit codes: 0 if all is well, 1 if the command was refused or failed, 2 if the command line itself is wrong, 130 if it
-was interrupted by Ctrl-C. What went wrong goes to standard error, a configuration's mistakes one per line:
-``file:line:column: key: expected …, found …``.
+was interrupted by Ctrl-C, 141 if whoever reads the output has gone, as a shell says of what SIGPIPE ends. What went
+wrong goes to standard error, a configuration's mistakes one per line: ``file:line:column: key: expected …, found …``.
 """
 
 import argparse
+import errno
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 from typing import TypeAlias
 
 from broker import __version__
+
+_OF_FULL_DISKS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -31,9 +35,29 @@ GRANT = "its id, or its name in the configuration"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that *arguments* name, by default those of the process, and return its exit code."""
-    options = _parser().parse_args(arguments)
-    command: Callable[[argparse.Namespace], int] = options.command
-    return command(options)
+    try:
+        try:
+            options = _parser().parse_args(arguments)
+            command: Callable[[argparse.Namespace], int] = options.command
+            return command(options)
+        finally:
+            if sys.stdout is not None:  # it is where standard output was closed before the start
+                sys.stdout.flush()  # here, and not at the interpreter's end, where it couldn't be told
+    except BrokenPipeError:
+        _abandon_output()
+        return 128 + signal.SIGPIPE
+    except OSError as fault:
+        if fault.errno not in _OF_FULL_DISKS:
+            raise
+        _abandon_output()
+        print(f"token-broker: the output can't be written: {fault.strerror}", file=sys.stderr)
+        return 1
+
+
+def _abandon_output() -> None:
+    """Let what is still to be written go nowhere: the interpreter would try once more at its end."""
+    with suppress(OSError, ValueError, AttributeError):  # a stream without a descriptor needs no such thing
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _config(_add(commands, "run", _run, "serve by a configuration"))
     demo = _add(commands, "demo", _demo, "a whole installation on this machine: log in, watch tokens rotate")
-    demo.add_argument("--port", type=int, default=0, help="serve on this port of localhost; by default on a free one")
+    demo.add_argument("--port", type=_port, default=0, help="serve on this port of localhost; by default on a free one")
     check = _add(commands, "check", _check, "check a configuration, without any call over the network")
     _config(check).add_argument(
         "--pretend-secrets",
@@ -128,6 +152,12 @@ def _bounds(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--route", metavar="PATH", action="append", help="a path that it may be used for; repeatable")
     parser.add_argument("--network", metavar="CIDR", action="append", help="where it may be used from; repeatable")
     parser.add_argument("--ends-at", metavar="TIME", type=_instant, help="when it ends, such as 2030-01-31T00:00:00Z")
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text[:6]) < 65536):
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, not {text!r}")
+    return int(text)
 
 
 def _duration(text: str) -> float:
@@ -233,7 +263,7 @@ def _new_key(options: argparse.Namespace) -> int:
     try:
         # O_EXCL refuses a symbolic link, too: nobody else chooses where the key goes.
         descriptor = os.open(options.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "w", encoding="ascii") as file:  # noqa: PTH123 - of a descriptor
+        with _undone_unless_written(options.file), open(descriptor, "w", encoding="ascii") as file:  # noqa: PTH123
             file.write(f"{key}\n")
             file.flush()
             os.fsync(file.fileno())
@@ -241,6 +271,16 @@ def _new_key(options: argparse.Namespace) -> int:
         print(f"{options.file}: the key can't be written: {error.strerror}", file=sys.stderr)
         return 1
     return 0
+
+
+@contextmanager
+def _undone_unless_written(path: Path) -> Iterator[None]:
+    """Remove the new file at *path* if the block fails: a half of a key would stand in the way of a whole one."""
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _schema(options: argparse.Namespace) -> int:

@@ -169,6 +169,43 @@ def test_a_key_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert f"{path}: the key can't be written: File exists" == capsys.readouterr().err.splitlines()[0]
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["keys", "new"], ["schema"]])
+def test_output_that_can_not_be_written_is_a_line(arguments: list[str], unbuffered: str) -> None:
+    """A full disk is told in one line; who has stopped to read, as ``head`` does, is told nothing."""
+    command, environment = [sys.executable, "-m", "broker", *arguments], {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    assert (1, "token-broker: the output can't be written: No space left on device\n") == (done.returncode, done.stderr)
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    os.close(writer)
+    assert (141, "") == (done.returncode, done.stderr)
+
+
+def test_a_key_that_can_not_be_written_leaves_no_half_of_it(tmp_path: Path) -> None:
+    """The file of a key on a full disk is gone, and the next try isn't refused for it."""
+    path = tmp_path / "key"
+    program = (
+        "import resource, signal, sys; from broker.__main__ import main; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, (8, 8)); sys.exit(main(['keys', 'new', '--file', {str(path)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (1, f"{path}: the key can't be written: File too large\n") == (done.returncode, done.stderr)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("port", ["99999", "-1", "http", "9" * 5000])
+def test_a_port_that_is_none_is_a_wrong_command_line(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """``demo --port`` takes what can be a port."""
+    with pytest.raises(SystemExit) as caught:
+        main(["demo", f"--port={port}"])
+    assert 2 == caught.value.code
+    assert "expected a port from 0 to 65535" in capsys.readouterr().err
+
+
 def test_the_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     """``schema`` prints the JSON Schema, or the reference."""
     assert 0 == main(["schema"])

@@ -210,4 +210,6 @@ class _Stopping:
         both: set[asyncio.Future[Any]] = {ending, second}
         done, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         second.cancel()
+        # Of what is given up nothing is left to be told: the event loop cancels it, and asyncio would log that.
+        ending.add_done_callback(lambda given_up: given_up.cancelled() or given_up.exception())
         return ending in done

@@ -67,7 +67,7 @@ async def test_ft_12_sigterm_under_load_ends_nothing_that_began(tmp_path: Path, 
 async def test_ft_13_a_second_sigterm_ends_at_once(
     tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstream
 ) -> None:
-    """Whoever doesn't want to wait for a call that is under way needn't."""
+    """Whoever doesn't want to wait for a call that is under way needn't, and no fault is logged for it."""
     async with (
         BrokerProcess(tmp_path, **settings(provider, upstream, drain_timeout="30s")) as broker,
         Population(broker.url, users=1) as population,
@@ -85,6 +85,7 @@ async def test_ft_13_a_second_sigterm_ends_at_once(
     assert 1 == code
     assert lasted < 3
     assert answer.status is None
+    assert [] == [record for record in broker.log() if record["level"] == "error" or "exception" in record]
 
 
 async def test_ft_13_a_storm_of_sighups_is_a_few_reloads(
