@@ -11,6 +11,7 @@ import aiohttp
 from broker.config.settings import AdminOptions
 from broker.core.json_object import read_object
 from broker.core.secret import Secret
+from broker.services.connection_faults import describe_fault
 
 TIMEOUT_SECONDS = 30.0
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to connect, not where to listen
@@ -83,7 +84,7 @@ class AdminClient(AbstractAsyncContextManager["AdminClient"]):
             ) as response:
                 members = read_object(await response.read()) or {}
         except (aiohttp.ClientError, TimeoutError) as fault:
-            raise CommandRefused(f"no broker answers at {self._url} (admin.listen): {type(fault).__name__}") from None
+            raise CommandRefused(f"no broker answers at {self._url} (admin.listen): {describe_fault(fault)}") from None
         if response.status == 401:
             raise CommandRefused("admin.token: the broker that runs has another one")
         if not 200 <= response.status <= 299:

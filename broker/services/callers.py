@@ -62,7 +62,13 @@ class Shown(NamedTuple):
 class CallerIssuer:
     """An issuer whose tokens name callers."""
 
-    def __init__(self, options: CallerIssuerOptions, clock: Clock) -> None:
+    def __init__(self, options: CallerIssuerOptions, clock: Clock, *, at: str) -> None:
+        """
+        Args:
+            options: The issuer.
+            clock: The time.
+            at: Where in the YAML it is, for the log.
+        """
         self.options = options
         as_provider = ProviderOptions(
             issuer=options.issuer,
@@ -71,7 +77,7 @@ class CallerIssuer:
             id_token_algorithms=options.algorithms,
         )
         self._outbound = Outbound(None)
-        self._metadata = Metadata(as_provider, outbound=self._outbound, clock=clock)
+        self._metadata = Metadata(as_provider, outbound=self._outbound, clock=clock, at=at)
         self._jwks = Jwks(self._metadata, outbound=self._outbound, clock=clock)
         self._tokens = IdTokens(as_provider, metadata=self._metadata, jwks=self._jwks, clock=clock)
 
@@ -116,7 +122,9 @@ class Callers:
             outage_grace_seconds: How long one that is known is used while the store is down.
         """
         self._certificates = options.certificates
-        self._issuers = {each.issuer: CallerIssuer(each, clock) for each in options.jwt}
+        self._issuers = {
+            each.issuer: CallerIssuer(each, clock, at=f"callers.jwt[{index}]") for index, each in enumerate(options.jwt)
+        }
         self._handles = handles
         self._tokens = tokens
         self._clock = clock

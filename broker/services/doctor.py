@@ -65,7 +65,7 @@ class Doctor:
         self._outbound = outbound
         self._clock = clock
         self._randomness = randomness
-        self._metadata = Metadata(options, outbound=outbound, clock=clock)
+        self._metadata = Metadata(options, outbound=outbound, clock=clock, at=f"providers.{name}")
 
     async def examine(self) -> AsyncIterator[Finding]:
         """Probe, and yield what is found. It ends early where going on would be useless, or unsafe."""

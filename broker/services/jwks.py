@@ -13,7 +13,7 @@ from broker.core.json_object import read_object
 from broker.errors import ProviderError, ProviderProtocolError
 from broker.services.clock import Clock
 from broker.services.last_good import LastGood
-from broker.services.metadata import Metadata
+from broker.services.metadata import Metadata, shown
 from broker.services.outbound import Answer, Outbound
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,12 @@ class Jwks:
         self._metadata = metadata
         self._outbound = outbound
         self._keys = LastGood(
-            "jwks", self._fetch, clock=clock, ttl_seconds=TTL_SECONDS, cooldown_seconds=COOLDOWN_SECONDS
+            "jwks",
+            self._fetch,
+            clock=clock,
+            ttl_seconds=TTL_SECONDS,
+            cooldown_seconds=COOLDOWN_SECONDS,
+            at=metadata.at,
         )
 
     async def candidates(self, *, kid: str | None, alg: str, missed: bool = False) -> list[VerificationKey]:
@@ -80,11 +85,13 @@ class Jwks:
     async def _fetch(self) -> tuple[VerificationKey, ...]:
         url = await self._metadata.need("jwks_uri")
         exchange = await self._outbound.get(url, timeout_seconds=TIMEOUT_SECONDS)
-        if not isinstance(exchange, Answer):
-            raise ProviderError(f"the keys can't be fetched: {exchange.reason}")
-        if exchange.status != 200 or exchange.content is None:
-            raise ProviderError(f"the keys can't be fetched: status {exchange.status}")
-        return read_keys(exchange.content)
+        if isinstance(exchange, Answer) and exchange.status == 200 and exchange.content is not None:
+            try:
+                return read_keys(exchange.content)
+            except ProviderProtocolError as fault:
+                raise ProviderProtocolError(f"{fault}, at {shown(url)}", look_at="jwks_uri") from None
+        what = f"status {exchange.status}" if isinstance(exchange, Answer) else exchange.reason
+        raise ProviderError(f"the keys can't be fetched from {shown(url)}: {what}", look_at="jwks_uri")
 
 
 def read_keys(content: bytes) -> tuple[VerificationKey, ...]:

@@ -33,6 +33,7 @@ class LastGood(Generic[T]):
         clock: Clock,
         ttl_seconds: float,
         cooldown_seconds: float,
+        at: str,
     ) -> None:
         """
         Args:
@@ -41,8 +42,10 @@ class LastGood(Generic[T]):
             clock: For durations.
             ttl_seconds: The age at which it is fetched again.
             cooldown_seconds: How long after a :meth:`refetch` the next one is refused.
+            at: Where in the YAML the server is, such as ``providers.corp``, for the log.
         """
         self._name = name
+        self._at = at
         self._fetch = fetch
         self._clock = clock
         self._ttl_seconds = ttl_seconds
@@ -92,7 +95,9 @@ class LastGood(Generic[T]):
     def _current(self) -> T:
         if self._value is None:
             failure = self._failure or ProviderError("it was not fetched")
-            raise type(failure)(f"no {self._name}: {failure}", retry_after_seconds=FAILURE_REST_SECONDS)
+            raise type(failure)(
+                f"no {self._name}: {failure}", retry_after_seconds=FAILURE_REST_SECONDS, look_at=failure.look_at
+            )
         return self._value
 
     async def _fetch_once(self) -> None:
@@ -110,7 +115,13 @@ class LastGood(Generic[T]):
             self._rest_until = self._clock.monotonic() + FAILURE_REST_SECONDS
             log.warning(
                 "provider_document_not_fetched",
-                extra={"document": self._name, "reason": str(failure), "last_good": self._value is not None},
+                extra={
+                    "provider": self._at.removeprefix("providers."),
+                    "document": self._name,
+                    "reason": str(failure),
+                    "look_at": failure.look_at and f"{self._at}.{failure.look_at}",
+                    "last_good": self._value is not None,
+                },
             )
         else:
             self._failure = None

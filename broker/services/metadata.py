@@ -54,15 +54,24 @@ class Metadata:
 
     Attributes:
         discovers: Whether the server's own metadata are fetched.
+        at: Where in the YAML the server is.
     """
 
-    def __init__(self, options: ProviderOptions, *, outbound: Outbound, clock: Clock) -> None:
+    def __init__(self, options: ProviderOptions, *, outbound: Outbound, clock: Clock, at: str) -> None:
+        """
+        Args:
+            options: The provider.
+            outbound: Requests to it.
+            clock: For durations.
+            at: Where in the YAML it is, such as ``providers.corp``, for the log.
+        """
+        self.at = at
         self._options = options
         self._outbound = outbound
         self._configured = {name: value for name in ENDPOINTS if isinstance(value := getattr(options, name), str)}
         self.discovers = options.discovery and (options.issuer is not None or options.metadata_url is not None)
         self._document = LastGood(
-            "metadata", self._discover, clock=clock, ttl_seconds=TTL_SECONDS, cooldown_seconds=TTL_SECONDS
+            "metadata", self._discover, clock=clock, ttl_seconds=TTL_SECONDS, cooldown_seconds=TTL_SECONDS, at=at
         )
 
     async def server(self) -> ServerMetadata:
@@ -92,15 +101,16 @@ class Metadata:
 
     async def _discover(self) -> ServerMetadata:
         failure = ProviderError("nowhere to discover")
+        key = "issuer" if self._options.metadata_url is None else "metadata_url"
         for url in self.places():
             exchange = await self._outbound.get(url, timeout_seconds=TIMEOUT_SECONDS)
             if isinstance(exchange, Answer) and exchange.status == 200:
                 document = None if exchange.content is None else read_object(exchange.content)
                 if document is None:
-                    raise ProviderProtocolError("the metadata is no JSON object")
+                    raise ProviderProtocolError(f"the metadata at {shown(url)} is no JSON object", look_at=key)
                 return read_metadata(document, self._options)
             what = f"status {exchange.status}" if isinstance(exchange, Answer) else exchange.reason
-            failure = ProviderError(f"the metadata can't be fetched: {what}")
+            failure = ProviderError(f"the metadata can't be fetched from {shown(url)}: {what}", look_at=key)
             if not isinstance(exchange, Answer) or exchange.status != 404:
                 break
         raise failure
@@ -118,6 +128,11 @@ class Metadata:
         )
 
 
+def shown(url: str) -> str:
+    """Return *url* for the log: without its query, which may hold a secret."""
+    return url.partition("?")[0]
+
+
 def read_metadata(document: Mapping[str, object], options: ProviderOptions) -> ServerMetadata:
     """
     Return what *document* says.
@@ -129,7 +144,8 @@ def read_metadata(document: Mapping[str, object], options: ProviderOptions) -> S
     """
     issuer = document.get("issuer")
     if options.issuer is not None and issuer != options.issuer:
-        raise ProviderProtocolError("issuer: the metadata speaks for another issuer than the configured one")
+        said = f"issuer: the metadata speaks for {issuer!r:.200}, and not for the configured {options.issuer!r}"
+        raise ProviderProtocolError(f"{said}: they must be equal to the letter", look_at="issuer")
     endpoints = {name: url for name in ENDPOINTS if isinstance(url := document.get(name), str)}
     aliases = document.get("mtls_endpoint_aliases")
     if options.auth_method is ClientAuthMethod.TLS_CLIENT_AUTH and isinstance(aliases, Mapping):
@@ -141,7 +157,7 @@ def read_metadata(document: Mapping[str, object], options: ProviderOptions) -> S
         if refusal is None and is_loopback(urlsplit(url).hostname or "") and not is_loopback(home):
             refusal = "points to this machine"
         if refusal is not None:
-            raise ProviderProtocolError(f"{name} in the metadata {refusal}")
+            raise ProviderProtocolError(f"{name} in the metadata {refusal}: {shown(url)[:200]!r}", look_at=name)
     return ServerMetadata(
         issuer=issuer if isinstance(issuer, str) else None,
         endpoints=endpoints,

@@ -23,6 +23,7 @@ from yarl import URL
 
 from broker.core.client_auth import TlsOptions
 from broker.core.outbound_urls import is_forbidden, url_refusal
+from broker.services.connection_faults import describe_fault
 from broker.services.deadline import deadline
 from broker.services.tls import client_context
 
@@ -152,7 +153,7 @@ class Outbound:
             # A TimeoutError says nothing: the trace knows whether it struck before or after the first byte.
             if answer is not None:
                 return answer
-            reason = type(fault).__name__
+            reason = describe_fault(fault)
             return NoAnswer(reason) if progress.writing else NotSent(reason)
 
     def _client(self) -> aiohttp.ClientSession:

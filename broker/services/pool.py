@@ -14,9 +14,10 @@ from ssl import SSLContext, SSLError
 
 from broker.core.upstream_options import Balance, UpstreamAddress, UpstreamOptions
 from broker.errors import UpstreamBusy, UpstreamError, UpstreamTimeout, UpstreamUnavailable
+from broker.services.connection_faults import describe_fault
 from broker.services.tasks import Tasks
 from broker.services.tls import client_context
-from broker.services.upstream import Exchange, describe_error
+from broker.services.upstream import Exchange
 from broker.services.upstream_protocol import UpstreamConnection
 
 SWEEP_SECONDS = 0.25
@@ -105,7 +106,7 @@ class UpstreamHost:
         except (OSError, SSLError) as error:
             self.failed()
             log.warning(
-                "upstream_connect_failed", extra={"upstream": self.address.label, "error": describe_error(error)}
+                "upstream_connect_failed", extra={"upstream": self.address.label, "error": describe_fault(error)}
             )
             raise UpstreamUnavailable(f"{self.address.label} takes no connection") from error
         finally:

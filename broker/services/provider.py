@@ -82,7 +82,7 @@ class AuthorizationServer:
         self.name = name
         self.options = options
         self._outbound = outbound
-        self._metadata = Metadata(options, outbound=outbound, clock=clock)
+        self._metadata = Metadata(options, outbound=outbound, clock=clock, at=f"providers.{name}")
         self._jwks = Jwks(self._metadata, outbound=outbound, clock=clock)
         self._id_tokens = IdTokens(options, metadata=self._metadata, jwks=self._jwks, clock=clock)
         proofs = Proofs(clock, randomness)

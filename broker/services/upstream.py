@@ -189,9 +189,3 @@ class Upstream(Protocol):
             UpstreamUnavailable: If no host takes a connection.
         """
         ...
-
-
-def describe_error(error: BaseException) -> str:
-    """Return a phrase for the log about a foreign *error*: its kind, and its number if it has one."""
-    number = getattr(error, "errno", None)
-    return f"{type(error).__name__}({number})" if isinstance(number, int) else type(error).__name__

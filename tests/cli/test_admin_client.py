@@ -9,6 +9,7 @@ from broker.cli.admin_client import AdminClient, CommandRefused, printable, quot
 from broker.config.addresses import ListenAddress
 from broker.config.settings import AdminOptions
 from broker.core.secret import Secret
+from tests.support.ports import free_port
 
 
 async def answer(request: web.Request) -> web.Response:
@@ -80,3 +81,13 @@ def test_no_token_no_api() -> None:
 def test_what_is_printed_steers_no_terminal() -> None:
     """Control characters are replaced, nothing is a dash."""
     assert ["-", "-", "a\ufffd", "0"] == [printable(value) for value in (None, "", "a\x9b", 0)]
+
+
+async def test_a_broker_that_does_not_run_is_told_in_words() -> None:
+    """The key that says where it listens is named, and the reason isn't a class of Python."""
+    port = free_port()
+    async with AdminClient(options(port)) as client:
+        with pytest.raises(
+            CommandRefused, match=rf"^no broker answers at \S+:{port} \(admin.listen\): connection refused$"
+        ):
+            await client.ask("GET", "/grants")

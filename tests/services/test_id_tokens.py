@@ -70,7 +70,7 @@ def checker(server: DocumentServer, outbound: Outbound, clock: ManualClock, **op
     if "id_token_algorithms" in options:
         options["id_token_algorithms"] = tuple(options["id_token_algorithms"])
     provider = ProviderOptions(issuer=server.url, client_id="client-1", client_secret=Secret(SECRET), **options)
-    metadata = Metadata(provider, outbound=outbound, clock=clock)
+    metadata = Metadata(provider, outbound=outbound, clock=clock, at="providers.corp")
     jwks = Jwks(metadata, outbound=outbound, clock=clock)
     return IdTokens(provider, metadata=metadata, jwks=jwks, clock=clock)
 

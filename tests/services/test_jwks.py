@@ -33,7 +33,7 @@ async def server() -> AsyncIterator[DocumentServer]:
 async def keys_of(server: DocumentServer, clock: ManualClock | None = None) -> AsyncIterator[Jwks]:
     options = ProviderOptions(client_id="c", token_endpoint="https://as.example/t", jwks_uri=f"{server.url}/jwks")
     outbound, clock = Outbound(), clock or ManualClock()
-    jwks = Jwks(Metadata(options, outbound=outbound, clock=clock), outbound=outbound, clock=clock)
+    jwks = Jwks(Metadata(options, outbound=outbound, clock=clock, at="providers.corp"), outbound=outbound, clock=clock)
     try:
         yield jwks
     finally:

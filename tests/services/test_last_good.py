@@ -28,7 +28,7 @@ class Source:
 
 
 def make(source: Source, clock: ManualClock) -> LastGood[int]:
-    return LastGood("document", source.fetch, clock=clock, ttl_seconds=100, cooldown_seconds=30)
+    return LastGood("document", source.fetch, clock=clock, ttl_seconds=100, cooldown_seconds=30, at="providers.corp")
 
 
 async def test_a_value_is_fetched_once_while_it_is_fresh() -> None:

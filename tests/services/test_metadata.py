@@ -8,10 +8,12 @@ import pytest
 from broker.core.client_auth import ClientAuthMethod, TlsOptions
 from broker.core.provider import ProviderOptions
 from broker.errors import ProviderError, ProviderProtocolError
+from broker.services.jwks import Jwks
 from broker.services.metadata import TTL_SECONDS, Metadata, read_metadata
 from broker.services.outbound import Outbound
 from tests.support.clock import ManualClock
 from tests.support.document_server import DocumentServer
+from tests.support.ports import free_port
 
 OPENID = "/.well-known/openid-configuration"
 OAUTH = "/.well-known/oauth-authorization-server"
@@ -32,7 +34,9 @@ async def outbound() -> AsyncIterator[Outbound]:
 
 
 def metadata(outbound: Outbound, clock: ManualClock | None = None, **options: Any) -> Metadata:
-    return Metadata(ProviderOptions(client_id="c", **options), outbound=outbound, clock=clock or ManualClock())
+    return Metadata(
+        ProviderOptions(client_id="c", **options), outbound=outbound, clock=clock or ManualClock(), at="providers.corp"
+    )
 
 
 @pytest.mark.parametrize(
@@ -185,3 +189,39 @@ def test_promises_count_only_as_true() -> None:
 
     assert (True, True) == (yes.issuer_in_response, yes.requires_pushed_authorization)
     assert (False, False) == (no.issuer_in_response, no.requires_pushed_authorization)
+
+
+async def test_what_can_not_be_fetched_is_named(
+    server: DocumentServer, outbound: Outbound, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says whose document it is, where it was looked for, both issuers where they differ, and the key."""
+    server.answers[OPENID] = (200, {"issuer": f"{server.url}/"})
+    broken = f"http://127.0.0.1:{free_port()}/metadata"
+    for options in ({"issuer": server.url}, {"metadata_url": f"{broken}?key=canary"}):
+        with pytest.raises(ProviderError):
+            await metadata(outbound, **options).server()
+    mismatch, unreachable = ({**record.__dict__, "event": record.message} for record in caplog.records)
+
+    assert ("provider_document_not_fetched", "corp", "metadata") == tuple(
+        mismatch[name] for name in ("event", "provider", "document")
+    )
+    assert ("providers.corp.issuer", "providers.corp.metadata_url") == (mismatch["look_at"], unreachable["look_at"])
+    assert f"speaks for '{server.url}/', and not for the configured '{server.url}'" in mismatch["reason"]
+    assert f"the metadata can't be fetched from {broken}: connection refused" == unreachable["reason"]
+
+
+async def test_keys_that_can_not_be_fetched_are_named(
+    server: DocumentServer, outbound: Outbound, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same of a key set."""
+    here = metadata(outbound, token_endpoint="https://as.example/t", jwks_uri=f"{server.url}/jwks?key=canary")
+    with pytest.raises(ProviderError):
+        await Jwks(here, outbound=outbound, clock=ManualClock()).candidates(kid=None, alg="ES256")
+    (record,) = caplog.records
+
+    assert (
+        "corp",
+        "jwks",
+        "providers.corp.jwks_uri",
+        f"the keys can't be fetched from {server.url}/jwks: status 404",
+    ) == (*(record.__dict__[name] for name in ("provider", "document", "look_at", "reason")),)

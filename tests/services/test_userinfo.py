@@ -33,7 +33,7 @@ async def fetch(server: DocumentServer, *, dpop_key: RefreshToken | None = None,
     )
     outbound = Outbound()
     try:
-        metadata = Metadata(provider, outbound=outbound, clock=ManualClock())
+        metadata = Metadata(provider, outbound=outbound, clock=ManualClock(), at="providers.corp")
         proofs = Proofs(ManualClock(), SystemRandomness())
         userinfo = Userinfo(provider, metadata=metadata, outbound=outbound, proofs=proofs)
         return await userinfo.fetch(AccessToken("at"), dpop_key)
