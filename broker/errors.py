@@ -284,6 +284,18 @@ class StoreError(BrokerError):
     code = "store_unavailable"
     title = "The session store is unavailable"
 
+    def __init__(
+        self, detail: str = "", *, retry_after_seconds: float | None = None, look_at: str | None = None
+    ) -> None:
+        """
+        Args:
+            detail: A sentence for the log.
+            retry_after_seconds: When to come back.
+            look_at: The key of the configuration that may explain it, such as ``store.password``.
+        """
+        super().__init__(detail, retry_after_seconds=retry_after_seconds)
+        self.look_at = look_at
+
 
 class StoreMisplaced(StoreError):
     """There can be no store where the configuration says: no waiting helps, only its operator does."""

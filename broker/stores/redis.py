@@ -268,13 +268,19 @@ def _client(options: StoreOptions, witness: Witness) -> RedisClient:
         password=options.password or location.password,
         database=location.database,
         tls=tls,
+        password_key="store.password" if location.password is None else "store.url",
     )
     topology: Topology
     match location.kind:
         case StoreKind.REDIS:
             topology = Standalone(location.addresses[0])
         case StoreKind.SENTINEL:
-            asker = Dialler(username=options.sentinel_username, password=options.sentinel_password, tls=tls)
+            asker = Dialler(
+                username=options.sentinel_username,
+                password=options.sentinel_password,
+                tls=tls,
+                password_key="store.sentinel_password",
+            )
             topology = Sentinels(location.addresses, location.master, asker, witness)
         case StoreKind.CLUSTER:
             topology = Cluster(location.addresses, dialler)

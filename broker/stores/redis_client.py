@@ -11,6 +11,7 @@ from redis.exceptions import (
     AskError,
     ClusterDownError,
     MovedError,
+    NoPermissionError,
     NoScriptError,
     ReadOnlyError,
     RedisError,
@@ -252,7 +253,9 @@ class RedisClient:
                 await self._forget_connections(address)
                 await self.topology.relearn(began_at, call.deadline)
             case _:
-                raise StoreError(f"redis at {address}: {explain(refusal)}")
+                # What the user may not do is granted where the user is named.
+                look_at = "store.url" if isinstance(refusal, NoPermissionError) else None
+                raise StoreError(f"redis at {address}: {explain(refusal)}", look_at=look_at)
 
     async def _pool(self, address: Address) -> Pool:
         if self._is_closed:

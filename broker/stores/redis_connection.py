@@ -4,11 +4,18 @@ import asyncio
 import contextlib
 import math
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from redis.asyncio.connection import Connection, SSLConnection
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    AuthenticationWrongNumberOfArgsError,
+    NoPermissionError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import ConnectionError as ConnectionError_
 
 from broker.core.secret import Secret
 from broker.errors import StoreError
@@ -18,6 +25,9 @@ from broker.stores.redis_tls import RedisTls
 
 REST_SECONDS = 0.5
 """How long a server that failed is left alone. After that one call tries it, and the others go on failing at once."""
+
+_OF_ANOTHER_NAME = frozenset({62, 64})
+"""X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH (X509_STORE_CTX_get_error(3))."""
 
 Command = tuple[str | bytes | int | float, ...]
 """The words of one command."""
@@ -33,8 +43,8 @@ class Unreachable(StoreError):
         was_idle: Whether the connection was one that had been idle before, which says little about the server.
     """
 
-    def __init__(self, detail: str, *, was_idle: bool = False) -> None:
-        super().__init__(detail, retry_after_seconds=REST_SECONDS)
+    def __init__(self, detail: str, *, was_idle: bool = False, look_at: str | None = None) -> None:
+        super().__init__(detail, retry_after_seconds=REST_SECONDS, look_at=look_at)
         self.was_idle = was_idle
 
 
@@ -48,7 +58,17 @@ class Dialler:
         password: Secret | None,
         database: int = 0,
         tls: RedisTls | None = None,
+        password_key: str = "store.password",
     ) -> None:
+        """
+        Args:
+            username: The ACL user; None for the default user.
+            password: Its password.
+            database: The number of the database.
+            tls: How TLS is spoken, if it is.
+            password_key: The key of the configuration that holds the password, or would.
+        """
+        self._password_key = password_key
         self._username = username
         self._password = password
         self._database = database
@@ -68,9 +88,38 @@ class Dialler:
         except BaseException as fault:
             await drop(connection)
             if isinstance(fault, RedisError | OSError):
-                raise Unreachable(f"redis at {address}: {explain(fault)}") from fault
+                detail = f"redis at {address}: {explain(fault)}"
+                raise Unreachable(detail, look_at=self._key_to_look_at(fault)) from fault
             raise
         return connection
+
+    def _key_to_look_at(self, fault: RedisError | OSError) -> str | None:
+        """Return the key that may explain why a connection didn't come about; None where it may pass by itself."""
+        match fault:
+            case NoPermissionError():
+                return "store.url"  # it names the user
+            case AuthenticationError() | AuthenticationWrongNumberOfArgsError():
+                return self._password_key
+            case ResponseError():
+                return "store.url" if self._database else None  # it names the database, which is selected last
+            case _:
+                return self._key_of_tls(fault)
+
+    def _key_of_tls(self, fault: BaseException) -> str | None:
+        causes = list(_causes(fault))
+        refusal = next((each for each in causes if isinstance(each, ssl.SSLError)), None)
+        if isinstance(refusal, ssl.SSLCertVerificationError):
+            return "store.url" if refusal.verify_code in _OF_ANOTHER_NAME else "store.tls.ca_file"
+        if refusal is not None:
+            # An alert is the server's word against us, and of us it sees the client certificate. Other faults come of
+            # a server that speaks no TLS.
+            return "store.tls.cert_file" if "ALERT" in (refusal.reason or "") else "store.url"
+        # Whoever hangs up on the first words may be waiting for TLS, or for a certificate, of whose lack TLS 1.3 tells
+        # only then. What isn't there, or is slow, says nothing.
+        hung_up = not any(isinstance(each, OSError) for each in causes) or isinstance(causes[-1], ConnectionResetError)
+        if type(fault) is not ConnectionError_ or not hung_up:
+            return None
+        return "store.url" if self._tls is None else "store.tls.cert_file"
 
     def _connection(self, address: Address, tls: ssl.SSLContext | None) -> Connection:
         # Deadlines and retries are the caller's. RESP2 has no pushes, so each answer belongs to a command.
@@ -112,6 +161,7 @@ class Pool:
         self._succeeded_at = -math.inf
         self._down_until: float | None = None
         self._detail = ""
+        self._look_at: str | None = None
         self._probe: object | None = None
 
     @contextlib.asynccontextmanager
@@ -165,6 +215,7 @@ class Pool:
             # Another's success since then shows that the server is up.
             if not unreachable.was_idle and self._succeeded_at <= began_at:
                 self._detail, self._down_until = str(unreachable), loop.time() + REST_SECONDS
+                self._look_at = unreachable.look_at
             raise unreachable from fault
         finally:
             if self._probe is asyncio.current_task():
@@ -177,7 +228,8 @@ class Pool:
         if self._down_until is None:
             return
         if now < self._down_until or self._probe is not None:
-            raise StoreError(f"{self._detail} (a moment ago)", retry_after_seconds=REST_SECONDS)
+            detail = f"{self._detail} (a moment ago)"
+            raise StoreError(detail, retry_after_seconds=REST_SECONDS, look_at=self._look_at)
         self._probe = asyncio.current_task()
 
     async def _exchange(self, commands: Sequence[Command], deadline: float) -> list[Reply]:
@@ -268,6 +320,14 @@ async def drop(connection: Connection) -> None:
     """Close *connection* at once, without waiting for its end."""
     with contextlib.suppress(RedisError, OSError):
         await connection.disconnect(nowait=True)
+
+
+def _causes(fault: BaseException) -> Iterator[BaseException]:
+    """Yield *fault* and what led to it: redis-py raises its own without naming the cause."""
+    cause: BaseException | None = fault
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def explain(fault: BaseException) -> str:

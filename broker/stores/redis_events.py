@@ -43,7 +43,8 @@ class EventChannel:
         self._channel = channel
         self._tell = tell
         self._is_heard = asyncio.Event()
-        self._fault = "not connected yet"
+        self._fault = "no answer in time"
+        self._look_at: str | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -59,7 +60,7 @@ class EventChannel:
             async with asyncio.timeout(self._client.timeout_seconds):
                 await self._is_heard.wait()
         except TimeoutError:
-            raise StoreError(f"events can't be heard: {self._fault}") from None
+            raise StoreError(f"events can't be heard: {self._fault}", look_at=self._look_at) from None
 
     async def close(self) -> None:
         """Stop hearing."""
@@ -76,17 +77,17 @@ class EventChannel:
             try:
                 await self._hear()
             except (StoreError, RedisError, OSError) as fault:
-                self._interrupted(explain(fault))
+                self._interrupted(explain(fault), fault.look_at if isinstance(fault, StoreError) else None)
             except Exception as fault:  # a fault of ours must not leave the process deaf
                 log.exception("events_failed")
                 self._interrupted(explain(fault))
             self._is_heard.clear()
             await asyncio.sleep(PAUSE_SECONDS)
 
-    def _interrupted(self, why: str) -> None:
-        self._fault = why
+    def _interrupted(self, why: str, look_at: str | None = None) -> None:
+        self._fault, self._look_at = why, look_at
         if self._is_heard.is_set():
-            log.warning("events_interrupted", extra={"error": why})
+            log.warning("events_interrupted", extra={"error": why, "look_at": look_at})
 
     async def _hear(self) -> None:
         """Hear the channel until its connection ends, or until it should be heard elsewhere."""

@@ -74,13 +74,15 @@ class Sentinels(Topology):
         self._config_epoch = -1
         self._named_at = -math.inf
         self._opinions: list[Opinion] = []
+        self._look_at: str | None = None
         self._learning = Learning(self._learn)
 
     async def locate(self, key: str, deadline: float) -> Address:  # noqa: ARG002 - the master has every key
         if self._known is None:
             await self.relearn(asyncio.get_running_loop().time(), deadline)
         if self._known is None:
-            raise StoreError(f"no Sentinel names a master {self._master!r}", retry_after_seconds=WATCH_SECONDS)
+            why = f"no Sentinel names a master {self._master!r}"
+            raise StoreError(why, retry_after_seconds=WATCH_SECONDS, look_at=self._look_at)
         return self._known
 
     def known(self, key: str) -> Address | None:  # noqa: ARG002 - the master has every key
@@ -134,7 +136,8 @@ class Sentinels(Topology):
         asked_at = asyncio.get_running_loop().time()
         try:
             [reply] = await pool.exchange([("SENTINEL", "MASTER", self._master)], deadline)
-        except StoreError:
+        except StoreError as fault:
+            self._look_at = fault.look_at
             return None
         return _read_master(reply, asked_at)
 

@@ -128,6 +128,7 @@ class Cluster(Topology):
         self._dialler = dialler
         self._owners: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._turn = 0
+        self._look_at: str | None = None
         self._learning = Learning(self._learn)
 
     async def locate(self, key: str, deadline: float) -> Address:
@@ -136,7 +137,8 @@ class Cluster(Topology):
             await self.relearn(asyncio.get_running_loop().time(), deadline)
         owner = self._owners[slot]
         if owner is None:
-            raise StoreError("no node of the cluster has the key's slot", retry_after_seconds=RETRY_SECONDS)
+            why = "no node of the cluster has the key's slot"
+            raise StoreError(why, retry_after_seconds=RETRY_SECONDS, look_at=self._look_at)
         return owner
 
     def known(self, key: str) -> Address | None:
@@ -163,7 +165,8 @@ class Cluster(Topology):
         pool = Pool(self._dialler.dial, node, size=1)
         try:
             [reply] = await pool.exchange([("CLUSTER", "SLOTS")], asyncio.get_running_loop().time() + ASK_SECONDS)
-        except Unreachable:
+        except Unreachable as fault:
+            self._look_at = fault.look_at
             return None
         finally:
             await pool.close()

@@ -247,8 +247,8 @@ class Installation:
             self.spool.close()
             raise ConfigError(f"store.url: {fault}") from fault
         except StoreError as fault:
-            log.error("store_unavailable_at_start", extra={"error": str(fault)})  # noqa: TRY400
-            self._tasks.launch(self._start_store_later(), name="store-start")
+            _tell_unavailable(fault)
+            self._tasks.launch(self._start_store_later(fault.look_at), name="store-start")
         self._tasks.launch(self.keep_alive.run(), name="keep-alive")
         self._tasks.launch(self.standing.run(), name="standing-grants")
         self._tasks.launch(self.tokens.report(), name="grants-gauge")
@@ -261,12 +261,15 @@ class Installation:
         await self.tokens.recover()
         await self.standing.ensure()
 
-    async def _start_store_later(self) -> None:
+    async def _start_store_later(self, look_at: str | None) -> None:
         while True:
             await asyncio.sleep(STORE_RETRY_SECONDS)
             try:
                 await self._start_store()
-            except StoreError:
+            except StoreError as fault:
+                if fault.look_at not in {None, look_at}:  # one mistake may hide the next
+                    look_at = fault.look_at
+                    _tell_unavailable(fault)
                 continue
             log.warning("store_recovered")
             return
@@ -301,6 +304,10 @@ class Installation:
             await self.sessions.renew_claims(grant_id, identity.claims)
         except StoreError as fault:
             log.warning("claims_not_renewed", extra={"grant": grant_id, "error": str(fault)})
+
+
+def _tell_unavailable(fault: StoreError) -> None:
+    log.error("store_unavailable_at_start", extra={"error": str(fault), "look_at": fault.look_at})
 
 
 def spool_directory(settings: Settings) -> Path | None:

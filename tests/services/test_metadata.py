@@ -197,9 +197,9 @@ async def test_what_can_not_be_fetched_is_named(
     """The log says whose document it is, where it was looked for, both issuers where they differ, and the key."""
     server.answers[OPENID] = (200, {"issuer": f"{server.url}/"})
     broken = f"http://127.0.0.1:{free_port()}/metadata"
-    for options in ({"issuer": server.url}, {"metadata_url": f"{broken}?key=canary"}):
+    for here in (metadata(outbound, issuer=server.url), metadata(outbound, metadata_url=f"{broken}?key=canary")):
         with pytest.raises(ProviderError):
-            await metadata(outbound, **options).server()
+            await here.server()
     mismatch, unreachable = ({**record.__dict__, "event": record.message} for record in caplog.records)
 
     assert ("provider_document_not_fetched", "corp", "metadata") == tuple(

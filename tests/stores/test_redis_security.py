@@ -80,7 +80,8 @@ async def tls_server(tmp_path: Path) -> AsyncIterator[TlsServer]:
 
 @pytest.fixture(scope="module")
 def acl_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("acl"), ACL, "user default off")
+    reader = f"user reader on >{PASSWORD} allkeys allchannels -@all +client|setname +ping +subscribe"
+    server = RedisServer(tmp_path_factory.mktemp("acl"), ACL, reader, "user default off")
     with running(server):
         yield server
 
@@ -217,3 +218,66 @@ async def test_a_server_that_evicts_is_warned_of(
         await backings[0].open()
         await backings[0].close()
     assert ["redis_may_evict_sessions"] == [record.message for record in caplog.records]
+
+
+async def key_named_by(options: StoreOptions) -> str | None:
+    """Return the key to look at that a store names which can't start."""
+    store = RedisStore(options, ManualClock(), SeededRandomness())
+    try:
+        with pytest.raises(StoreError) as caught:
+            await store.start()
+    finally:
+        await store.close()
+    return caught.value.look_at
+
+
+@pytest.mark.parametrize(
+    ("url", "password", "key"),
+    [
+        ("redis://broker@127.0.0.1:{port}/0", "another", "store.password"),
+        ("redis://broker:another@127.0.0.1:{port}/0", None, "store.url"),
+        ("redis://127.0.0.1:{port}/0", None, "store.password"),
+        ("redis://stranger@127.0.0.1:{port}/0", PASSWORD, "store.password"),  # the server doesn't say which it is
+        ("redis://broker@127.0.0.1:{port}/99", PASSWORD, "store.url"),
+        ("redis://reader@127.0.0.1:{port}/0", PASSWORD, "store.url"),
+        ("redis+cluster://broker@127.0.0.1:{port}", "another", "store.password"),
+        ("redis+sentinel://127.0.0.1:{port}/master", None, "store.sentinel_password"),
+    ],
+)
+async def test_what_is_wrong_with_the_credentials_names_a_key(
+    acl_server: RedisServer, url: str, password: str | None, key: str
+) -> None:
+    """Password, user, database and what the user may do: the store's error says where to look."""
+    options = StoreOptions(
+        url=StoreUrl.parse(url.format(port=acl_server.port)),
+        password=None if password is None else Secret(password),
+        timeout_seconds=1,
+    )
+    assert key == await key_named_by(options)
+
+
+async def test_what_is_wrong_with_tls_names_a_key(tls_server: TlsServer) -> None:
+    """No TLS where it is spoken, an authority that isn't trusted, another name, no client certificate."""
+    address = f"127.0.0.1:{tls_server.port}/0"
+    without = StoreTlsOptions(ca_file=tls_server.authority.ca_file)
+    named = {
+        await key_named_by(StoreOptions(url=StoreUrl.parse(url), tls=tls, timeout_seconds=1)): (url, tls)
+        for url, tls in (
+            (f"redis://{address}", StoreTlsOptions()),
+            (f"rediss://{address}", tls_server.options(ca_file=None)),
+            (f"rediss://{address}", without),
+        )
+    }
+
+    assert ["store.url", "store.tls.ca_file", "store.tls.cert_file"] == list(named)
+    assert "store.url" == await key_named_by(
+        StoreOptions(
+            url=StoreUrl.parse(f"rediss://localhost:{tls_server.port}/0"), tls=tls_server.options(), timeout_seconds=1
+        )
+    )
+
+
+async def test_a_server_that_is_down_names_no_key() -> None:
+    """Nothing in the configuration explains an outage."""
+    url = StoreUrl.parse(f"redis://127.0.0.1:{free_port()}/0")
+    assert None is await key_named_by(StoreOptions(url=url, timeout_seconds=1))

@@ -1,4 +1,4 @@
-"""FT-26: names that don't resolve yet and a clock that isn't set yet, when the broker starts."""
+"""FT-26: names that don't resolve yet, a password and a clock that aren't set yet, when the broker starts."""
 
 import sys
 import time
@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.broker_process import BrokerProcess, Browser, navigation, provider_options
+from tests.support.redis_server import RedisServer, running
 from tests.support.remote_authorization_server import RemoteLedgerServer
 from tests.support.shifted_clock import Shift
 from tests.support.upstream import Upstream
-from tests.support.waiting import until_async
+from tests.support.waiting import until, until_async
 
 pytestmark = pytest.mark.system
 
@@ -50,6 +51,31 @@ async def test_ft_26_without_dns_the_broker_starts_and_says_what_it_can_not_do(
     assert (502, 503, 503) == (away.status, session.status, login.status)
     assert retry_after
     assert "Retry-After" in session.headers
+    assert 0 == code
+
+
+async def test_ft_26_a_password_that_is_not_set_yet_is_named_and_waited_for(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    """The log says which key of the store to look at; once the server takes the password, all works by itself."""
+    server = RedisServer(tmp_path / "redis", "requirepass another")
+    store = {"url": f"redis://127.0.0.1:{server.port}/0", "password": {"value": "canary"}, "timeout": "300ms"}
+    with running(server):
+        broker = BrokerProcess(tmp_path, routes=[{"path": "/", "upstream": upstream.url, "token": "none"}], store=store)
+        await broker.start(wait_ready=False)
+        try:
+
+            def events(name: str) -> list[dict[str, object]]:
+                return [record for record in broker.log() if record["event"] == name]
+
+            await until(lambda: bool(events("store_unavailable_at_start")), what="the outage")
+            server.command("CONFIG", "SET", "requirepass", "canary", password="another")
+            await until(lambda: bool(events("store_recovered")), seconds=10, what="the recovery")
+        finally:
+            code = await broker.stop()
+
+    assert ["store.password"] == [record["look_at"] for record in events("store_unavailable_at_start")]
+    assert "canary" not in broker.log_path.read_text()
     assert 0 == code
 
 
