@@ -79,9 +79,12 @@ def _parser() -> argparse.ArgumentParser:
         help="take every secret and file that the configuration refers to for present",
     )
     doctor = _add(
-        commands, "doctor", _of("doctor", "doctor"), "probe the providers of a configuration, and say what would fit"
+        commands,
+        "doctor",
+        _of("doctor", "doctor"),
+        "probe the store and the providers of a configuration, and say what would fit",
     )
-    _config(doctor).add_argument("--provider", metavar="NAME", help="only this one")
+    _config(doctor).add_argument("--provider", metavar="NAME", help="only this one, and not the store")
     doctor.add_argument(
         "--spend",
         metavar="PATH",

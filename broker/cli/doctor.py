@@ -1,4 +1,4 @@
-"""`token-broker doctor`: what is wrong between a configuration and the live servers that it names."""
+"""`token-broker doctor`: what is wrong between a configuration and the live servers and the store that it names."""
 
 import argparse
 import json
@@ -21,10 +21,11 @@ from broker.services.doctor import Doctor
 from broker.services.outbound import Outbound
 from broker.services.provider import AuthorizationServer
 from broker.services.rotation_probe import RotationProbe
+from broker.services.store_probe import examine_store
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Examine the providers, and print what is found. Returns 1 if anything is wrong."""
+    """Examine the store and the providers, and print what is found. Returns 1 if anything is wrong."""
     if options.spend is not None and options.provider is None:
         options.wrong("--spend goes with --provider, which says whose grant it is")
     # What it would log is what it prints.
@@ -45,7 +46,12 @@ def doctor(options: argparse.Namespace) -> int:
             for finding in seen.get(name, ()):
                 yield finding
 
-        wrong = [name for name, provider in chosen.items() if await _is_wrong(name, findings(name, provider))]
+        wrong = False
+        if options.provider is None:
+            store = examine_store(settings.store, clock=SystemClock(), randomness=SystemRandomness())
+            wrong |= await _is_store_wrong(store)
+        for name, provider in chosen.items():
+            wrong |= await _is_wrong(name, findings(name, provider))
         return 1 if wrong else 0
 
     return with_settings(options.config, examine)
@@ -85,13 +91,26 @@ async def _is_wrong(name: str, findings: AsyncIterator[Finding]) -> bool:
     async for finding in findings:
         wrong |= finding.verdict is Verdict.ERROR
         fitting.update(finding.fitting)
-        where = yaml_path(name, finding.key)
-        print(f"  {finding.verdict.value:8}{'' if where is None else f'{where}: '}{printable(finding.text)}")
+        _show(finding, yaml_path(name, finding.key))
     if fitting:
         print(f"  what would fit, if this is the server that you mean:\n    providers:\n      {name}:")
         for key, value in fitting.items():
             print(f"        {key}: {json.dumps(value)}")  # JSON is YAML, and escapes what a terminal would obey
     return wrong
+
+
+async def _is_store_wrong(findings: AsyncIterator[Finding]) -> bool:
+    """Print what is found of the store."""
+    print("store:")
+    wrong = False
+    async for finding in findings:
+        wrong |= finding.verdict is Verdict.ERROR
+        _show(finding, finding.key)
+    return wrong
+
+
+def _show(finding: Finding, where: str | None) -> None:
+    print(f"  {finding.verdict.value:8}{'' if where is None else f'{where}: '}{printable(finding.text)}")
 
 
 async def _examine(

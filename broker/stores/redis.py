@@ -268,7 +268,7 @@ def _client(options: StoreOptions, witness: Witness) -> RedisClient:
         password=options.password or location.password,
         database=location.database,
         tls=tls,
-        password_key="store.password" if location.password is None else "store.url",
+        at="store.password" if location.password is None else "store.url",
     )
     topology: Topology
     match location.kind:
@@ -279,7 +279,7 @@ def _client(options: StoreOptions, witness: Witness) -> RedisClient:
                 username=options.sentinel_username,
                 password=options.sentinel_password,
                 tls=tls,
-                password_key="store.sentinel_password",
+                at="store.sentinel_password",
             )
             topology = Sentinels(location.addresses, location.master, asker, witness)
         case StoreKind.CLUSTER:

@@ -58,7 +58,7 @@ class Dialler:
         password: Secret | None,
         database: int = 0,
         tls: RedisTls | None = None,
-        password_key: str = "store.password",
+        at: str = "store.password",
     ) -> None:
         """
         Args:
@@ -66,9 +66,9 @@ class Dialler:
             password: Its password.
             database: The number of the database.
             tls: How TLS is spoken, if it is.
-            password_key: The key of the configuration that holds the password, or would.
+            at: The key of the configuration that holds the password, or would.
         """
-        self._password_key = password_key
+        self._password_key = at
         self._username = username
         self._password = password
         self._database = database

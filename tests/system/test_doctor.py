@@ -21,7 +21,9 @@ pytestmark = pytest.mark.system
 async def doctor(directory: Path, providers: dict[str, Any], *words: str) -> tuple[int | None, str, str]:
     config = directory / "config.yaml"
     keys = [{"value": new_key(SystemRandomness()).reveal()}]
-    config.write_text(json.dumps({"public_url": "https://app.example.com", "keys": keys, "providers": providers}))
+    settings = {"public_url": "https://app.example.com", "keys": keys, "providers": providers}
+    store = {"url": f"sqlite://{directory}/none/broker.db"}
+    config.write_text(json.dumps({**settings, "store": store}))
     return await run_doctor(config, *words)
 
 
@@ -50,9 +52,13 @@ async def test_what_is_wrong_is_named_with_yaml_that_fits(tmp_path: Path, provid
         "secret": provider_options(provider.url, client_secret={"value": "wr0ng"}),
         "issuer": provider_options(f"{provider.url}/"),
     }
+    (tmp_path / "none").touch()
     code, out, err = await doctor(tmp_path, providers)
 
     assert (1, "") == (code, err)
+    assert out.startswith(
+        f"store:\n  error   store.url: {tmp_path}/none/broker.db isn't there, and {tmp_path}/none can't"
+    )
     assert "error   providers.secret.client_secret: the server refuses the client: invalid_client" in out
     assert f"error   providers.issuer.issuer: the metadata speaks for {provider.url}, not for" in out
     assert "good    the server sends browsers back to https://app.example.com/bff/callback/good" in out

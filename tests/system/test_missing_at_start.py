@@ -54,9 +54,7 @@ async def test_ft_26_without_dns_the_broker_starts_and_says_what_it_can_not_do(
     assert 0 == code
 
 
-async def test_ft_26_a_password_that_is_not_set_yet_is_named_and_waited_for(
-    tmp_path: Path, upstream: Upstream
-) -> None:
+async def test_ft_26_a_password_that_is_not_set_yet_is_named_and_waited_for(tmp_path: Path, upstream: Upstream) -> None:
     """The log says which key of the store to look at; once the server takes the password, all works by itself."""
     server = RedisServer(tmp_path / "redis", "requirepass another")
     store = {"url": f"redis://127.0.0.1:{server.port}/0", "password": {"value": "canary"}, "timeout": "300ms"}
