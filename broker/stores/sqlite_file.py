@@ -124,7 +124,9 @@ class SqliteFile:
             if is_busy(fault):
                 raise
             failed = self.failed(fault)
-            raise (StoreMisplaced(str(failed)) if self._is_lasting(fault) else failed) from fault
+            if (why := self._lasting(fault)) is None:
+                raise failed from fault
+            raise StoreMisplaced(f"{failed}{why}") from fault
         except StoreMisplaced as fault:
             detail = f"{self._path}: {fault}"
             self._leave_alone(detail)
@@ -165,16 +167,20 @@ class SqliteFile:
         self._fault = detail
         self._left_alone_until = self._clock.monotonic() + REOPEN_SECONDS
 
-    def _is_lasting(self, fault: sqlite3.Error | OSError) -> bool:
+    def _lasting(self, fault: sqlite3.Error | OSError) -> str | None:
+        """Return what there is to add to *fault* if no waiting mends it; None if it may pass by itself."""
         if isinstance(fault, OSError):
-            return fault.errno in _LASTING
+            return "" if fault.errno in _LASTING else None
         if _code(fault) == sqlite3.SQLITE_NOTADB:
-            return True
+            return ""
         # SQLite doesn't say why it can't open or write what is there; it needs to make files beside it, too.
         needed = ((self._path.parent, os.R_OK | os.W_OK | os.X_OK), (self._path, os.R_OK | os.W_OK))
-        return _code(fault) in {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY} and not all(
-            os.access(path, mode, effective_ids=os.access in os.supports_effective_ids) for path, mode in needed
-        )
+        if _code(fault) not in {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}:
+            return None
+        for path, mode in needed:
+            if not os.access(path, mode, effective_ids=os.access in os.supports_effective_ids):
+                return f" ({path} can't be written by this user)"
+        return None
 
     def _identity(self) -> tuple[int, int] | None:
         try:
