@@ -181,7 +181,12 @@ def _goes_on_with(former: Grant, tokens: TokenSet) -> bool:
         return False
     if former.refresh_token == handed:
         return former.intent is not None
-    return former.handed_over is not None and compare_digest(former.handed_over, _name(handed))
+    return began_with(former, handed)
+
+
+def began_with(grant: Grant, token: RefreshToken) -> bool:
+    """Return whether the present chain of *grant* began with *token*, which somebody handed over."""
+    return grant.handed_over is not None and compare_digest(grant.handed_over, _name(token))
 
 
 def _name(token: RefreshToken) -> str:

@@ -18,7 +18,7 @@ from broker.core.oauth import TokenSet
 from broker.core.secret import RefreshToken
 from broker.errors import BadRequest
 from broker.services.clock import Clock, Randomness
-from broker.services.hand_over import HandOver
+from broker.services.hand_over import HandOver, began_with
 from broker.services.handles import FOREVER_SECONDS
 from broker.services.keyring import Keyring
 from broker.services.provider import AuthorizationServer
@@ -124,11 +124,13 @@ class Imports:
         await self._refuse_if_held(tokens, but_for=but_for)
 
     async def _refuse_if_held(self, tokens: TokenSet, *, but_for: str | None = None) -> None:
-        if tokens.refresh_token is None:
+        handed = tokens.refresh_token
+        if handed is None:
             return
         for stored in await self._vault.find_unattended():
             grant = stored.grant
-            if grant.id != but_for and grant.ended is None and grant.refresh_token == tokens.refresh_token:
+            has_it = grant.refresh_token == handed or began_with(grant, handed)
+            if grant.id != but_for and grant.ended is None and has_it:
                 raise BadRequest(f"refresh_token: grant {grant.id} has it")
 
     async def _begun_with(self, tokens: TokenSet) -> Grant | None:

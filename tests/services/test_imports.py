@@ -192,6 +192,20 @@ async def test_tokens_that_a_standing_grant_has_are_refused(stage: Stage) -> Non
     assert Origin.IMPORTED is (await take(stage, tokens)).origin
 
 
+async def test_nor_those_that_it_has_rotated_since(stage: Stage) -> None:
+    """It began with them, and they are spent."""
+    tokens = stage.server.login_tokens("nightly")
+    standing = await stage.one.adopt(stage.server.login_tokens("nightly"), subject="nightly", origin=Origin.STANDING)
+    stored = await stage.one.vault.read(standing.id)
+    assert stored is not None
+    await imports_of(stage)._hand_over.fill(stored.grant, tokens, dpop_key=None)
+    stage.expire()
+    assert isinstance(await stage.one.broker.token(standing.id), Token)
+
+    with pytest.raises(BadRequest, match=standing.id):
+        await take(stage, tokens)
+
+
 async def test_tokens_that_were_imported_go_to_no_standing_grant(stage: Stage) -> None:
     """Also after the import has rotated them; not once it has ended, for then nobody presents them any more."""
     tokens = stage.server.login_tokens("batch")
