@@ -36,7 +36,7 @@ def reading_certificates(key: str, *, within: str) -> Iterator[None]:
     try:
         yield
     except ssl.SSLError:
-        raise UnusableCredential(
+        raise UnusableCredential.at(
             key, within=within, expected="certificates in PEM form", found="a file without any, or with a broken one"
         ) from None
     except (OSError, ValueError) as fault:
@@ -98,18 +98,18 @@ class Identity:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(self.certificate_file)
         if reason in _WEAK:
             expected, found = "a chain with larger keys and SHA-256 or better", f"a weak one ({reason})"
-            return UnusableCredential(self.certificate_key, within=self.within, expected=expected, found=found)
+            return UnusableCredential.at(self.certificate_key, within=self.within, expected=expected, found=found)
         if reason in _OF_ANOTHER_KEY:
             expected, found = f"the private key of the certificate in {self.certificate_key}", "that of another one"
-            return UnusableCredential(beside, within=self.within, expected=expected, found=found)
+            return UnusableCredential.at(beside, within=self.within, expected=expected, found=found)
         if is_encrypted:
             expected = f"the password of the encrypted key in {beside}"
             found = "nothing: the key is missing" if self.key_password is None else "another one"
-            return UnusableCredential("key_password", within=self.within, expected=expected, found=found)
+            return UnusableCredential.at("key_password", within=self.within, expected=expected, found=found)
         if self.key_file is None:
             expected = "the private key in the same file, or key_file beside it"
-            return UnusableCredential(beside, within=self.within, expected=expected, found="none")
-        return UnusableCredential(
+            return UnusableCredential.at(beside, within=self.within, expected=expected, found="none")
+        return UnusableCredential.at(
             beside,
             within=self.within,
             expected="a private key in PEM form",
@@ -119,4 +119,4 @@ class Identity:
 
 def _unreadable(key: str, within: str, fault: OSError | ValueError) -> UnusableCredential:
     reason = fault.strerror if isinstance(fault, OSError) and fault.strerror else "not a path"
-    return UnusableCredential(key, within=within, expected="a readable file", found=f"the error: {reason}")
+    return UnusableCredential.at(key, within=within, expected="a readable file", found=f"the error: {reason}")

@@ -38,7 +38,7 @@ Expected outcomes (a login is needed, a lease is busy) are return values, not ex
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class BrokerError(Exception):
@@ -224,18 +224,24 @@ class UnusableCredential(ConfigError):
         found: What it holds instead, as a phrase that quotes nothing of it.
     """
 
-    def __init__(self, key: str, *, within: str, expected: str, found: str) -> None:
+    key = ""
+    expected = ""
+    found = ""
+
+    @classmethod
+    def at(cls, key: str, *, within: str, expected: str, found: str) -> Self:
         """
+        Return the error of an option.
+
         Args:
             key: The option at fault.
             within: Where that option is, as far as its reader knows: ``client_assertion``.
             expected: What it should hold.
             found: What it holds instead.
         """
-        super().__init__(f"{within}.{key}: expected {expected}, found {found}")
-        self.key = key
-        self.expected = expected
-        self.found = found
+        error = cls(f"{within}.{key}: expected {expected}, found {found}")
+        error.key, error.expected, error.found = key, expected, found
+        return error
 
 
 class KeyringError(OperatorError):

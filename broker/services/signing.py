@@ -79,7 +79,9 @@ def load_signing_key(options: AssertionOptions, *, within: str = "client_asserti
         return _load(options)
     except _Refusal as refusal:
         # What was caught may quote the key, and so may its chain.
-        raise UnusableCredential(refusal.key, within=within, expected=refusal.expected, found=refusal.found) from None
+        raise UnusableCredential.at(
+            refusal.key, within=within, expected=refusal.expected, found=refusal.found
+        ) from None
 
 
 class _Refusal(Exception):
