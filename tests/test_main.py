@@ -74,7 +74,6 @@ def test_a_wrong_command_line_is_2(arguments: list[str], capsys: pytest.CaptureF
         (["login", "c"], "--provider is needed, or --grant in its place"),
         (["login", "c", "--provider", "p", "--grant", "g"], "--provider is needed, or --grant in its place"),
         (["login", "c", "--grant", "g", "--route", "/"], "--grant issues no handle that could have bounds"),
-        (["doctor", "c", "--spend", "tokens.json"], "--spend goes with --provider, which says whose grant it is"),
     ],
 )
 def test_options_that_dont_go_together_are_2(

@@ -26,8 +26,6 @@ from broker.services.store_probe import examine_store
 
 def doctor(options: argparse.Namespace) -> int:
     """Examine the store and the providers, and print what is found. Returns 1 if anything is wrong."""
-    if options.spend is not None and options.provider is None:
-        options.wrong("--spend goes with --provider, which says whose grant it is")
     # What it would log is what it prints.
     logging.getLogger("broker").addHandler(logging.NullHandler())
 
@@ -37,7 +35,9 @@ def doctor(options: argparse.Namespace) -> int:
             if options.provider not in chosen:
                 raise CommandRefused(f"providers.{printable(options.provider)}: there is no such provider")
             chosen = {options.provider: chosen[options.provider]}
-        spent = None if options.spend is None else _refresh_token(options.spend, chosen[options.provider])
+        if options.spend is not None and len(chosen) != 1:
+            options.wrong("--spend goes with --provider, which says whose grant it is")
+        spent = None if options.spend is None else _refresh_token(options.spend, *chosen.values())
         seen = await _seen_by_the_broker(settings)
 
         async def findings(name: str, provider: ProviderOptions) -> AsyncIterator[Finding]:

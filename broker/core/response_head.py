@@ -63,7 +63,8 @@ _ANOTHER_ANSWER_FIELDS = frozenset(
 """By these an upstream has a server in front send a file, or the answer of another path, in place of its own answer.
 That server means them for upstreams of its own, not for whoever is behind the broker."""
 
-_QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*("?)')
+"""A quoted string, or the rest of the value if it has no end: so each byte is looked at once."""
 _PASSWORD_PROMPT = re.compile(rb"(?:^|,)[ \t]*(?:basic|digest|negotiate|ntlm)(?:[ \t,]|$)", re.IGNORECASE)
 """Any challenge of a list: browsers look for one that they know."""
 
@@ -204,7 +205,14 @@ class ResponseRules:
     def _passes_with(self, name: bytes | None, value: bytes) -> bool:
         if name == b"set-cookie":
             return not self._is_own_cookie(set_cookie_name(value))
-        return not (self._with_token and _PASSWORD_PROMPT.search(_QUOTED.sub(b"", value)))
+        return not (self._with_token and _asks_for_password(value))
+
+
+def _asks_for_password(challenges: bytes) -> bool:
+    """Whether a list of challenges has one at which browsers ask for a password. A list that is malformed may have."""
+    if any(not quoted[1] for quoted in _QUOTED.finditer(challenges)):
+        return True
+    return _PASSWORD_PROMPT.search(_QUOTED.sub(b"", challenges)) is not None
 
 
 def _frame(

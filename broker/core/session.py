@@ -9,7 +9,11 @@ from enum import StrEnum
 from broker.core.options import OptionError, option
 
 FORMAT = 1
-"""Version of the stored form. A record of a later version is left unharmed and not used (rolling upgrades)."""
+FORMAT_WITH_REPLACED = 2
+"""
+Versions of the stored form: the second has what the session replaces. A record of a later version is left unharmed and
+not used (rolling upgrades).
+"""
 
 TOUCHES_PER_IDLE_TIMEOUT = 16
 """A use is written down at most this often per idle timeout."""
@@ -151,9 +155,10 @@ class UnknownFormat(ValueError):
 def encode(session: Session) -> bytes:
     """Return the stored form of *session*, in clear: it must be sealed before it leaves the process."""
     # Not asdict: it copies every claim.
-    document = {"v": FORMAT, **{name: getattr(session, name) for name in Session.__slots__}}
+    document = {"v": FORMAT_WITH_REPLACED, **{name: getattr(session, name) for name in Session.__slots__}}
     if session.replaces is None:
-        del document["replaces"]  # a release that doesn't know it reads the record all the same
+        document["v"] = FORMAT
+        del document["replaces"]
     return json.dumps(document, separators=(",", ":")).encode()
 
 
@@ -165,6 +170,6 @@ def decode(stored: bytes) -> Session:
         UnknownFormat: If a later release wrote it.
     """
     document, _ = _read_json(stored.decode())
-    if document.pop("v") != FORMAT:
+    if document.pop("v") not in {FORMAT, FORMAT_WITH_REPLACED}:
         raise UnknownFormat("a session of another release")
     return Session(**document)

@@ -13,7 +13,7 @@ from broker.services.clock import Clock
 from broker.services.keyring import Keyring
 
 TRANSACTION = "login"
-RETURN = "login-return"
+RETURN = "login-return-2"
 """Kinds of sealed cookies: an attempt that is open, and one that succeeded and is on its way back."""
 RETURN_SECONDS = 60.0
 

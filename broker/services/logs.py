@@ -134,8 +134,9 @@ def as_text(line: str) -> str:
 
 def _in_text(described: dict[str, object]) -> str:
     time, level, event = (described.pop(key) for key in ("time", "level", "event"))
+    named = str(event) if str(event).isprintable() else json.dumps(event)  # of libraries' records it may be anything
     details = " ".join(f"{key}={json.dumps(value, default=_shown)}" for key, value in described.items())
-    return f"{str(time).replace('+00:00', 'Z')} {level!s:7} {event} {details}".rstrip()
+    return f"{str(time).replace('+00:00', 'Z')} {level!s:7} {named} {details}".rstrip()
 
 
 def describe(record: logging.LogRecord) -> dict[str, object]:

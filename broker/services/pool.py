@@ -236,12 +236,12 @@ class UpstreamPool:
                         # Nothing was sent, so any request may go to the next host.
                         error = fault
                     else:
-                        is_outdated = exchange.is_outdated is not None and exchange.is_outdated()
-                        if is_outdated or exchange.ended:
-                            host.released(connection)
-                        else:
+                        is_fit = exchange.renew is None or exchange.renew()
+                        if is_fit and not exchange.ended:
                             connection.start(exchange)
-                        return not is_outdated
+                        else:
+                            host.released(connection)
+                        return is_fit
         except TimeoutError:
             raise UpstreamTimeout("no connection to the upstream came about in time") from error
         raise error
@@ -263,7 +263,7 @@ class UpstreamPool:
         _ = self._tasks.spawn(self._restart(exchange), name="upstream-restart")
 
     async def _restart(self, exchange: Exchange) -> None:
-        exchange.channel = exchange.is_outdated = None
+        exchange.channel = exchange.renew = None
         if exchange.ended:
             return
         if exchange.recompose is not None:

@@ -86,7 +86,8 @@ class Exchange:
         upgrade: The protocol that was asked for; empty if none.
         replayable: Whether it may be sent once more on another connection, if the first dies before it answers.
         recompose: Makes the head anew for that; None if the same head may be sent twice.
-        is_outdated: Tells, once it has waited for a connection, whether its head must be made anew; None for never.
+        renew: Brings its head up to date once it has waited for a connection, or returns False if that takes longer;
+            None if there is nothing to renew.
         ended: Whether the receiver was told the end, or the exchange was aborted.
     """
 
@@ -98,7 +99,7 @@ class Exchange:
     ended = False
     channel: Channel | None = None
     recompose: Callable[[], bytes] | None = None
-    is_outdated: Callable[[], bool] | None = None
+    renew: Callable[[], bool] | None = None
 
     def __init__(
         self, method: str, head: bytes, receiver: Receiver, answers: ResponseRules, timeouts: TimeoutOptions
@@ -181,7 +182,7 @@ class Upstream(Protocol):
         Send *exchange*, after waiting for a connection where needed.
 
         Returns:
-            False, with nothing sent, if it is outdated by now.
+            False, with nothing sent, if it has waited and can't be renewed at once.
 
         Raises:
             UpstreamBusy: If too many wait already.

@@ -295,7 +295,8 @@ class CallerConnection(RequestHandler):
         super().connection_lost(exc)
 
     def begin_tunnel(self, tunnel: Tunnel) -> None:
-        """Pass whatever comes from now on to *tunnel*, as it is."""
+        """Pass whatever comes from now on to *tunnel*, as it is; in place of another, if there is one."""
+        self._payload_parser = None  # aiohttp gives it one once
         self.set_parser(_TunnelReader(tunnel))  # type: ignore[arg-type]  # it has all that is called
 
     # --- patience
@@ -336,16 +337,18 @@ class CallerConnection(RequestHandler):
     async def start(self) -> None:
         transport = self.transport
         await super().start()
-        self._leave(transport)
+        if transport is not None and transport.is_closing():
+            self._leave(transport)
 
     def force_close(self) -> None:
         transport = self.transport
+        if transport is not None:
+            self._leave(transport)
         super().force_close()  # it forgets the transport
-        self._leave(transport)
 
-    def _leave(self, transport: asyncio.Transport | None) -> None:
+    def _leave(self, transport: asyncio.Transport) -> None:
         """Watch a connection that is being closed: until its caller has taken what was written, it is held."""
-        if transport is not None and transport.is_closing() and transport.get_write_buffer_size():
+        if _has_unsent(transport):
             self._leaving = transport
             self._write_since = min(self._write_since, self._loop.time())
             self._watch.add(self)
@@ -383,6 +386,13 @@ class CallerConnection(RequestHandler):
         )
         response.force_close()
         return response
+
+
+def _has_unsent(transport: asyncio.Transport) -> bool:
+    try:
+        return transport.get_write_buffer_size() > 0
+    except AttributeError:  # asyncio's TLS transport forgets its protocol when it is closed once more
+        return False
 
 
 class _TunnelReader:

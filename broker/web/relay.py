@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MAX_HELD_BYTES = 64 << 10
 """A 401 is held back up to this size, while a newer token is sought."""
 
-_CHALLENGE = re.compile(rb"^www-authenticate:[ \t]*([^\r\n]*?)[ \t]*\r$", re.IGNORECASE | re.MULTILINE)
+_CHALLENGE = re.compile(rb"^www-authenticate:([^\r\n]*)\r$", re.IGNORECASE | re.MULTILINE)
 
 
 class Relay:
@@ -284,7 +284,7 @@ class Relay:
 
 def challenges_of(head: ResponseHead) -> list[str]:
     """Return the values of ``WWW-Authenticate`` that pass to the caller."""
-    return [value.decode("latin-1") for value in _CHALLENGE.findall(head.passed)]
+    return [value.strip(b" \t").decode("latin-1") for value in _CHALLENGE.findall(head.passed)]
 
 
 class RelayedResponse(web.StreamResponse):

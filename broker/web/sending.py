@@ -5,6 +5,7 @@ A small body is waited for first. Whether there is a second attempt the proxy de
 """
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,11 +29,20 @@ MAX_AWAITED_BYTES = 16 << 10
 
 @dataclass(slots=True)
 class Transit:
-    """A call that is under way."""
+    """
+    A call that is under way.
+
+    Attributes:
+        call: The call.
+        connection: Where it came from.
+        body: Its body, if it has one.
+        relay: What relays the answer of its present attempt.
+    """
 
     call: Call
     connection: CallerConnection
     body: RequestBody | None = None
+    relay: Relay | None = None
 
     @property
     def may_send_again(self) -> bool:
@@ -95,40 +105,63 @@ class Sender:
 
     async def _send(self, transit: Transit, *, hold_401: bool) -> Relay:
         call, body = transit.call, transit.body
-        relay = self._relay(transit, hold_401=hold_401)
+        transit.relay = relay = self._relay(transit, hold_401=hold_401)
         if body is not None and (error := await self._await_small(transit, body)) is not None:
             relay.refuse(error)
             return relay
         exchange = Exchange(call.head.method, b"", relay, call.lane.answers, call.lane.route.timeout)
         exchange.upgrade = call.head.upgrade
-        exchange.is_outdated = partial(self._gate.is_outdated, call)
+        exchange.renew = partial(self._renew, transit, exchange, hold_401=hold_401)
         if body is not None and (error := _announce(body, exchange, chunked=call.head.block.chunked)) is not None:
             relay.refuse(error)
             return relay
-        relay.exchange = exchange
         try:
-            await self._start(call, exchange, relay)
+            relay = await self._start(transit, exchange, hold_401=hold_401)
             if body is not None and not exchange.complete:
                 relay.be_watched()
                 await self._send_body(transit.connection, body, exchange, relay)
             await relay.wait()
         finally:
-            relay.leave()
+            transit.relay.leave()
         return relay
 
-    async def _start(self, call: Call, exchange: Exchange, relay: Relay) -> None:
-        """Send the head, of a call that is admitted at that moment: whoever has waited may have lost its leave."""
+    async def _start(self, transit: Transit, exchange: Exchange, *, hold_401: bool) -> Relay:
+        """
+        Send the head of a call that is admitted at that moment: whoever has waited may have lost its leave.
+
+        Returns:
+            The relay of its answer.
+        """
         is_sent = False
-        while not is_sent and not relay.ended:
-            if self._gate.is_outdated(call):
-                await self._gate.admit_again(call)
-            exchange.head = call.compose()
-            if call.is_bound:
-                exchange.recompose = call.compose  # a proof is good for one request (RFC 9449 section 11.1)
-            exchange.receiver = relay
-            if call.lane.route.scrub and call.token is not None:
-                scrub(exchange, call.token)
-            is_sent = await call.lane.upstream.start(exchange)
+        while not is_sent:
+            if self._gate.is_outdated(transit.call):
+                await self._gate.admit_again(transit.call)
+            self._make_ready(transit, exchange, hold_401=hold_401)
+            is_sent = await transit.call.lane.upstream.start(exchange)
+        assert transit.relay is not None
+        return transit.relay
+
+    def _renew(self, transit: Transit, exchange: Exchange, *, hold_401: bool) -> bool:
+        """See ``Exchange.renew``."""
+        if not self._gate.is_outdated(transit.call):
+            return True
+        if not self._gate.admit_again_at_once(transit.call):
+            return False
+        with suppress(BrokerError):  # which is said when it is tried again
+            self._make_ready(transit, exchange, hold_401=hold_401)
+            return True
+        return False
+
+    def _make_ready(self, transit: Transit, exchange: Exchange, *, hold_401: bool) -> None:
+        """Have *exchange* carry what the call is admitted with, and what comes of it relayed as that needs it."""
+        call = transit.call
+        transit.relay = relay = self._relay(transit, hold_401=hold_401 and call.token is not None)
+        exchange.head = call.compose()
+        exchange.recompose = call.compose if call.is_bound else None  # a proof is good once (RFC 9449 section 11.1)
+        exchange.receiver = relay
+        relay.exchange = exchange
+        if call.lane.route.scrub and call.token is not None:
+            scrub(exchange, call.token)
 
     @staticmethod
     async def _await_small(transit: Transit, body: RequestBody) -> BrokerError | None:

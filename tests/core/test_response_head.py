@@ -11,6 +11,7 @@ from broker.core.cookies import CookieNames
 from broker.core.headers import MAX_REMEMBERED
 from broker.core.response_head import ResponseHead, ResponseRules
 from broker.errors import UpstreamUnavailable
+from broker.web.relay import challenges_of
 
 CORPUS = tomllib.loads((Path(__file__).parents[1] / "corpus/response_heads.toml").read_text())["case"]
 NAMES = CookieNames.for_public_url("https://app.example.com")
@@ -207,3 +208,23 @@ def test_the_nonce_of_proofs_is_the_brokers_own() -> None:
     for rules in (ResponseRules(), token_route()):
         assert (b"n-1", False) == (rules.read(raw, "GET").dpop_nonce, b"n-1" in rules.read(raw, "GET").passed)
         assert b"" == rules.read(raw + b"\r\nDPoP-Nonce: n-2", "GET").dpop_nonce
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("value", "passes"),
+    [
+        (b'"' + b'\\"' * 300_000, False),  # took an hour
+        (b'"' + b'\\"' * 300_000 + b'"', True),
+        (b'"" ' * 200_000, True),
+        (b'"x", ' * 120_000 + b"Basic", False),
+        (b" " * 600_000 + b"x", True),
+    ],
+    ids=["no end", "escapes", "quotes", "members", "blanks"],
+)
+def test_ds_03_challenges_are_looked_through_once(value: bytes, *, passes: bool) -> None:
+    """However much is in them. A list whose last quotation has no end is none."""
+    raw = b"HTTP/1.1 401 No\r\nContent-Length: 0\r\nWWW-Authenticate: Bearer x=" + value
+    head = ResponseRules(with_token=True).read(raw, "GET")
+
+    assert passes == (b"WWW-Authenticate" in head.passed) == bool(challenges_of(head))

@@ -41,7 +41,7 @@ def test_a_session_comes_back_as_it_was() -> None:
 def test_a_session_of_a_later_release_is_refused() -> None:
     """It is not misread."""
     with pytest.raises(UnknownFormat):
-        decode(encode(SESSION).replace(b'{"v":1,', b'{"v":2,'))
+        decode(encode(SESSION).replace(b'{"v":1,', b'{"v":3,'))
 
 
 @pytest.mark.parametrize(
@@ -65,10 +65,12 @@ def test_the_first_use_of_a_session_that_replaces_another_is_written_down() -> N
 
 
 def test_a_session_that_replaces_none_reads_as_it_always_did() -> None:
-    """An earlier release, which knows no such member, reads it too."""
+    """An earlier release, which knows no such member, reads it too; it refuses the others as a later release's."""
     replacing = replace(SESSION, replaces="session:1")
 
+    assert encode(SESSION).startswith(b'{"v":1,')
     assert b"replaces" not in encode(SESSION)
+    assert encode(replacing).startswith(b'{"v":2,')
     assert replacing == decode(encode(replacing))
 
 

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import pytest
 
 from broker.core.outcome import LoginNeeded
-from broker.core.routing import Route
+from broker.core.routing import Route, TokenChoice, TokenKind
 from broker.core.upstream_options import UpstreamOptions
 from broker.stores.base import Event, Topic
 from broker.web.gate import Call, Endings
@@ -16,7 +17,7 @@ from broker.web.relay import MAX_HELD_BYTES
 from broker.web.streams import RETRY_SECONDS, SWEEP_SECONDS, Owner, Streams
 from tests.support.clock import ManualClock
 from tests.support.proxying import ALICE, USER, FakeSessions, ProxyUnderTest, RawCaller, request, token
-from tests.support.raw_upstream import OK, RawRequest, RawUpstream, Script, Wire
+from tests.support.raw_upstream import OK, RawRequest, RawUpstream, Script, Wire, answering
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("either_way")
@@ -337,6 +338,23 @@ async def test_a_small_body_that_comes_after_anothers_end_goes_up() -> None:
     assert ([b"Bearer alices-newer-token"], b"0123456789") == (got.fields(b"authorization"), got.body)
 
 
+async def test_a_call_that_goes_on_as_nobodys_has_the_upstreams_answer() -> None:
+    """Where the route takes that: the 401 to a call without a token is no matter of tokens."""
+    events = Events()
+    async with RawUpstream(answering(b"HTTP/1.1 401 No\r\nContent-Length: 4\r\n\r\nnope")) as upstream:
+        route = Route(path="/", upstream=upstream.url, token=TokenChoice(TokenKind.USER_OR_NONE))
+        async with ProxyUnderTest([route], events=events) as proxy, await proxy.connect() as caller:
+            await caller.send(request("/", "X-CSRF: 1", "Content-Length: 10", cookie=ALICE, method="POST") + b"01234")
+            await asyncio.sleep(0.1)
+            end_alices(proxy, events)
+            await asyncio.sleep(0.05)
+            await caller.send(b"56789")
+            got = await caller.answer()
+
+    assert (401, b"nope") == (got.status, got.body)
+    assert [] == upstream.requests[0].fields(b"authorization")
+
+
 async def test_se_03_an_upload_is_cut() -> None:
     """It may take days."""
     events = Events()
@@ -378,6 +396,28 @@ async def test_se_03_what_waits_for_a_connection_is_judged_when_it_has_one() -> 
 
             assert [200, 401] == [(await each.answer()).status for each in (first, second)]
     assert [b"/first"] == [each.target for each in upstream.requests]
+
+
+async def test_what_waits_keeps_its_turn_while_others_end() -> None:
+    """It is judged anew on the connection that it was given, and waits for no other."""
+    events, requested = Events(), 6
+
+    async def script(got: RawRequest, wire: Wire) -> None:
+        events.tell(Topic.SESSION_ENDED, "session:bob")
+        await asyncio.sleep(0.05)
+        await wire.send(OK)
+
+    async with RawUpstream(script) as upstream:
+        only_one = UpstreamOptions(urls=(upstream.url,), max_connections=1)
+        route = Route(path="/", upstream=only_one, token=USER)
+        async with ProxyUnderTest([route], events=events) as proxy, AsyncExitStack() as stack:
+            callers = [await stack.enter_async_context(await proxy.connect()) for _ in range(requested)]
+            for number, caller in enumerate(callers):
+                await caller.send(request(f"/{number}", "X-CSRF: 1", cookie=ALICE))
+                await asyncio.sleep(0.005)
+            assert [200] * requested == [(await caller.answer()).status for caller in callers]
+
+    assert [b"/%d" % number for number in range(requested)] == [each.target for each in upstream.requests]
 
 
 async def test_se_03_a_store_that_could_not_say_is_asked_again() -> None:
