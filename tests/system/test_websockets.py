@@ -226,14 +226,15 @@ async def test_a_server_that_has_enough_is_heard(tmp_path: Path) -> None:
             assert outcome(direct) == outcome(through)
 
 
-async def test_a_server_that_has_enough_is_heard_over_tls(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fields", [(), ("X-Note: a\tb",)], ids=["fast", "slow"])
+async def test_a_server_that_has_enough_is_heard_over_tls(tmp_path: Path, fields: tuple[str, ...]) -> None:
     """There the client's bytes can't be refused by half a close: they are read until it has understood."""
     authority = Authority(tmp_path)
     tls = ssl.create_default_context(cafile=authority.ca_file)
     big = frame(BINARY, bytes(16 << 20))
     async with server(max_size=1 << 20) as running, broker_before(tmp_path, port_of(running), authority) as broker:
         for _ in range(10):
-            through = await play(broker.port, [Pieces(big, 1 << 16), closing()], tls=tls)
+            through = await play(broker.port, [Pieces(big, 1 << 16), closing()], *fields, tls=tls)
             assert [1009] == [code_of(each) for each in through.frames]
 
 
