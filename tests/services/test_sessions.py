@@ -712,7 +712,7 @@ async def test_ft_14_a_record_of_a_later_release_is_left_unharmed(host: Host) ->
     process = await host.process()
     records = SessionRecords(process.store, Keyring([KEY]))
     stored = await records.create("x" * 43, host.session(), ttl_seconds=60.0)
-    later = core.encode(host.session()).replace(b'{"v":1,', b'{"v":2,')
+    later = core.encode(host.session()).replace(b'{"v":1,', b'{"v":3,')
     sealed = Keyring([KEY]).seal("session", stored.key, later)
     assert await process.store.replace(stored.key, sealed, stored.version) is not None
 
