@@ -51,14 +51,19 @@ class BrokerError(Exception):
     login_parameters: Mapping[str, str] = MappingProxyType({})
     """Where a login helps: what its URL must say (``provider``, ``returnUrl``, ``acr_values`` …). Callers see it."""
 
-    def __init__(self, detail: str = "", *, retry_after_seconds: float | None = None) -> None:
+    def __init__(
+        self, detail: str = "", *, retry_after_seconds: float | None = None, look_at: str | None = None
+    ) -> None:
         """
         Args:
             detail: A sentence for the log. It must hold no secret and is never shown to a caller.
             retry_after_seconds: When the caller may try again, if that is known.
+            look_at: The key of the configuration that may explain it: of the provider's part, or of the whole such as
+                ``store.password``.
         """
         super().__init__(detail or self.title)
         self.retry_after_seconds = retry_after_seconds
+        self.look_at = look_at
 
 
 class CallerError(BrokerError):
@@ -85,15 +90,6 @@ class LoginFailed(CallerError):
 
     code = "login_failed"
     title = "The login could not be completed"
-
-    def __init__(self, detail: str = "", *, look_at: str | None = None) -> None:
-        """
-        Args:
-            detail: A sentence for the log.
-            look_at: The key of the provider's configuration that may explain it.
-        """
-        super().__init__(detail)
-        self.look_at = look_at
 
 
 class NoSession(CallerError):
@@ -266,18 +262,6 @@ class ProviderError(BrokerError):
     code = "provider_unavailable"
     title = "The authorization server is unavailable"
 
-    def __init__(
-        self, detail: str = "", *, retry_after_seconds: float | None = None, look_at: str | None = None
-    ) -> None:
-        """
-        Args:
-            detail: A sentence for the log.
-            retry_after_seconds: When to come back.
-            look_at: The key of the provider's configuration that may explain it.
-        """
-        super().__init__(detail, retry_after_seconds=retry_after_seconds)
-        self.look_at = look_at
-
 
 class ProviderProtocolError(ProviderError):
     """The authorization server answered something that its specification forbids."""
@@ -289,18 +273,6 @@ class StoreError(BrokerError):
     status = 503
     code = "store_unavailable"
     title = "The session store is unavailable"
-
-    def __init__(
-        self, detail: str = "", *, retry_after_seconds: float | None = None, look_at: str | None = None
-    ) -> None:
-        """
-        Args:
-            detail: A sentence for the log.
-            retry_after_seconds: When to come back.
-            look_at: The key of the configuration that may explain it, such as ``store.password``.
-        """
-        super().__init__(detail, retry_after_seconds=retry_after_seconds)
-        self.look_at = look_at
 
 
 class StoreMisplaced(StoreError):

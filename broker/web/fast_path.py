@@ -177,7 +177,6 @@ class FastConnection(TurnTaking):
         request.relay = relay = Relay(
             self,
             call,
-            hold_401=call.token is not None,
             streams=proxy.streams,
             done=self._done,
         )

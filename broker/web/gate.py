@@ -43,7 +43,6 @@ from broker.services.upstream import Upstream
 from broker.web.lanes import Lane
 
 WEBSOCKET = b"websocket"
-_NEVER = -1
 GRANT_RETRY_SECONDS = 5.0
 """What the caller of a standing grant that has ended is told to wait."""
 
@@ -295,20 +294,21 @@ class Gate:
         Raises:
             BrokerError: If it is refused now.
         """
-        call.endings = self.endings.count
+        endings = self.endings.count
         call.session = call.grant_id = call.token = None
         await self.admit(call)
+        call.endings = endings
 
     def admit_again_at_once(self, call: Call) -> bool:
         """As :meth:`admit_again`, if nothing need be waited for. Returns False otherwise, or if that will refuse it."""
-        call.endings = self.endings.count
+        endings = self.endings.count
         call.session = call.grant_id = call.token = None
         try:
             is_admitted = self.admit_at_once(call)
         except BrokerError:
-            is_admitted = False
-        if not is_admitted:
-            call.endings = _NEVER
+            return False
+        if is_admitted:
+            call.endings = endings
         return is_admitted
 
     async def find_out(self, call: Call) -> None:

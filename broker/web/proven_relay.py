@@ -2,31 +2,11 @@
 
 from broker.core.challenge import refuses_proof
 from broker.core.response_head import ResponseHead
-from broker.web.connection import CallerConnection
-from broker.web.gate import Call
 from broker.web.relay import Relay, challenges_of
-from broker.web.streams import Streams
 
 
 class ProvenRelay(Relay):
     """A relay of which the broker reads more: only requests that carried a proof pay for it."""
-
-    def __init__(
-        self,
-        connection: CallerConnection,
-        call: Call,
-        *,
-        hold_401: bool,
-        streams: Streams,
-    ) -> None:
-        """
-        Args:
-            connection: Where the answer goes.
-            call: What it answers. Its lane learns the nonce of the answer.
-            hold_401: Whether a 401 is held back, so that the request can be sent again.
-            streams: End it with the leave by which it is given, if it takes longer than one read.
-        """
-        super().__init__(connection, call, hold_401=hold_401, streams=streams)
 
     def on_head(self, head: ResponseHead, body: bytes, *, complete: bool) -> None:
         self._learn(head)

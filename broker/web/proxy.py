@@ -212,7 +212,7 @@ class Proxy:
             What became of it. If no answer came, its ``error`` says why, and nothing is written.
         """
         transit = self._sender.take(call, connection, content)
-        relay = await self._sender.attempt(transit, hold_401=call.token is not None)
+        relay = await self._sender.attempt(transit)
         return await self._conclude(transit, relay)
 
     async def go_on(self, call: Call, connection: CallerConnection, content: Content, relay: Relay) -> Relay:
@@ -269,7 +269,7 @@ class Proxy:
             newer = self.gate.usable(result, call)
             if newer is not None and newer.generation != refused:
                 call.token = newer
-                return await self._sender.attempt(transit, hold_401=True)
+                return await self._sender.attempt(transit)
         return rejected
 
     def _note_refused_proof(self, call: Call) -> None:

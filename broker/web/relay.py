@@ -68,7 +68,6 @@ class Relay:
         connection: CallerConnection,
         call: "Call",
         *,
-        hold_401: bool,
         streams: Streams,
         done: Callable[[], None] | None = None,
     ) -> None:
@@ -76,14 +75,13 @@ class Relay:
         Args:
             connection: Where the answer goes.
             call: What it answers.
-            hold_401: Whether a 401 is held back, so that the request can be sent again.
             streams: End it with the leave by which it is given, if it takes longer than one read.
             done: Is called when nothing more comes, for whoever doesn't :meth:`wait`.
         """
         self._connection = connection
         self._call = call
         self._request = call.head
-        self._hold_401 = hold_401
+        self._hold_401 = call.token is not None  # the request may be sent again, with a newer one
         self._streams = streams
         self._done = done
         self.keep_alive = call.head.keep_alive

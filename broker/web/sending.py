@@ -91,32 +91,32 @@ class Sender:
             connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return Transit(call, connection, body)
 
-    async def attempt(self, transit: Transit, *, hold_401: bool) -> Relay:
+    async def attempt(self, transit: Transit) -> Relay:
         """
         Send the request, and relay its answer; once more, if all that it lacked was the upstream's nonce.
 
         Faults before the answer are in the relay's ``error``.
         """
-        relay = await self._send(transit, hold_401=hold_401)
+        relay = await self._send(transit)
         if relay.rejected and relay.proof_refused and relay.nonce_given and transit.may_send_again:
             metrics.UPSTREAM_401_RETRY.labels("nonce").inc()
-            relay = await self._send(transit, hold_401=hold_401)
+            relay = await self._send(transit)
         return relay
 
-    async def _send(self, transit: Transit, *, hold_401: bool) -> Relay:
+    async def _send(self, transit: Transit) -> Relay:
         call, body = transit.call, transit.body
-        transit.relay = relay = self._relay(transit, hold_401=hold_401)
+        transit.relay = relay = self._relay(transit)
         if body is not None and (error := await self._await_small(transit, body)) is not None:
             relay.refuse(error)
             return relay
         exchange = Exchange(call.head.method, b"", relay, call.lane.answers, call.lane.route.timeout)
         exchange.upgrade = call.head.upgrade
-        exchange.renew = partial(self._renew, transit, exchange, hold_401=hold_401)
+        exchange.renew = partial(self._renew, transit, exchange)
         if body is not None and (error := _announce(body, exchange, chunked=call.head.block.chunked)) is not None:
             relay.refuse(error)
             return relay
         try:
-            relay = await self._start(transit, exchange, hold_401=hold_401)
+            relay = await self._start(transit, exchange)
             if body is not None and not exchange.complete:
                 relay.be_watched()
                 await self._send_body(transit.connection, body, exchange, relay)
@@ -125,7 +125,7 @@ class Sender:
             transit.relay.leave()
         return relay
 
-    async def _start(self, transit: Transit, exchange: Exchange, *, hold_401: bool) -> Relay:
+    async def _start(self, transit: Transit, exchange: Exchange) -> Relay:
         """
         Send the head of a call that is admitted at that moment: whoever has waited may have lost its leave.
 
@@ -136,26 +136,29 @@ class Sender:
         while not is_sent:
             if self._gate.is_outdated(transit.call):
                 await self._gate.admit_again(transit.call)
-            self._make_ready(transit, exchange, hold_401=hold_401)
+                transit.relay = self._relay(transit)
+            self._make_ready(transit, exchange)
             is_sent = await transit.call.lane.upstream.start(exchange)
         assert transit.relay is not None
         return transit.relay
 
-    def _renew(self, transit: Transit, exchange: Exchange, *, hold_401: bool) -> bool:
+    def _renew(self, transit: Transit, exchange: Exchange) -> bool:
         """See ``Exchange.renew``."""
         if not self._gate.is_outdated(transit.call):
             return True
         if not self._gate.admit_again_at_once(transit.call):
             return False
+        transit.relay = self._relay(transit)
         with suppress(BrokerError):  # which is said when it is tried again
-            self._make_ready(transit, exchange, hold_401=hold_401)
+            self._make_ready(transit, exchange)
             return True
         return False
 
-    def _make_ready(self, transit: Transit, exchange: Exchange, *, hold_401: bool) -> None:
-        """Have *exchange* carry what the call is admitted with, and what comes of it relayed as that needs it."""
-        call = transit.call
-        transit.relay = relay = self._relay(transit, hold_401=hold_401 and call.token is not None)
+    @staticmethod
+    def _make_ready(transit: Transit, exchange: Exchange) -> None:
+        """Have *exchange* carry what the call is admitted with, and what comes of it relayed."""
+        call, relay = transit.call, transit.relay
+        assert relay is not None
         exchange.head = call.compose()
         exchange.recompose = call.compose if call.is_bound else None  # a proof is good once (RFC 9449 section 11.1)
         exchange.receiver = relay
@@ -175,9 +178,10 @@ class Sender:
         finally:
             transit.connection.body = None
 
-    def _relay(self, transit: Transit, *, hold_401: bool) -> Relay:
+    def _relay(self, transit: Transit) -> Relay:
+        """Return what relays the answer, as it has to for the token that the call is admitted with."""
         kind = ProvenRelay if transit.call.is_bound else Relay
-        return kind(transit.connection, transit.call, hold_401=hold_401, streams=self._streams)
+        return kind(transit.connection, transit.call, streams=self._streams)
 
     async def _send_body(
         self, connection: CallerConnection, body: RequestBody, exchange: Exchange, relay: Relay

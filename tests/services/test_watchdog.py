@@ -49,7 +49,7 @@ async def test_ft_23_a_loop_that_stands_still_is_seen(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING):
         tasks.launch(watch_event_loop(SystemClock()), name="watchdog")
         await asyncio.sleep(0.1)
-        time.sleep(2.0)
+        time.sleep(2.0)  # the loop stands still, which is what is to be seen
         await until(lambda: bool(caplog.records), what="the line")
     await tasks.cancel()
 
