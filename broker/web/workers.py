@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 RESTART_SECONDS = 1.0
 """A process that dies again and again is started at most this often, and the configuration read again."""
@@ -91,6 +91,13 @@ class _Generation:
     began_at: float
     has_served: bool = False
     due: dict[int, float] = field(default_factory=dict)
+
+
+class _Mailbox(NamedTuple):
+    """The two ends of the pipe through which the supervisor hears of signals."""
+
+    read: int
+    write: int
 
 
 @dataclass(slots=True, eq=False)
@@ -173,9 +180,9 @@ class Supervisor:
             self._begin(self._current, mailbox)
             while self._children or (self._current.due and not self._stopping):
                 pipes = [child.pipe for child in self._children.values() if child.pipe is not None]
-                readable, _, _ = select.select([mailbox, *pipes], [], [], self._patience())
-                if mailbox in readable:
-                    for number in os.read(mailbox, 4096):
+                readable, _, _ = select.select([mailbox.read, *pipes], [], [], self._patience())
+                if mailbox.read in readable:
+                    for number in os.read(mailbox.read, 4096):
                         self._take(number)
                 self._hear(readable)
                 self._reap()
@@ -239,7 +246,7 @@ class Supervisor:
             self._failed = True
             self._stop(signal.SIGTERM)
 
-    def _go_on(self, mailbox: int) -> None:
+    def _go_on(self, mailbox: _Mailbox) -> None:
         """Do what is due."""
         now = time.monotonic()
         for pid, child in self._children.items():
@@ -262,7 +269,7 @@ class Supervisor:
 
     # --- generations
 
-    def _reload(self, now: float, mailbox: int) -> None:
+    def _reload(self, now: float, mailbox: _Mailbox) -> None:
         self._reload_wanted = False
         self._reload_at = now + RESTART_SECONDS
         plan = self._renew()
@@ -303,11 +310,11 @@ class Supervisor:
 
     # --- processes
 
-    def _begin(self, generation: _Generation, mailbox: int) -> None:
+    def _begin(self, generation: _Generation, mailbox: _Mailbox) -> None:
         for index in range(len(generation.plan.processes)):
             self._start(generation, index, mailbox)
 
-    def _start(self, generation: _Generation, index: int, mailbox: int) -> None:
+    def _start(self, generation: _Generation, index: int, mailbox: _Mailbox) -> None:
         heard, told = os.pipe()
         # A signal that met the child before it has left would be taken by the parent's handler, and do nothing.
         signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
@@ -319,7 +326,7 @@ class Supervisor:
             return
         code = 1
         try:
-            _leave_parent([mailbox, heard, *(child.pipe for child in self._children.values())])
+            _leave_parent([*mailbox, heard, *(child.pipe for child in self._children.values())])
             signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
             outcome = generation.plan.processes[index](lambda: _tell(told, _SERVES))
             if isinstance(outcome, str):
@@ -338,14 +345,14 @@ class Supervisor:
 
 
 @contextmanager
-def _signals() -> Iterator[int]:
-    """Yield a descriptor from which the numbers of signals can be read."""
+def _signals() -> Iterator[_Mailbox]:
+    """Have the numbers of signals written to a mailbox."""
     read, write = os.pipe()
     os.set_blocking(write, False)
     before = {number: signal.signal(number, lambda *_: None) for number in HANDLED}
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     try:
-        yield read
+        yield _Mailbox(read, write)
     finally:
         signal.set_wakeup_fd(-1)
         for number, handler in before.items():
@@ -356,13 +363,14 @@ def _signals() -> Iterator[int]:
 
 def _leave_parent(descriptors: Sequence[int | None]) -> None:
     """Undo, in a forked process, what its parent has set up for itself."""
-    write = signal.set_wakeup_fd(-1)
+    # The child of a later Python has forgotten it already, and can't say which descriptor it was.
+    signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, GENTLY, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     # A terminal sends these to all processes; the supervisor decides what comes of them.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    for descriptor in (write, *descriptors):
+    for descriptor in descriptors:
         if descriptor is not None:
             os.close(descriptor)
 

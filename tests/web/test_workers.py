@@ -12,6 +12,7 @@ SCRIPT = r"""
 import os, signal, sys, time
 from broker.web import workers
 
+os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # as asyncio does since Python 3.12
 workers.RESTART_SECONDS = 0.05
 workers.START_SECONDS = 0.5
 CODE, *PLANS = sys.argv[1:]  # each plan is a word for each of its processes
