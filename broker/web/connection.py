@@ -25,6 +25,7 @@ from broker.core.request_fields import FieldBlock, FieldRules
 from broker.core.request_stream import RequestStream
 from broker.services import metrics
 from broker.services.memory import Shedding
+from broker.web.lingering import Lingering
 
 WATCH_SECONDS = 1.0
 
@@ -161,8 +162,10 @@ class CallerConnection(RequestHandler):
         "_fields",
         "_head_since",
         "_last_block",
+        "_last_words",
         "_leaving",
         "_limits",
+        "_lingers",
         "_stream",
         "_watch",
         "_write_since",
@@ -182,6 +185,8 @@ class CallerConnection(RequestHandler):
         self._fields: RawHeaders = ()
         self._last_block: FieldBlock | None = None
         self._stream = RequestStream(3 * limits.max_header_field_bytes)  # a name, a value, and more
+        self._lingers = False  # after the answer that is being written
+        self._last_words: Lingering | None = None
         self.begun_status = 0
         self.body: Awaited | None = None
         self.relay: Relaying | None = None
@@ -251,6 +256,9 @@ class CallerConnection(RequestHandler):
             self.force_close()
 
     def data_received(self, data: bytes) -> None:
+        if self._last_words is not None:
+            self._last_words.write(data)
+            return
         for piece in self._stream.follow(data) if self._payload_parser is None and not self.closes else (data,):
             super().data_received(piece)
         if self._stream.is_broken and self._upgraded:
@@ -330,9 +338,27 @@ class CallerConnection(RequestHandler):
     # --- its end
 
     def close_soon(self) -> None:
-        """Close it after the answer, without waiting for the rest of the request."""
-        self._lingering_time = 0.0
+        """Close it after the answer, whose caller may still be sending the request: nobody looks at the rest of that."""
+        self._lingering_time = 0.0  # aiohttp's own way, which reads a body that it understands
+        self._lingers = True
         self.close()
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        written = await super().finish_response(request, resp, start_time)
+        if self._lingers and self.transport is not None and not self.transport.is_closing():
+            await self._linger(self.transport)
+        return written
+
+    async def _linger(self, transport: asyncio.Transport) -> None:
+        """Read on, for a while, until the caller has its answer: closing with something unread would take it away."""
+        heard = self._loop.create_future()
+        self._last_words = Lingering(transport, self._loop, lambda: heard.set_result(None))
+        try:
+            await heard
+        finally:
+            self._last_words.stop()
 
     async def start(self) -> None:
         transport = self.transport
@@ -376,7 +402,7 @@ class CallerConnection(RequestHandler):
         if not isinstance(exc, HttpProcessingError | ValueError):
             return super().handle_error(request, status, exc, message)
         log.info("malformed_request", extra={"status": status, "error": type(exc).__name__, "peer": self.peer})
-        self._lingering_time = 0.0
+        self.close_soon()
         response = web.Response(
             status=status,
             body=b'{"type":"urn:token-broker:problem:bad_request","title":"The request is malformed","status":%d,'

@@ -196,7 +196,8 @@ class Relay:
         elif self._chunked:
             self._write(b"0\r\n\r\n")
         if self._tunnel and self._connection.transport is not None:
-            self._lingering = Lingering(self._connection, self._finish)
+            self._lingering = Lingering(self._connection.transport, self._connection.loop, self._finish)
+            self._connection.begin_tunnel(self._lingering)
         else:
             self._finish()
 

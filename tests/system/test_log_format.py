@@ -48,8 +48,9 @@ def test_a_log_is_all_text_or_all_json(tmp_path: Path) -> None:
 
         try:
             read_until("started")
-            with pytest.raises(urllib.error.HTTPError):
+            with pytest.raises(urllib.error.HTTPError) as refused:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/no-route", timeout=10)
+            refused.value.close()
             read_until("/no-route")
             config.write_text(over_base(text.replace("text", "json")))
             running.send_signal(signal.SIGHUP)

@@ -64,6 +64,41 @@ async def test_ds_01_a_body_that_stops_is_cut() -> None:
     assert not upstream.requests or b"" == upstream.requests[0].body
 
 
+REFUSED = {
+    "a field that is too long": (request("/x", "X: " + "a" * (128 << 10)), {400, 431}),
+    "a malformed head": (request("/x", "no field"), {400}),
+    "a body that is too large": (request("/x", "Content-Length: 5000000", method="POST"), {413}),
+    "a body framed twice": (request("/x", "Content-Length: 5", "Transfer-Encoding: chunked", method="POST"), {400}),
+}
+
+
+@pytest.mark.parametrize(("sent", "statuses"), REFUSED.values(), ids=REFUSED)
+async def test_ds_02_who_still_sends_hears_why_it_is_refused(sent: bytes, statuses: set[int]) -> None:
+    """What comes after the answer is read and thrown away: a reset would take the answer away."""
+    async with RawUpstream() as upstream, proxied(upstream, max_body_bytes=1 << 20) as proxy:
+        async with await proxy.connect() as caller:
+            await caller.send(sent)
+            for _ in range(20):
+                await caller.send(b"x" * (64 << 10))
+                await asyncio.sleep(0.01)
+            got = await caller.answer()
+            assert await caller.is_closed()
+
+    assert got.status in statuses
+    assert [] == upstream.requests
+
+
+async def test_ds_02_a_refused_caller_that_goes_on_sending_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has its time, and no more."""
+    monkeypatch.setattr("broker.web.lingering.LINGER_SECONDS", 0.3)
+    async with RawUpstream() as upstream, proxied(upstream) as proxy, await proxy.connect() as caller:
+        await caller.send(request("/x", "no field"))
+        with pytest.raises(ConnectionError):
+            for _ in range(100):
+                await caller.send(b"x" * (64 << 10))
+                await asyncio.sleep(0.02)
+
+
 async def test_ds_05_a_small_body_that_drips_holds_no_upstream_connection() -> None:
     """Nothing goes up before all of it has come; then it goes up with its head."""
     async with RawUpstream() as upstream, proxied(upstream) as proxy, await proxy.connect() as caller:
