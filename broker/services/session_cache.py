@@ -1,137 +1,111 @@
-"""
-What one process knows of browser sessions, for the hot path.
+"""What one process knows of browser sessions, for the hot path; in little room (:mod:`broker.services.compact`)."""
 
-An entry is a plain tuple of numbers, texts and bytes, so that a hundred thousand of them can be kept in little room
-(:mod:`broker.services.compact`).
-"""
-
-from typing import Any, Final, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any
 
 from broker.core import session as core
 from broker.core.session import Session
 from broker.services.compact import CompactDict
 from broker.services.session_records import StoredSession
 
-Entry: TypeAlias = tuple[str, int, bytes, str, str, float, float, float]
 
-KEY: Final = 0
-VERSION: Final = 1
-DOCUMENT: Final = 2
-"""The session as JSON: it is parsed only by who wants its claims."""
-GRANT_ID: Final = 3
-PROVIDER: Final = 4
-LIVES_UNTIL: Final = 5
-"""Unix seconds of the idle or the absolute end, whichever comes first."""
-TOUCH_AT: Final = 6
-"""Unix seconds from which a use is worth writing down."""
-READ_AT: Final = 7
-"""Monotonic seconds, taken before the store was asked."""
-
-
-def entry_of(stored: StoredSession, *, idle_timeout_seconds: float, read_at: float) -> Entry:
-    """Return what is kept of a session."""
-    session = stored.session
-    return (
-        stored.key,
-        stored.version,
-        stored.document,
-        session.grant_id,
-        session.provider,
-        core.lives_until(session, idle_timeout_seconds=idle_timeout_seconds),
-        core.touch_at(session, idle_timeout_seconds=idle_timeout_seconds),
-        read_at,
-    )
-
-
-def _same(entry: Any) -> Any:
-    return entry
-
-
-def read_again(entry: Entry, *, read_at: float) -> Entry:
-    """Return *entry* as one that was found unchanged at *read_at* (monotonic seconds)."""
-    return (*entry[:READ_AT], read_at)
-
-
+@dataclass(slots=True, eq=False)  # not frozen: that would treble what it takes to make one
 class LiveSession:
-    """A session that may be used now. Only :attr:`session` and :attr:`stored` cost anything: it is parsed each time."""
+    """
+    A session as this process knows it. Only :attr:`session` and :attr:`stored` cost anything: it is parsed each time.
 
-    __slots__ = ("_entry",)
+    Attributes:
+        key: The store key: it names the session in logs and events, and opens nothing.
+        version: The version of the record that was read.
+        document: The session as JSON: it is parsed only by who wants its claims.
+        grant_id: Whose tokens the session's calls carry.
+        provider: The configured name of the authorization server.
+        lives_until: Unix seconds of the end if it isn't used again: the idle or the absolute one.
+        touch_at: Unix seconds from which a use is worth writing down.
+        read_at: Monotonic seconds, taken before the store was asked.
+    """
 
-    def __init__(self, entry: Entry) -> None:
-        self._entry = entry
+    key: str
+    version: int = field(repr=False)
+    document: bytes = field(repr=False)
+    grant_id: str = field(repr=False)
+    provider: str = field(repr=False)
+    lives_until: float = field(repr=False)
+    touch_at: float = field(repr=False)
+    read_at: float = field(repr=False)
 
-    def __repr__(self) -> str:
-        return f"LiveSession({self.key})"
-
-    @property
-    def key(self) -> str:
-        """The store key: it names the session in logs and events, and opens nothing."""
-        return self._entry[KEY]
-
-    @property
-    def version(self) -> int:
-        """The version of the record that was read."""
-        return self._entry[VERSION]
-
-    @property
-    def grant_id(self) -> str:
-        """Whose tokens the session's calls carry."""
-        return self._entry[GRANT_ID]
-
-    @property
-    def provider(self) -> str:
-        """The configured name of the authorization server."""
-        return self._entry[PROVIDER]
-
-    @property
-    def lives_until(self) -> float:
-        """Unix seconds of the end if it isn't used again."""
-        return self._entry[LIVES_UNTIL]
+    @classmethod
+    def of(cls, stored: StoredSession, *, idle_timeout_seconds: float, read_at: float) -> "LiveSession":
+        """Return what is known of a session that was read."""
+        session = stored.session
+        return cls(
+            stored.key,
+            stored.version,
+            stored.document,
+            session.grant_id,
+            session.provider,
+            core.lives_until(session, idle_timeout_seconds=idle_timeout_seconds),
+            core.touch_at(session, idle_timeout_seconds=idle_timeout_seconds),
+            read_at,
+        )
 
     @property
     def session(self) -> Session:
         """Who logged in, with all claims."""
-        return core.decode(self._entry[DOCUMENT])
+        return core.decode(self.document)
 
     @property
     def stored(self) -> StoredSession:
         """The session as it was read."""
-        return StoredSession(self.key, self.version, self.session, self._entry[DOCUMENT])
+        return StoredSession(self.key, self.version, self.session, self.document)
+
+    def read_again(self, read_at: float) -> "LiveSession":
+        """Return it as one that was found unchanged at *read_at* (monotonic seconds)."""
+        return LiveSession(
+            self.key,
+            self.version,
+            self.document,
+            self.grant_id,
+            self.provider,
+            self.lives_until,
+            self.touch_at,
+            read_at,
+        )
 
 
 class SessionCache:
     """
-    Entries by the hash of the session id, and the ids for which there is none.
+    Sessions by the hash of their ids, and the ids for which there is none.
 
-    Both are bounded. An entry moves to the end each time that it is read from the store anew, so the one that is
-    dropped is the one that nobody asked for longest, give or take the time that entries are trusted for.
+    Both are bounded. A session moves to the end each time that it is read from the store anew, so the one that is
+    dropped is the one that nobody asked for longest, give or take the time that what was read is trusted for.
     """
 
-    def __init__(self, max_entries: int) -> None:
-        self._max_absent = max_entries // 8 + 1
-        self._entries: CompactDict[bytes, Entry] = CompactDict(max_entries, pack=_same, unpack=_same)
+    def __init__(self, max_sessions: int) -> None:
+        self._max_absent = max_sessions // 8 + 1
+        self._sessions: CompactDict[bytes, LiveSession] = CompactDict(max_sessions, pack=_pack, unpack=_unpack)
         self._digests: dict[str, bytes] = {}
         self._absent: dict[bytes, float] = {}
         # The hot path calls it for each request: no method in between.
-        self.ready = self._entries.ready
-        self.get = self._entries.get
+        self.ready = self._sessions.ready
+        self.get = self._sessions.get
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._sessions)
 
-    def put(self, digest: bytes, entry: Entry) -> None:
-        """Remember *entry*; an older one of the same id is replaced."""
-        self._digests[entry[KEY]] = digest
-        dropped = self._entries.put(digest, entry)
+    def put(self, digest: bytes, session: LiveSession) -> None:
+        """Remember *session*; an older one of the same id is replaced."""
+        self._digests[session.key] = digest
+        dropped = self._sessions.put(digest, session)
         if dropped is not None:
             _, oldest = dropped
-            self._digests.pop(oldest[KEY], None)
+            self._digests.pop(oldest.key, None)
 
     def drop(self, key: str) -> None:
         """Forget the session of a store key."""
         digest = self._digests.pop(key, None)
         if digest is not None:
-            _ = self._entries.pop(digest)
+            _ = self._sessions.pop(digest)
 
     def put_absent(self, digest: bytes, *, until: float) -> None:
         """Remember until *until* (monotonic seconds) that there is no session of this id."""
@@ -149,3 +123,20 @@ class SessionCache:
             del self._absent[digest]
             return False
         return True
+
+
+def _pack(session: LiveSession) -> tuple[Any, ...]:
+    return (
+        session.key,
+        session.version,
+        session.document,
+        session.grant_id,
+        session.provider,
+        session.lives_until,
+        session.touch_at,
+        session.read_at,
+    )
+
+
+def _unpack(packed: tuple[Any, ...]) -> LiveSession:
+    return LiveSession(*packed)

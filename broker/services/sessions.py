@@ -18,6 +18,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from hashlib import sha256
 
 from broker.core import session as core
@@ -27,19 +28,9 @@ from broker.core.session import Index, Session, SessionOptions
 from broker.errors import StoreError
 from broker.services import metrics
 from broker.services.clock import Clock, Randomness
+from broker.services.compact import MAX_READY
 from broker.services.keyring import Keyring
-from broker.services.session_cache import (
-    KEY,
-    LIVES_UNTIL,
-    READ_AT,
-    TOUCH_AT,
-    VERSION,
-    Entry,
-    LiveSession,
-    SessionCache,
-    entry_of,
-    read_again,
-)
+from broker.services.session_cache import LiveSession, SessionCache
 from broker.services.session_records import SessionRecords, StoredSession, Unchanged
 from broker.services.tasks import Tasks
 from broker.services.together import Together
@@ -56,6 +47,13 @@ STORE_REST_SECONDS = 1.0
 """After the store failed, what is known is used for this long without asking again."""
 
 _ID = re.compile(rb"[A-Za-z0-9_-]{43}")
+
+
+@lru_cache(maxsize=MAX_READY)
+def _digest(session_id: bytes) -> bytes:
+    """Under what a session is kept in memory. Remembered for as many as are kept ready."""
+    return sha256(session_id).digest()
+
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +115,7 @@ class Sessions:
         self._release: Release | None = None
         self._cache = SessionCache(options.max_cached)
         self._tasks = Tasks()
-        self._loading: Together[bytes, Entry | StoreError | None] = Together()
+        self._loading: Together[bytes, LiveSession | StoreError | None] = Together()
         self._touching: dict[bytes, float] = {}
         self._resynced_at = -1.0
         self._changes_heard = 0
@@ -134,16 +132,16 @@ class Sessions:
             session_id: The cookie's value.
             used: Whether this counts as a use, which moves the idle end.
         """
-        return self._peek(sha256(session_id).digest(), used=used)
+        return self._peek(_digest(session_id), used=used)
 
     def _peek(self, digest: bytes, *, used: bool) -> LiveSession | None:
-        entry = self._cache.ready(digest) or self._cache.get(digest)
-        if entry is None:
+        live = self._cache.ready(digest) or self._cache.get(digest)
+        if live is None:
             return None
-        read_at = entry[READ_AT]
+        read_at = live.read_at
         if read_at <= self._resynced_at or self._clock.monotonic() >= read_at + self._options.cache_ttl_seconds:
             return None
-        return self._live(digest, entry, used=used)
+        return live if self._may_be_used(digest, live, used=used) else None
 
     async def load(self, session_id: bytes, *, used: bool = True) -> LiveSession | None:
         """
@@ -158,24 +156,24 @@ class Sessions:
         """
         if not _ID.fullmatch(session_id):
             return None
-        digest = sha256(session_id).digest()
+        digest = _digest(session_id)
         known = self._peek(digest, used=used)
         if known is not None:
             return known
         if self._cache.is_absent(digest, at=self._clock.monotonic()):
             return None
-        entry = await self._entry(digest, session_id.decode("ascii"))
-        return None if entry is None else self._live(digest, entry, used=used)
+        live = await self._look_up(digest, session_id.decode("ascii"))
+        return live if live is not None and self._may_be_used(digest, live, used=used) else None
 
-    def _live(self, digest: bytes, entry: Entry, *, used: bool) -> LiveSession | None:
+    def _may_be_used(self, digest: bytes, live: LiveSession, *, used: bool) -> bool:
         now = self._clock.now()
-        if now >= entry[LIVES_UNTIL]:
-            return None
-        if used and now >= entry[TOUCH_AT]:
-            self._touch_soon(digest, entry)
-        return LiveSession(entry)
+        if now >= live.lives_until:
+            return False
+        if used and now >= live.touch_at:
+            self._touch_soon(digest, live)
+        return True
 
-    async def _entry(self, digest: bytes, session_id: str) -> Entry | None:
+    async def _look_up(self, digest: bytes, session_id: str) -> LiveSession | None:
         """Return the session from the store, or what was known of it if the store is down."""
         if self._clock.monotonic() < self._store_rests_until:
             kept = self._kept_through_outage(digest)
@@ -189,15 +187,15 @@ class Sessions:
             raise StoreError(str(outcome))
         return kept
 
-    def _kept_through_outage(self, digest: bytes) -> Entry | None:
+    def _kept_through_outage(self, digest: bytes) -> LiveSession | None:
         """Return what was known of a session, if that was not too long ago and it has certainly not ended by itself."""
-        entry = self._cache.get(digest)
-        if entry is None or self._clock.now() >= entry[LIVES_UNTIL]:
+        live = self._cache.get(digest)
+        if live is None or self._clock.now() >= live.lives_until:
             return None
-        age = self._clock.monotonic() - entry[READ_AT]
-        return entry if age < self._options.outage_grace_seconds else None
+        age = self._clock.monotonic() - live.read_at
+        return live if age < self._options.outage_grace_seconds else None
 
-    async def _read(self, digest: bytes, session_id: str) -> Entry | StoreError | None:
+    async def _read(self, digest: bytes, session_id: str) -> LiveSession | StoreError | None:
         """Read a session and remember what came of it. A fault is returned: several callers may wait for it."""
         read_at, heard = self._clock.monotonic(), self._changes_heard
         known = self._cache.get(digest)
@@ -206,29 +204,29 @@ class Sessions:
             if known is None:
                 stored = await self._records.read(session_id)
             else:
-                stored = await self._records.read_again(known[KEY], known[VERSION])
+                stored = await self._records.read_again(known.key, known.version)
         except StoreError as fault:
             self._store_failed()
             return fault
         if stored is None:
             if known is not None:
-                self._cache.drop(known[KEY])
+                self._cache.drop(known.key)
             self._cache.put_absent(digest, until=read_at + self._options.cache_ttl_seconds)
             return None
         if isinstance(stored, StoredSession):
             return self._remember(digest, stored, read_at=read_at, heard=heard)
         assert known is not None
-        return self._keep(digest, read_again(known, read_at=read_at), heard=heard)
+        return self._keep(digest, known.read_again(read_at), heard=heard)
 
-    def _remember(self, digest: bytes, stored: StoredSession, *, read_at: float, heard: int) -> Entry:
-        entry = entry_of(stored, idle_timeout_seconds=self._options.idle_timeout_seconds, read_at=read_at)
-        return self._keep(digest, entry, heard=heard)
+    def _remember(self, digest: bytes, stored: StoredSession, *, read_at: float, heard: int) -> LiveSession:
+        live = LiveSession.of(stored, idle_timeout_seconds=self._options.idle_timeout_seconds, read_at=read_at)
+        return self._keep(digest, live, heard=heard)
 
-    def _keep(self, digest: bytes, entry: Entry, *, heard: int) -> Entry:
+    def _keep(self, digest: bytes, live: LiveSession, *, heard: int) -> LiveSession:
         # Some session ended or changed since the store was asked. It may have been this one: don't keep it.
         if heard == self._changes_heard:
-            self._cache.put(digest, entry)
-        return entry
+            self._cache.put(digest, live)
+        return live
 
     # --- beginning and ending
 
@@ -263,7 +261,7 @@ class Sessions:
         session_id = new_session_id(self._randomness)
         read_at, heard = self._clock.monotonic(), self._changes_heard
         stored = await self._records.create(session_id, session, ttl_seconds=self._lifetime_seconds(session))
-        self._remember(sha256(session_id.encode()).digest(), stored, read_at=read_at, heard=heard)
+        self._remember(_digest(session_id.encode()), stored, read_at=read_at, heard=heard)
         metrics.SESSIONS.labels("started").inc()
         log.info("session_started", extra={"session": stored.key, "grant": session.grant_id})
         return SessionId(session_id)
@@ -369,7 +367,7 @@ class Sessions:
 
     # --- using
 
-    def _touch_soon(self, digest: bytes, entry: Entry) -> None:
+    def _touch_soon(self, digest: bytes, live: LiveSession) -> None:
         """Write a use down in the background; whoever asked doesn't wait for it."""
         now = self._clock.monotonic()
         if now < self._touching.get(digest, now) or now < self._store_rests_until:
@@ -377,7 +375,7 @@ class Sessions:
         if len(self._touching) >= MAX_TOUCHING:
             self._touching.clear()
         self._touching[digest] = now + TOUCH_RETRY_SECONDS
-        self._tasks.launch(self._touch(digest, LiveSession(entry)), name="session:touch")
+        self._tasks.launch(self._touch(digest, live), name="session:touch")
 
     async def _touch(self, digest: bytes, live: LiveSession) -> None:
         read_at, heard = self._clock.monotonic(), self._changes_heard

@@ -19,7 +19,7 @@ from broker.errors import BrokerError, StoreError
 from broker.services.clock import Clock, SystemClock
 from broker.services.logs import REQUEST_ID
 from broker.services.pool import UpstreamPools
-from broker.services.session_cache import LiveSession, entry_of
+from broker.services.session_cache import LiveSession
 from broker.services.session_records import StoredSession
 from broker.web.connections import ProxyRunner
 from broker.web.gate import CallerSource
@@ -68,10 +68,8 @@ class FakeSessions:
             last_seen_at=0.0,
             ends_at=4e9,
         )
-        entry = entry_of(
-            StoredSession(f"session:{subject}", 1, session, encode(session)), idle_timeout_seconds=4e9, read_at=0.0
-        )
-        live = self.known[session_id] = LiveSession(entry)
+        stored = StoredSession(f"session:{subject}", 1, session, encode(session))
+        live = self.known[session_id] = LiveSession.of(stored, idle_timeout_seconds=4e9, read_at=0.0)
         return live
 
     def peek(self, session_id: bytes, *, used: bool = True) -> LiveSession | None:
