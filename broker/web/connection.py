@@ -338,7 +338,7 @@ class CallerConnection(RequestHandler):
     # --- its end
 
     def close_soon(self) -> None:
-        """Close it after the answer, whose caller may still be sending the request: nobody looks at the rest of that."""
+        """Close it after the answer. Its caller may still be sending the request, at which nobody looks any more."""
         self._lingering_time = 0.0  # aiohttp's own way, which reads a body that it understands
         self._lingers = True
         self.close()

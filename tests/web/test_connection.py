@@ -72,17 +72,25 @@ REFUSED = {
 }
 
 
+async def go_on_sending(caller: RawCaller, *, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        await caller.send(b"x" * (64 << 10))
+        await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize(("sent", "statuses"), REFUSED.values(), ids=REFUSED)
 async def test_ds_02_who_still_sends_hears_why_it_is_refused(sent: bytes, statuses: set[int]) -> None:
     """What comes after the answer is read and thrown away: a reset would take the answer away."""
-    async with RawUpstream() as upstream, proxied(upstream, max_body_bytes=1 << 20) as proxy:
-        async with await proxy.connect() as caller:
-            await caller.send(sent)
-            for _ in range(20):
-                await caller.send(b"x" * (64 << 10))
-                await asyncio.sleep(0.01)
-            got = await caller.answer()
-            assert await caller.is_closed()
+    async with (
+        RawUpstream() as upstream,
+        proxied(upstream, max_body_bytes=1 << 20) as proxy,
+        await proxy.connect() as caller,
+    ):
+        await caller.send(sent)
+        await go_on_sending(caller, seconds=0.2)
+        got = await caller.answer()
+        assert await caller.is_closed()
 
     assert got.status in statuses
     assert [] == upstream.requests
@@ -94,9 +102,7 @@ async def test_ds_02_a_refused_caller_that_goes_on_sending_is_cut(monkeypatch: p
     async with RawUpstream() as upstream, proxied(upstream) as proxy, await proxy.connect() as caller:
         await caller.send(request("/x", "no field"))
         with pytest.raises(ConnectionError):
-            for _ in range(100):
-                await caller.send(b"x" * (64 << 10))
-                await asyncio.sleep(0.02)
+            await go_on_sending(caller, seconds=5)
 
 
 async def test_ds_05_a_small_body_that_drips_holds_no_upstream_connection() -> None:
