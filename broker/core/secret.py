@@ -65,15 +65,15 @@ def is_shared_secret(secret: Secret) -> bool:
 class AccessToken(Secret):
     """An access token (RFC 6749 section 1.4)."""
 
-    __slots__ = ("_credentials",)
+    __slots__ = ("_field",)
 
     def __init__(self, value: str) -> None:
         super().__init__(value)
-        self._credentials = b""
+        self._field = b""
 
-    def credentials(self, token_type: str) -> bytes:
+    def field(self, token_type: str) -> bytes:
         """
-        Return what the Authorization field holds with this token (RFC 9110 section 11.4).
+        Return the Authorization field with this token (RFC 9110 section 11.6.2), as a line of a head.
 
         Args:
             token_type: The scheme. A token has one, so what was made for it is kept: each request asks.
@@ -81,11 +81,11 @@ class AccessToken(Secret):
         Raises:
             ProviderError: If the token holds what no field may hold.
         """
-        if not self._credentials:
+        if not self._field:
             if not (self._value.isascii() and self._value.isprintable()):
                 raise ProviderError("the access token holds a byte that no header field may hold")
-            self._credentials = f"{token_type} {self._value}".encode()
-        return self._credentials
+            self._field = f"Authorization: {token_type} {self._value}\r\n".encode()
+        return self._field
 
 
 class RefreshToken(Secret):

@@ -73,9 +73,9 @@ class LineWriter:
     def _flush(self) -> None:
         count = len(self._lines)
         if count:
-            text = "".join(f"{self._lines.popleft()}\n" for _ in range(count))
+            lines = [self._lines.popleft() for _ in range(count)]
             try:
-                self._stream.write(text)
+                self._stream.write("\n".join([*lines, ""]))
                 self._stream.flush()
             except (OSError, ValueError):
                 self._lost += count

@@ -19,8 +19,7 @@ def access_line(
     path: str,
     status: int,
     seconds: float,
-    route: str = "",
-    session: str = "",
+    more: str = "",
 ) -> str:
     """
     Return the line of JSON about a request. Its query stays out: codes and tokens are in queries.
@@ -33,22 +32,13 @@ def access_line(
         path: Its path, as it came, without the query.
         status: What was answered; 0 if the caller went away.
         seconds: How long it took.
-        route: The name of the route that took it, if one did.
-        session: The store key of the caller's session, if there was one.
+        more: Further members, each with a comma before it.
     """
-    time, shown = _instant(int(now * 1000)), _shown(path[:MAX_LOGGED_PATH])
     return (
-        f'{{"time":"{time}","level":"info","event":"request","request_id":"{request_id}","client":"{client}",'
-        f'"method":"{method[:16]}","path":{shown},"status":{status},"duration_ms":{seconds * 1000:.1f}'
-        + (f',"route":{_quoted(route)}' if route else "")
-        + (f',"session":"{session}"' if session else "")
-        + "}"
+        f'{{"time":"{_instant(int(now * 1000))}","level":"info","event":"request","request_id":"{request_id}",'
+        f'"client":"{client}","method":"{method[:16]}","path":{_shown(path[:MAX_LOGGED_PATH])},"status":{status},'
+        f'"duration_ms":{seconds * 1000:.1f}{more}}}'
     )
-
-
-@lru_cache(maxsize=1024)
-def _quoted(route: str) -> str:
-    return json.dumps(route)
 
 
 @lru_cache(maxsize=1024)

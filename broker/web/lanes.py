@@ -1,5 +1,6 @@
 """Routes made ready: everything about a route that doesn't change from request to request, computed once."""
 
+import json
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
@@ -28,7 +29,8 @@ class Lane:
 
     Attributes:
         route: Its options.
-        name: Its name, in logs and metrics.
+        name: Its name, in metrics.
+        logged: The same as a member of a line in the access log.
         upstream: Where its requests go.
         kind: Whose token goes along.
         max_body_bytes: The largest body that is taken.
@@ -61,6 +63,7 @@ class Lane:
         """
         self.route = route
         self.name = route.name
+        self.logged = f',"route":{json.dumps(route.name)}'
         self.upstream = upstream
         self.kind = route.token.kind
         self.max_body_bytes = route.max_body_bytes
@@ -122,37 +125,36 @@ class Lane:
         passed = block.passed
         if self._removed:
             passed = b"\r\n".join([*without(block.lines, self._removed), b""])
-        pieces = [
-            b"%b %b%b HTTP/1.1\r\nHost: %b\r\n%bX-Forwarded-For: %b\r\nX-Forwarded-Host: %b\r\nX-Request-ID: %b\r\n"
-            % (
-                head.method.encode(),
-                head.target.path if self._cut is None else self._path(head.target.path),
-                head.target.query,
-                self._upstream_host or authority,
-                passed,
-                forwarded_for,
-                authority,
-                request_id,
-            ),
-            self._constant,
-        ]
+        made = self._constant
         if self._says_forwarded:
             elements = write_elements(forwarded_for.split(b", "), host=authority, proto=self._proto)
-            pieces.append(b"Forwarded: %b\r\n" % elements)
+            made += b"Forwarded: %b\r\n" % elements
         if self._templates and session is not None:
-            pieces.append(self._claims(session))
+            made += self._claims(session)
         if token is not None:
-            pieces.append(b"Authorization: %b\r\n" % token.access_token.credentials(token.token_type))
+            made += token.access_token.field(token.token_type)
             if token.dpop_key is not None:
-                pieces.append(b"DPoP: %b\r\n" % self._proof(head, token, token.dpop_key).encode())
+                made += b"DPoP: %b\r\n" % self._proof(head, token, token.dpop_key).encode()
         if block.chunked:
-            pieces.append(b"Transfer-Encoding: chunked\r\n")
+            made += b"Transfer-Encoding: chunked\r\n"
         elif block.content_length is not None:
-            pieces.append(b"Content-Length: %d\r\n" % block.content_length)
+            made += b"Content-Length: %d\r\n" % block.content_length
         if head.upgrade:
-            pieces.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade)
-        pieces.append(b"\r\n")
-        return b"".join(pieces)
+            made += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade
+        return (
+            b"%b %b%b HTTP/1.1\r\nHost: %b\r\n%bX-Forwarded-For: %b\r\nX-Forwarded-Host: %b\r\nX-Request-ID: %b\r\n"
+            b"%b\r\n"
+        ) % (
+            head.method.encode(),
+            head.target.path if self._cut is None else self._path(head.target.path),
+            head.target.query,
+            self._upstream_host or authority,
+            passed,
+            forwarded_for,
+            authority,
+            request_id,
+            made,
+        )
 
     def made_here(self, head: RequestHead, *, token: Token | None, session: LiveSession | None) -> list[bytes]:
         """
@@ -166,7 +168,7 @@ class Lane:
         if session is not None:
             made += self._claims(session)
         if token is not None:
-            made += b"Authorization: %b\r\n" % token.access_token.credentials(token.token_type)
+            made += token.access_token.field(token.token_type)
         cookies = [line for line in head.block.lines if line.startswith(b"Cookie: ")]
         return [*cookies, *made.split(b"\r\n")[:-1]]
 

@@ -151,19 +151,19 @@ class Proxy:
             status: The answer's status; 0 if the caller had nothing of it.
             seconds: How long it took.
         """
-        call.lane.stats.count(status, seconds)
+        lane, head, session = call.lane, call.head, call.session
+        lane.stats.count(status, seconds)
         if self._access_log is not None:
             self._access_log(
                 access_line(
                     now=self._clock.now(),
                     request_id=call.request_id,
                     client=call.caller.address,
-                    method=call.head.method,
-                    path=call.head.target.path.decode(),
+                    method=head.method,
+                    path=head.target.path.decode(),
                     status=status,
                     seconds=seconds,
-                    route=call.lane.name,
-                    session=call.session.key if call.session is not None else "",
+                    more=lane.logged if session is None else f'{lane.logged},"session":"{session.key}"',
                 )
             )
 

@@ -72,11 +72,11 @@ def test_a_copy_is_the_secret_itself() -> None:
     assert secret is copy.deepcopy([secret])[0]
 
 
-def test_an_access_token_becomes_credentials() -> None:
+def test_an_access_token_becomes_a_field() -> None:
     """Of its own scheme, and without showing itself."""
     token = AccessToken("t0ken")
 
-    assert b"Bearer t0ken" == token.credentials("Bearer") == token.credentials("Bearer")
+    assert b"Authorization: Bearer t0ken\r\n" == token.field("Bearer") == token.field("Bearer")
     assert "t0ken" not in repr(token)
 
 
@@ -84,6 +84,6 @@ def test_an_access_token_becomes_credentials() -> None:
 def test_hd_07_a_token_that_no_field_may_hold_is_refused(value: str) -> None:
     """It would end the field, or be read as something else."""
     with pytest.raises(ProviderError, match="no header field") as refused:
-        AccessToken(value).credentials("Bearer")
+        AccessToken(value).field("Bearer")
 
     assert value not in str(refused.value)

@@ -33,7 +33,7 @@ def test_a_line_says_who_asked_for_what() -> None:
 
     assert expected == json.loads(access_line(**USUAL))
     assert {**expected, "route": "h/api", "session": "session:1"} == json.loads(
-        access_line(**USUAL, route="h/api", session="session:1")
+        access_line(**USUAL, more=',"route":"h/api","session":"session:1"')
     )
 
 
