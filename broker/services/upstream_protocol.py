@@ -302,8 +302,10 @@ class UpstreamConnection(asyncio.Protocol):
     def _begin_body(self, exchange: Exchange, head: ResponseHead, data: bytes) -> None:
         self._owner.answered()
         self._head = head
-        self.deadline = self._loop.time() + exchange.timeouts.idle_seconds
         self._surplus = False
+        length = head.body_length
+        if length is None or length > len(data):
+            self.deadline = self._loop.time() + exchange.timeouts.idle_seconds
         if head.chunked:
             self._overhead = 0
             self._message_complete = False
@@ -317,7 +319,6 @@ class UpstreamConnection(asyncio.Protocol):
             if self._message_complete:
                 self._end(exchange, head)
             return
-        length = head.body_length
         if length is None:
             exchange.receiver.on_head(head, data, complete=False)
             return

@@ -76,7 +76,7 @@ class _Request:
 class FastConnection(TurnTaking):
     """A connection with the fast path."""
 
-    __slots__ = ("_last_raw", "_last_raw_block", "_peer", "_proxy", "_serving")
+    __slots__ = ("_known_block", "_known_fields", "_peer", "_proxy", "_serving")
     _current: _Request | None
 
     def __init__(self, server: Any, *, proxy: Proxy, **kwargs: Any) -> None:
@@ -84,8 +84,8 @@ class FastConnection(TurnTaking):
         self._proxy = proxy
         self._serving: asyncio.Task[None] | None = None  # serves the request, unless that goes directly
         self._peer: str | None = None
-        self._last_raw = b""
-        self._last_raw_block: FieldBlock | None = None
+        self._known_fields = b""
+        self._known_block: FieldBlock | None = None
 
     # --- a request
 
@@ -99,19 +99,25 @@ class FastConnection(TurnTaking):
         method, version = _METHODS.get(name), _VERSIONS.get(said_version)
         if method is None or version is None or not target.startswith(_TARGETS):
             return False
-        end = data.find(b"\r\n\r\n", line_end, MAX_HEAD_BYTES)
-        if end < 0:
-            return self._wait_for_head(data)
+        # The fields of the last request are often those of this one.
+        block = self._known_block if data.startswith(self._known_fields, line_end) else None
+        end = line_end + len(self._known_fields)
+        if block is None or end > MAX_HEAD_BYTES:
+            block = None
+            end = data.find(b"\r\n\r\n", line_end, MAX_HEAD_BYTES) + 4
+            if end < 4:
+                return self._wait_for_head(data)
         if self._peer is None:
             self._peer = self.peer
         gate = self._proxy.gate
         try:
-            block = self._block(data[line_end:end])
+            if block is None:
+                block = self._read_fields(data[line_end:end])
             call = gate.judge(method=method, target=target, version=version, block=block, peer=self._peer)
             is_admitted = gate.admit_at_once(call)
             request = _Request(call, data, self._loop.time())
-            if len(data) > end + 4 or block.content_length or block.chunked:
-                self._take_body(request, data[end + 4 :])
+            if len(data) > end or block.content_length or block.chunked:
+                self._take_body(request, data[end:])
         except BrokerError:
             return False
         self._head_since = math.inf
@@ -147,14 +153,13 @@ class FastConnection(TurnTaking):
         self._ahead = rest
         request.content = self._incoming = content
 
-    def _block(self, raw: bytes) -> FieldBlock:
-        """Read the field lines. Those of the last request are often those of this one."""
-        if raw != self._last_raw or self._last_raw_block is None:
-            if b"\t" in raw or raw.count(b"\r\n") > MAX_FIELDS:
-                raise BadRequest("white space about which parsers disagree, or too many fields for the fast path")
-            self._last_raw_block = self._proxy.gate.fields.read(raw.split(b"\r\n")[1:])
-            self._last_raw = raw
-        return self._last_raw_block
+    def _read_fields(self, fields: bytes) -> FieldBlock:
+        """Read the field lines, given with the line breaks around them."""
+        if b"\t" in fields or fields.count(b"\r\n") > MAX_FIELDS + 2:
+            raise BadRequest("white space about which parsers disagree, or too many fields for the fast path")
+        block = self._proxy.gate.fields.read(fields.split(b"\r\n")[1:-2])
+        self._known_fields, self._known_block = fields, block
+        return block
 
     # --- the direct way
 

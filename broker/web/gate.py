@@ -10,6 +10,7 @@ slow one ask the same gate; they differ in whether they wait for what this proce
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol, assert_never
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ from broker.core.cookies import CookieNames
 from broker.core.forwarded import Caller, TrustedProxies
 from broker.core.hosts import KnownHosts
 from broker.core.outcome import Cause, LoginNeeded, Token, TokenResult, Unavailable
+from broker.core.paths import MAX_REMEMBERED, MAX_REMEMBERED_BYTES, Target
 from broker.core.request_fields import FieldBlock, FieldRules
 from broker.core.request_head import RequestHead, read_head
 from broker.core.routing import Navigation, Route, RouteTable, TokenKind
@@ -201,6 +203,7 @@ class Gate:
         )
         self._table = RouteTable(zip(routes, self.lanes, strict=True), reserved=(base_path,))
         self._hosts = KnownHosts(public_url, sorted(self._table.hosts))
+        self._usual_lane = lru_cache(maxsize=MAX_REMEMBERED)(self._lane_of)
         self.fields = FieldRules(
             session_cookie=cookies.session.encode(),
             is_own_cookie=cookies.matcher(),
@@ -223,8 +226,8 @@ class Gate:
             Overloaded: If no request is taken now. Nothing has been done for it: no session was looked for.
         """
         head = read_head(method=method, target=target, version=version, block=block)
-        host = self._hosts.match(block.authority) if block.authority else self._hosts.own_host
-        lane = self._table.match(head.target, host, method)
+        find_lane = self._usual_lane if len(target) <= MAX_REMEMBERED_BYTES else self._lane_of
+        lane = find_lane(head.target, block.authority, method)
         if head.upgrade and not (head.upgrade == WEBSOCKET and lane.route.websocket and _is_handshake(head)):
             # A server may ignore an Upgrade (RFC 9110 section 7.8).
             head.upgrade = b""
@@ -236,6 +239,11 @@ class Gate:
             del block.read[b"client-cert"]  # whoever ends TLS must be a trusted proxy to say this (RFC 9440 section 4)
         caller = self._trusted.caller(peer, block.read.get(self._trusted.field, ()))
         return Call(head, lane, caller, endings=self.endings.count)
+
+    def _lane_of(self, target: Target, authority: bytes, method: str) -> Lane:
+        """Find where a request goes. Raises ``CallerError`` if that is nowhere."""
+        host = self._hosts.match(authority) if authority else self._hosts.own_host
+        return self._table.match(target, host, method)
 
     def admit_at_once(self, call: Call) -> bool:
         """
