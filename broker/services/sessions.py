@@ -132,9 +132,7 @@ class Sessions:
             session_id: The cookie's value.
             used: Whether this counts as a use, which moves the idle end.
         """
-        return self._peek(_digest(session_id), used=used)
-
-    def _peek(self, digest: bytes, *, used: bool) -> LiveSession | None:
+        digest = _digest(session_id)
         live = self._cache.ready(digest) or self._cache.get(digest)
         if live is None:
             return None
@@ -156,10 +154,10 @@ class Sessions:
         """
         if not _ID.fullmatch(session_id):
             return None
-        digest = _digest(session_id)
-        known = self._peek(digest, used=used)
+        known = self.peek(session_id, used=used)
         if known is not None:
             return known
+        digest = _digest(session_id)
         if self._cache.is_absent(digest, at=self._clock.monotonic()):
             return None
         live = await self._look_up(digest, session_id.decode("ascii"))
