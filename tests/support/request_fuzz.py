@@ -65,6 +65,9 @@ FIELDS = [
     "X-Obs: \u00e9", "X-Bad: a\x01b", "X-Bad\x00: 1", " folded", "X-NoColon", ": 1", "X A: 1", "Content-Length: 0",
     "Content-Length: x", "Transfer-Encoding: identity", "Expect: tea", "Range: bytes=0-9", 'If-None-Match: "x"',
     "Content-Type: a/b", "User-Agent: twice", "Proxy: evil", "Max-Forwards: 3", "X-Long: " + "l" * 5000, "DNT: 1",
+    "X-Tab: a\tb", "X-Tab:\tv", "X-Tab: v\t", "X-Tab: v \t ", "X-Tab: \t v", "X-Tab:\t", "\tX: 1", "X-Tab\t: 1", "X\tY: 1",
+    "Content-Length:\t0", "Connection:\tclose", "Connection: close\t", "X-CSRF:\t1\t", "Origin:\thttps://evil.example",
+    "Transfer-Encoding:\tidentity", "Upgrade:\th2c", "Cookie:\ta=1\t; b=2", "\tfolded",
     "Sec-WebSocket-Key1: x", "x-\u00e9: 1", "traceparent: 00-aa-bb-01", "X-Debug: 1", "Server: me", "ETag: x",
 ]  # fmt: skip
 
@@ -106,6 +109,8 @@ def _with_body(head: bytes, source: random.Random) -> bytes:
         )
     else:
         field = b"Content-Length: %d" % len(body)
+    if source.random() < 0.1:
+        field = field.replace(b": ", source.choice([b":\t", b": \t", b":"])) + source.choice([b"\t", b" \t", b""])
     if source.random() < 0.4:
         head = re.sub(rb"^GET", source.choice([b"POST", b"PUT", b"PATCH", b"DELETE"]), head)
     surplus = source.choice([b"\r\n", b"x", b"GET / HTTP/1.1\r\n"]) if source.random() < 0.1 else b""

@@ -127,6 +127,19 @@ async def test_a_plain_call_takes_it(method: str, body: bytes) -> None:
     assert ("/api/x", 200, "/api", "session:alice") == (line["path"], line["status"], line["route"], line["session"])
 
 
+async def test_tabs_are_white_space() -> None:
+    """Around a value and in it; only those in fields about framing are aiohttp's."""
+    async with RawUpstream() as upstream:
+        fast = Fast(upstream)
+        async with fast.proxy as proxy, await proxy.connect() as caller:
+            await fast.warm(caller)
+            await caller.send(request("/x", "X-Tab:\ta\tb \t"))
+            assert 200 == (await caller.answer()).status
+            assert 0 == proxy.handled
+
+    assert [b"a\tb"] == upstream.requests[1].fields(b"x-tab")
+
+
 CHUNKS = b"2\r\nab\r\n1;x=y\r\nc\r\n0\r\nX-Trailer: 1\r\n\r\n"
 UPLOADS = {
     "sized": request("/x", "Content-Length: 3", method="POST") + b"abc",
@@ -162,7 +175,7 @@ async def test_it_may_come_in_any_pieces(name: str) -> None:
         request("/api", "X-CSRF: 1", "X-Long: " + "x" * 16384, cookie=ALICE)[:-4] + b"\r\n\r\n",
         request("/nothing", *["X-A: 1"] * 101),
         request("HTTP://app.example.com/absolute"),
-        request("/a", "X-Tab:\tx"),
+        request("/a", "Connection: keep-alive\t"),
         request("/a", "Upgrade: h2c", "Connection: Upgrade") + request("/b"),
         request("/a\u00e9"),
     ],
