@@ -6,7 +6,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -165,12 +164,6 @@ def memory_kib(pid: int) -> int:
     return total
 
 
-def is_compiled() -> bool:
-    """Whether Python's own compiler is on (``PYTHON_JIT=1``), for this process and all that it starts."""
-    jit = getattr(sys, "_jit", None)
-    return jit is not None and bool(jit.is_enabled())
-
-
 def description() -> str:
     """The machine, in one line."""
     cpu = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
@@ -179,5 +172,4 @@ def description() -> str:
     return (
         f"{cores} x {cpu[1] if cpu else 'unknown CPU'}, {system[1] if system else platform.system()}, "
         f"Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}"
-        f"{' with its JIT compiler' if is_compiled() else ''}"
     )

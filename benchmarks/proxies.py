@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data_plane import HOST, NGINX_UPSTREAM, REQUEST_FIELDS
-from benchmarks.machine import LOAD_CORE, PROXY_CORE, is_compiled, started
+from benchmarks.machine import LOAD_CORE, PROXY_CORE, started
 from broker.services.clock import SystemRandomness
 from broker.services.keyring import new_key
 from tests.support.authorization_server import CLIENT_ID, CLIENT_SECRET
@@ -351,7 +351,6 @@ def _broker(
     path: str = "/small.json",
     users: int = 1,
     by_handle: bool = False,
-    interpreted: bool = False,
     **settings: Any,
 ) -> Any:
     @contextmanager
@@ -380,8 +379,6 @@ def _broker(
         }
         config = lab.write(f"broker-{port}.yaml", json.dumps(document))
         command = [sys.executable, "-m", "broker", "run", str(config)]
-        if interpreted:
-            command = ["env", "PYTHON_JIT=0", *command]
         core = PROXY_CORE if workers == 1 else f"{PROXY_CORE},{LOAD_CORE}"
         with started(command, core=core, port=port, log=lab.directory / f"{port}.log") as pid:
             if by_handle:
@@ -446,9 +443,4 @@ STARTERS: dict[str, Any] = {
     "broker, Redis, no cache": _broker("redis", users=32, session={"cache_ttl": "0s"}),
     "broker, Redis, nothing kept": _broker("redis", users=32, session={"cache_ttl": "0s", "max_cached": 1}),
 }  # fmt: skip
-if is_compiled():
-    STARTERS |= {
-        "broker, SQLite, interpreted": _broker("sqlite", interpreted=True),
-        "broker, SQLite, no session, interpreted": _broker("sqlite", path="/open/small.json", interpreted=True),
-    }
 NAMES = tuple(STARTERS)

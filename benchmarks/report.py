@@ -31,7 +31,6 @@ FAST, SLOW, TWO = "broker, SQLite", "broker, SQLite, by the handler", "broker, S
 SCRUBBED, HANDLE = "broker, SQLite, scrubbed", "broker, SQLite, handle"
 OPEN, BROKER_REDIS, UNCACHED = "broker, SQLite, no session", "broker, Redis", "broker, Redis, nothing kept"
 CONFIRMED = "broker, Redis, no cache"
-INTERPRETED, OPEN_INTERPRETED = "broker, SQLite, interpreted", "broker, SQLite, no session, interpreted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +46,11 @@ class Target:
 
 
 TARGETS = (
-    *(
-        Target(name, figure, subject, against, limit, least=figure == "rate")
-        for name, subject in (("T1: GET, session in process", FAST), ("T1, without Python's JIT compiler", INTERPRETED))
-        for figure, against, limit in (
-            ("cpu_us", NGINX, 1.8),
-            ("cpu_us", SHM, 0.30),
-            ("cpu_us", None, 35),
-            ("rate", None, 28_000),
-            ("p99_ms", None, 2.5),
-        )
-    ),
+    Target("T1: GET, session in process", "cpu_us", FAST, NGINX, 1.8),
+    Target("T1", "cpu_us", FAST, SHM, 0.30),
+    Target("T1", "cpu_us", FAST, None, 35),
+    Target("T1", "rate", FAST, None, 28_000, least=True),
+    Target("T1", "p99_ms", FAST, None, 2.5),
     *(
         Target(f"T2: {what}", figure, subject, against, at_most)
         for what, figure, subject in (
@@ -75,7 +68,6 @@ TARGETS = (
     Target("T3: every request confirmed by Redis", "cpu_us", CONFIRMED, REDIS, 0.25),
     Target("T3", "cpu_us", CONFIRMED, None, 75),
     Target("T4: session and token over plain proxying", "cpu_us", FAST, OPEN, 1.15),
-    Target("T4, without Python's JIT compiler", "cpu_us", INTERPRETED, OPEN_INTERPRETED, 1.15),
     Target("T5: 1 MiB bodies down", "mib_us", FAST, None, 700),
     Target("T5", "mb_s", FAST, None, 1400, least=True),
     Target("T5: 1 MiB bodies up", "upload_us", FAST, NGINX, 1.0),
@@ -133,8 +125,6 @@ class Run:
     def targets(self) -> str:
         lines = ["| target | figure | against | wanted | measured (p25) | |", "|---|---|---|---|---|---|"]
         for target in TARGETS:
-            if target.subject in {INTERPRETED, OPEN_INTERPRETED} and target.subject not in self.subjects:
-                continue
             got, best = self._measured(target)
             sign = "≥" if target.least else "≤"
             lines.append(

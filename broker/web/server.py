@@ -106,6 +106,8 @@ async def _serve(
         installation = Installation(settings, access_log=_access_log(settings, writer))
         for notice in settings.warnings:
             log.warning("configuration_notice", extra={"notice": str(notice)})
+        if is_compiling():
+            log.warning("experimental_compiler", extra={"look_at": "PYTHON_JIT"})
         await installation.start()
         if public:
             tls = None if settings.tls is None else server_context(settings.tls)
@@ -137,6 +139,12 @@ def _access_log(settings: Settings, writer: logs.LineWriter) -> Callable[[str], 
     if not settings.log.access:
         return None
     return writer.write if settings.log.format is LogFormat.JSON else lambda line: writer.write(logs.as_text(line))
+
+
+def is_compiling() -> bool:
+    """Whether Python's experimental compiler is on: that of 3.15.0 lets code of the standard library fail in the store."""
+    compiler = getattr(sys, "_jit", None)
+    return compiler is not None and bool(compiler.is_enabled())
 
 
 def settle() -> None:
