@@ -125,25 +125,25 @@ class Lane:
         passed = block.passed
         if self._removed:
             passed = b"\r\n".join([*without(block.lines, self._removed), b""])
-        made = self._constant
+        credentials, more = b"", b""  # most requests need nothing more
         if self._says_forwarded:
             elements = write_elements(forwarded_for.split(b", "), host=authority, proto=self._proto)
-            made += b"Forwarded: %b\r\n" % elements
+            more += b"Forwarded: %b\r\n" % elements
         if self._templates and session is not None:
-            made += self._claims(session)
+            more += self._claims(session)
         if token is not None:
-            made += token.access_token.field(token.token_type)
+            credentials = token.access_token.field(token.token_type)
             if token.dpop_key is not None:
-                made += b"DPoP: %b\r\n" % self._proof(head, token, token.dpop_key).encode()
+                more += b"DPoP: %b\r\n" % self._proof(head, token, token.dpop_key).encode()
         if block.chunked:
-            made += b"Transfer-Encoding: chunked\r\n"
+            more += b"Transfer-Encoding: chunked\r\n"
         elif block.content_length is not None:
-            made += b"Content-Length: %d\r\n" % block.content_length
+            more += b"Content-Length: %d\r\n" % block.content_length
         if head.upgrade:
-            made += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade
+            more += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade
         return (
             b"%b %b%b HTTP/1.1\r\nHost: %b\r\n%bX-Forwarded-For: %b\r\nX-Forwarded-Host: %b\r\nX-Request-ID: %b\r\n"
-            b"%b\r\n"
+            b"%b%b%b\r\n"
         ) % (
             head.method.encode(),
             head.target.path if self._cut is None else self._path(head.target.path),
@@ -153,7 +153,9 @@ class Lane:
             forwarded_for,
             authority,
             request_id,
-            made,
+            self._constant,
+            credentials,
+            more,
         )
 
     def made_here(self, head: RequestHead, *, token: Token | None, session: LiveSession | None) -> list[bytes]:

@@ -142,7 +142,7 @@ def _access_log(settings: Settings, writer: logs.LineWriter) -> Callable[[str], 
 
 
 def is_compiling() -> bool:
-    """Whether Python's experimental compiler is on: that of 3.15.0 lets code of the standard library fail in the store."""
+    """Whether Python's experimental compiler is on. That of 3.15.0 lets correct code fail in the store's calls."""
     compiler = getattr(sys, "_jit", None)
     return compiler is not None and bool(compiler.is_enabled())
 
