@@ -1,5 +1,7 @@
 """Fixtures that several test packages use."""
 
+import signal
+
 from hypothesis import HealthCheck, settings
 
 from tests.support.redis_server import redis_server, shared_redis
@@ -10,3 +12,7 @@ __all__ = ["redis_server", "shared_redis"]
 # that has other things to do for a moment is no counterexample.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+# A job that a script put into the background ignores Ctrl-C, and so would every broker that these tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
