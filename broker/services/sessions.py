@@ -48,13 +48,6 @@ STORE_REST_SECONDS = 1.0
 
 _ID = re.compile(rb"[A-Za-z0-9_-]{43}")
 
-
-@lru_cache(maxsize=MAX_READY)
-def _digest(session_id: bytes) -> bytes:
-    """Under what a session is kept in memory. Remembered for as many as are kept ready."""
-    return sha256(session_id).digest()
-
-
 log = logging.getLogger(__name__)
 
 
@@ -419,3 +412,9 @@ class Sessions:
         """Let writes in the background end, then stop."""
         self._unsubscribe()
         await self._tasks.drain(timeout_seconds)
+
+
+@lru_cache(maxsize=MAX_READY)
+def _digest(session_id: bytes) -> bytes:
+    """Under what a session is kept in memory. Remembered for as many as are kept ready."""
+    return sha256(session_id).digest()

@@ -64,6 +64,28 @@ async def test_everything_passes_over_tls(tmp_path: Path) -> None:
     assert ["https"] == received[-1].header("x-forwarded-proto")
 
 
+async def test_ds_02_who_still_sends_over_tls_hears_why_it_is_refused(tmp_path: Path) -> None:
+    """TLS has no half of a connection to close: the broker reads on until the caller stops."""
+    authority = Authority(tmp_path)
+    tls = ssl.create_default_context(cafile=authority.ca_file)
+    async with Upstream() as upstream:
+        route = {"path": "/public", "upstream": upstream.url, "token": "none", "max_body": "1MiB"}
+        async with broker_for(tmp_path, authority, routes=[route]) as broker:
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", broker.port, ssl=tls, server_hostname="localhost"
+            )
+            writer.write(b"POST /public/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000000\r\n\r\n")
+            for _ in range(20):
+                writer.write(b"x" * (64 << 10))
+                await writer.drain()
+                await asyncio.sleep(0.02)
+            answer = await asyncio.wait_for(reader.read(), 10)
+            writer.close()
+
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert [] == upstream.received
+
+
 async def test_ft_19_a_certificate_that_was_replaced_is_shown_after_a_reload(tmp_path: Path) -> None:
     """New connections see the new one; one that can't be read changes nothing."""
     authority = Authority(tmp_path)
