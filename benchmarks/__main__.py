@@ -15,7 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -32,42 +32,69 @@ UPLOAD = 'wrk.method = "POST"\nwrk.body = string.rep("x", 1048576)'
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is measured."""
+    """
+    How much is measured.
 
+    Attributes:
+        starts: How often everything is started anew: where a process comes to lie in memory may cost it a twentieth.
+        rounds: How many rounds are measured after each start.
+        seconds: How long a slice is.
+        connections: How many idle connections are weighed.
+        sessions: How many sessions are weighed.
+    """
+
+    starts: int
     rounds: int
     seconds: int
     connections: int
     sessions: int
 
 
-FULL = Plan(rounds=12, seconds=1, connections=2000, sessions=100_000)
-QUICK = Plan(rounds=2, seconds=1, connections=300, sessions=10_000)
+FULL = Plan(starts=4, rounds=3, seconds=1, connections=2000, sessions=100_000)
+QUICK = Plan(starts=1, rounds=2, seconds=1, connections=300, sessions=10_000)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a short run, which writes nothing")
     parser.add_argument("--write", action="store_true", help="write document and plot after a short run, too")
-    parser.add_argument("--rounds", type=int, default=None, help="fewer rounds than twelve")
+    parser.add_argument(
+        "--starts", type=int, default=None, help="start everything so often anew, in place of four times"
+    )
+    parser.add_argument("--rounds", type=int, default=None, help="so many rounds after each start, in place of three")
     parser.add_argument("--only", default="", help="beginnings of names, with commas between")
     parser.add_argument("--directory", type=Path, default=Path(__file__).parents[1] / "docs")
     arguments = parser.parse_args()
     plan = QUICK if arguments.quick else FULL
-    plan = replace(plan, rounds=arguments.rounds or plan.rounds)
+    plan = replace(plan, starts=arguments.starts or plan.starts, rounds=arguments.rounds or plan.rounds)
     only = tuple(filter(None, arguments.only.split(",")))
-    with tempfile.TemporaryDirectory() as directory:
-        lab = Lab(Path(directory))
-        with proxies(lab, lambda name: not only or name.startswith(only)) as subjects:
-            memory = session_memory(lab, plan.sessions)
-            measure(subjects, plan)
-    run = Run(subjects, memory, rounds=plan.rounds, seconds=plan.seconds, at=datetime.now(UTC))
+    subjects, memory = measure(plan, lambda name: not only or name.startswith(only))
+    run = Run(subjects, memory, starts=plan.starts, rounds=plan.rounds, seconds=plan.seconds, at=datetime.now(UTC))
     print(run.table())
     print(run.targets())
     if arguments.write or not (arguments.quick or only):
         write(run, arguments.directory)
 
 
-def measure(subjects: list[Subject], plan: Plan) -> None:
+def measure(plan: Plan, wanted: Callable[[str], bool]) -> tuple[list[Subject], dict[str, float]]:
+    """Return the wanted proxies with all that was measured of them, and the memory that sessions take."""
+    measured: dict[str, Subject] = {}
+    memory: dict[str, float] = {}
+    for number in range(plan.starts):
+        with tempfile.TemporaryDirectory() as directory:
+            lab = Lab(Path(directory))
+            with proxies(lab, wanted) as subjects:
+                memory = memory or session_memory(lab, plan.sessions)
+                take_rounds(subjects, plan)
+        for subject in subjects:
+            known = measured.setdefault(subject.name, subject)
+            for figure, values in subject.samples.items() if known is not subject else ():
+                known.samples.setdefault(figure, []).extend(values)
+        print(f"start {number + 1} of {plan.starts}", file=sys.stderr)
+    return list(measured.values()), memory
+
+
+def take_rounds(subjects: list[Subject], plan: Plan) -> None:
     """Take a slice of each subject in each round, after one that warms up, while the others sleep; then weigh the memory."""
     with asleep([pid for subject in subjects for pid in subject.pids]):
         for subject in subjects:

@@ -85,10 +85,18 @@ class Run:
     """One run's figures."""
 
     def __init__(
-        self, subjects: list[Subject], memory: dict[str, float], *, rounds: int, seconds: float, at: datetime
+        self,
+        subjects: list[Subject],
+        memory: dict[str, float],
+        *,
+        starts: int,
+        rounds: int,
+        seconds: float,
+        at: datetime,
     ) -> None:
         self.subjects = {subject.name: subject for subject in subjects}
         self.memory = memory
+        self.starts = starts
         self.rounds = rounds
         self.seconds = seconds
         self.at = at
@@ -172,7 +180,7 @@ _PAGE = """\
 
 <!-- Made by `make bench`. Do not edit. -->
 
-{date}, {machine}; {rounds} rounds of {seconds:g} s slices, interleaved. What is compared and how is told in
+{date}, {machine}; everything started {starts} times, and after each {rounds} rounds of {seconds:g} s slices, interleaved. What is compared and how is told in
 [performance](../explanation/performance.md). Each cell is the median over the slices, and in parentheses the quartile at its better end
 (p25 of costs, p75 of rates). Rates and latencies at 32 connections unless the head says otherwise.
 
@@ -194,6 +202,7 @@ def write(run: Run, docs: Path) -> None:
     page = _PAGE.format(
         date=f"{run.at:%Y-%m-%d}",
         machine=description(),
+        starts=run.starts,
         rounds=run.rounds,
         seconds=run.seconds,
         table=run.table(),
