@@ -15,7 +15,7 @@ MEMORY = {"session_kib": 2.5, "grant_kib": 1.5, "gc_ms": 20.0, "count": 1000.0}
 def run_of(**cpu_us: list[float]) -> Run:
     names = {"nginx": NGINX, "broker": FAST}
     subjects = [Subject(names[key], 1, 1, (), samples={"cpu_us": values}) for key, values in cpu_us.items()]
-    return Run(subjects, MEMORY, rounds=3, seconds=1, at=datetime(2026, 1, 2, tzinfo=UTC))
+    return Run(subjects, MEMORY, starts=1, rounds=3, seconds=1, at=datetime(2026, 1, 2, tzinfo=UTC))
 
 
 @pytest.mark.parametrize(

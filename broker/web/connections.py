@@ -65,6 +65,10 @@ class ConnectionServer(web.Server):
         assert isinstance(request, web.Request)
         connection = request.protocol
         assert isinstance(connection, CallerConnection)
+        if connection.transport is None:
+            # It was closed for what came in the same read. How far aiohttp gets before it hears of that depends on the
+            # version of Python.
+            raise asyncio.CancelledError
         await connection.caught_up()
         target = request.raw_path
         if target == self._own or target.startswith(self._below_own):

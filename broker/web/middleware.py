@@ -1,6 +1,5 @@
 """The outermost layer: names each request, and turns whatever goes wrong into an answer that says no more than due."""
 
-import asyncio
 import logging
 import re
 from collections.abc import Callable
@@ -79,10 +78,6 @@ class Outermost:
         self._secure = public_url.startswith("https:")
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.transport is None:
-            # The connection was closed with what came in the same read. How far aiohttp gets before it hears of that
-            # depends on the version of Python.
-            raise asyncio.CancelledError
         began_at = self._clock.monotonic()
         request_id = _known_name(request) or _given_name(request, self._trusted_proxies) or self._new_name()
         request[REQUEST_ID] = request_id
