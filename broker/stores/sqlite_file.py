@@ -235,6 +235,17 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def _snapshot(db: sqlite3.Connection) -> Iterator[None]:
+    """Read of one moment, whatever other processes write meanwhile."""
+    db.execute("BEGIN")
+    try:
+        yield
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+
+
 def is_busy(fault: BaseException) -> bool:
     """Return whether another process has a lock that it will give back."""
     return _code(fault) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
@@ -252,8 +263,9 @@ def _code(fault: BaseException) -> int:
 
 def _migrate(db: sqlite3.Connection) -> None:
     """Create the tables in a file that is empty, and refuse one that is not ours."""
-    if _format(db) == FORMAT:
-        return
+    with _snapshot(db):
+        if _format(db) == FORMAT:
+            return
     db.execute("PRAGMA journal_mode = WAL")
     with transaction(db):
         if _format(db) != FORMAT:  # another process may have been quicker

@@ -4,12 +4,14 @@ import os
 import sqlite3
 import stat
 import tempfile
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
 from broker.errors import StoreError, StoreMisplaced
 from broker.services.clock import SystemClock
+from broker.stores import sqlite_file
 from broker.stores.base import Busy
 from broker.stores.listeners import RESYNC
 from broker.stores.sqlite import SqliteStore
@@ -56,6 +58,27 @@ async def test_ft_16_a_file_that_is_no_database_is_left_alone(path: Path, conten
         await store.start()
     await store.close()
     assert content == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "moment", ["PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master"]
+)
+def test_two_processes_may_make_the_file_at_once(path: Path, moment: str) -> None:
+    """Whatever the one has done when the other looks, neither takes the file for another program's."""
+    first, second = (sqlite3.connect(path, timeout=0, isolation_level=None) for _ in range(2))
+
+    def interfere(statement: str) -> None:
+        if statement == moment:
+            first.set_trace_callback(None)
+            with suppress(sqlite3.OperationalError):  # the file is locked, and it would wait
+                sqlite_file._migrate(second)
+
+    with closing(first), closing(second):
+        first.set_trace_callback(interfere)
+        sqlite_file._migrate(first)
+        sqlite_file._migrate(second)
+
+        assert sqlite_file.FORMAT == sqlite_file._format(first) == sqlite_file._format(second)
 
 
 async def test_what_passes_by_itself_is_an_outage(path: Path) -> None:
