@@ -104,7 +104,7 @@ class KnownGrants:
 
     def fresh(self, grant_id: str) -> Known | None:
         """Return what was last seen of a grant, unless the store must be asked again."""
-        seen = self._grants.ready(grant_id) or self._grants.get(grant_id)
+        seen = self.get(grant_id)
         return None if seen is None or self.is_stale(seen) else seen
 
     def is_stale(self, seen: Known) -> bool:

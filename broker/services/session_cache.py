@@ -61,16 +61,8 @@ class LiveSession:
 
     def read_again(self, read_at: float) -> "LiveSession":
         """Return it as one that was found unchanged at *read_at* (monotonic seconds)."""
-        return LiveSession(
-            self.key,
-            self.version,
-            self.document,
-            self.grant_id,
-            self.provider,
-            self.lives_until,
-            self.touch_at,
-            read_at,
-        )
+        *known, _ = _pack(self)
+        return LiveSession(*known, read_at)
 
 
 class SessionCache:

@@ -138,10 +138,8 @@ class TokenBroker:
         if seen is None:
             return None
         now = self._clock.now()
-        held = seen.tokens.get(audience.key)
-        if held is None or now >= held.usable_until:
-            return None
-        if now >= held.due_at and (grant_id, audience.key) not in self._running:
+        held = seen.token(audience, now)
+        if held is None or (now >= held.due_at and (grant_id, audience.key) not in self._running):
             return None
         return held.token
 

@@ -18,6 +18,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from broker.web.connection import CallerConnection, Tunnel
 from broker.web.incoming import IncomingBody
+from broker.web.lingering import LINGER_SECONDS
 
 AIOHTTP: Final = "3.14."
 """The minor version whose insides are known."""
@@ -38,8 +39,6 @@ MAX_HEAD_BYTES: Final = 16 << 10
 MAX_AHEAD_BYTES: Final = 64 << 10
 """How much a caller may send while its last call is under way."""
 BUSY_CHECK_SECONDS: Final = 5.0
-LINGER_SECONDS: Final = 5.0
-"""How long a caller may go on sending a body that was answered already."""
 
 
 def fits() -> bool:
