@@ -61,8 +61,7 @@ class LiveSession:
 
     def read_again(self, read_at: float) -> "LiveSession":
         """Return it as one that was found unchanged at *read_at* (monotonic seconds)."""
-        *known, _ = _pack(self)
-        return LiveSession(*known, read_at)
+        return _unpack((*_pack(self)[:-1], read_at))
 
 
 class SessionCache:

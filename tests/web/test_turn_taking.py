@@ -7,7 +7,7 @@ import pytest
 from aiohttp.web_protocol import RequestHandler
 
 from broker.core.routing import Route
-from broker.web import turn_taking
+from broker.web import lingering, turn_taking
 from tests.support.proxying import ANONYMOUS, ProxyUnderTest, request
 from tests.support.raw_upstream import OK, RawRequest, RawUpstream, Wire
 from tests.support.waiting import until
@@ -60,7 +60,7 @@ async def test_a_body_that_never_ends_after_an_early_answer_ends_its_connection(
     ):
         await caller.send(request("/x", "Content-Length: 20000", method="POST") + b"half")
         assert 413 == (await caller.answer()).status
-        assert await caller.is_closed(turn_taking.LINGER_SECONDS + 3)
+        assert await caller.is_closed(lingering.LINGER_SECONDS + 3)
 
 
 async def test_a_quick_caller_is_not_slow_for_ever() -> None:
