@@ -93,11 +93,18 @@ class LoginFailed(CallerError):
 
 
 class NoSession(CallerError):
-    """The caller has no live session."""
+    """
+    The caller has no live session.
+
+    Attributes:
+        leads_back: Whether a user who logs in can go on with the same request: nobody can who went to a page where none
+            is served.
+    """
 
     status = 401
     code = "no_session"
     title = "A login is needed"
+    leads_back: bool = True
 
 
 class SessionExpired(CallerError):
@@ -127,11 +134,25 @@ class StepUpRequired(CallerError):
 
 
 class CsrfFailed(CallerError):
-    """A cookie-authenticated call came without proof that our own frontend made it."""
+    """
+    A cookie-authenticated call came without proof that our own frontend made it.
+
+    Attributes:
+        may_go_on: Whether the same request passes if it comes from a page of our own.
+    """
 
     status = 403
     code = "csrf_failed"
     title = "The call lacks the X-CSRF header or comes from a foreign origin"
+
+    def __init__(self, detail: str = "", *, may_go_on: bool = False) -> None:
+        """
+        Args:
+            detail: A sentence for the log.
+            may_go_on: Whether the same request passes if it comes from a page of our own.
+        """
+        super().__init__(detail)
+        self.may_go_on = may_go_on
 
 
 class Forbidden(CallerError):

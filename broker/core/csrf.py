@@ -103,7 +103,7 @@ def _judge_navigation(method: str, headers: Headers, site: str | None, *, same_s
     if _single(headers, "Sec-Fetch-Mode") != "navigate" or _single(headers, "Sec-Fetch-Dest") not in _DOCUMENTS:
         raise CsrfFailed("x-csrf is missing and this is no navigation")
     if not (site in ("same-origin", "none") or (same_site_ok and site == "same-site")):
-        raise CsrfFailed("a navigation from another site")
+        raise CsrfFailed("a navigation from another site", may_go_on=True)
 
 
 def _single(headers: Headers, name: str) -> str | None:

@@ -209,7 +209,9 @@ class Route:
     max_replay_body_bytes: int = option("A body up to this size is kept for that.", default=64 << 10)
     max_body_bytes: int = option("The largest body that is taken.", default=100 << 20)
     navigation: Navigation = option(
-        "allow: the route serves pages, which a browser goes to without the X-CSRF header.", default=Navigation.DENY
+        "allow: the route serves pages, which a browser goes to without the X-CSRF header, and by way of the login. "
+        "deny: whoever goes there is told that it can't be opened, logged in or not.",
+        default=Navigation.DENY,
     )
     websocket: bool = option("Whether WebSockets are let through.", default=True)
     origins: tuple[str, ...] = option(

@@ -429,6 +429,7 @@ class Gate:
             call.grant_id = session.grant_id
         elif call.lane.kind is _USER:
             error = NoSession("no live session")
+            error.leads_back = route.navigation is Navigation.ALLOW
             if route.provider is not None:
                 error.login_parameters = {"provider": route.provider}
             raise error

@@ -61,17 +61,19 @@ def continue_page(url: str) -> str:
     return _page("One moment", f"<p>{_link(url, 'Continue')}</p>", head=head)
 
 
-def error_page(title: str, *, request_id: str, links: Mapping[str, str]) -> str:
+def error_page(title: str, advice: str, *, request_id: str, links: Mapping[str, str]) -> str:
     """
     Return the page of an error.
 
     Args:
         title: What is wrong, as the error class says it. Nothing that came with the request belongs here.
+        advice: What that means to the user, and what to do.
         request_id: For whoever looks into the log.
         links: Texts by the URL that they lead to: the ways on.
     """
     ways = "".join(f"<p>{_link(url, text)}</p>" for url, text in links.items())
-    return _page(title, f"{ways}<small>Request {escape(request_id)}</small>")
+    said = f"<p>{escape(advice)}</p>" if advice else ""
+    return _page(title, f"{said}{ways}<small>If you ask for help, name the request: {escape(request_id)}</small>")
 
 
 def choice_page(choices: Mapping[str, str]) -> str:

@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 from aiohttp import web
 
 from broker.core.return_url import is_safe_return_url, with_return_url
-from broker.errors import BrokerError, CsrfFailed, LoginFailed, MethodNotAllowed, ProviderError
+from broker.errors import BrokerError, CsrfFailed, LoginFailed, MethodNotAllowed, NoSession, ProviderError
 from broker.web.pages import FRAME_POLICY, PAGE_POLICY, error_page
 
 PROBLEM_TYPE = "urn:token-broker:problem:"
@@ -22,6 +22,22 @@ PROBLEM_TYPE = "urn:token-broker:problem:"
 
 DEFAULT_RETRY_AFTER_SECONDS = 5.0
 MAX_RETRY_AFTER_SECONDS = 3600.0
+
+ADVICE: Mapping[int, str] = MappingProxyType(
+    {
+        400: "The address can't be served as it is. If a link led here, tell those who run this site.",
+        401: "You aren't logged in, or not any more.",
+        403: "This can't be opened from here. If a link led here, tell those who run this site.",
+        404: "Nothing is at this address. It may be misspelt, or have moved.",
+        421: "This site isn't served under that name.",
+        429: "Too much came from here in a short time. Wait a moment, then try again.",
+        500: "Something is wrong on our side. You are still logged in.",
+        502: "The service behind this page doesn't answer. You are still logged in; try again in a moment.",
+        503: "Something that is needed is unavailable or has too much to do. It loses no login; try again in a moment.",
+        504: "The service behind this page takes too long. You are still logged in; try again in a moment.",
+    }
+)
+"""What people are told beside an error's title, by its status."""
 
 SECURITY_HEADERS: Mapping[str, str] = MappingProxyType(
     {
@@ -141,13 +157,14 @@ def problem_response(
         login_url = f"{login_url}?{urlencode(error.login_parameters)}"
     if not is_navigation(request):
         response = _document(error, request_id, login_url)
-    elif error.status == 401 and login_url is not None and _may_redirect(request):
+    elif error.status == 401 and login_url is not None and _may_redirect(request, error):
         back = _own_url(request, login_url)
         named = "returnUrl" in error.login_parameters
         response = see_other(login_url if back is None or named else with_return_url(login_url, back))
     else:
         links = _ways_on(request, error, login_url)
-        response = page_response(error_page(error.title, request_id=request_id, links=links), status=error.status)
+        page = error_page(error.title, ADVICE.get(error.status, ""), request_id=request_id, links=links)
+        response = page_response(page, status=error.status)
     if error.status in (429, 503):
         seconds = error.retry_after_seconds or DEFAULT_RETRY_AFTER_SECONDS
         response.headers["Retry-After"] = str(math.ceil(min(seconds, MAX_RETRY_AFTER_SECONDS)))
@@ -172,8 +189,10 @@ def _document(error: BrokerError, request_id: str, login_url: str | None) -> web
     return json_response(document, status=error.status, content_type="application/problem+json")
 
 
-def _may_redirect(request: Asked) -> bool:
-    """Nobody logs in inside a frame, or ahead of coming; and what was posted can't be taken along."""
+def _may_redirect(request: Asked, error: BrokerError) -> bool:
+    """Nobody logs in inside a frame, ahead of coming or in vain; and what was posted can't be taken along."""
+    if isinstance(error, NoSession) and not error.leads_back:
+        return False
     in_window = request.headers.get("Sec-Fetch-Dest", "document") == "document"
     return request.method in ("GET", "HEAD") and in_window and not is_speculative(request)
 
@@ -186,11 +205,11 @@ def _own_url(request: Asked, login_url: str) -> str | None:
 
 def _ways_on(request: Asked, error: BrokerError, login_url: str | None) -> Mapping[str, str]:
     here = _own_url(request, login_url or "/bff/login") if request.method == "GET" else None
-    if isinstance(error, CsrfFailed) and here is not None:
-        return {here: "Continue"}  # it came from another site; from our own page it may go on, if the user wants to
+    if isinstance(error, CsrfFailed) and error.may_go_on and here is not None:
+        return {here: "Continue"}
     if login_url is not None and (error.status == 401 or isinstance(error, LoginFailed)):
         return {login_url: "Log in"}
-    if error.status in (429, 503) and here is not None:
+    if error.status in (429, 502, 503, 504) and here is not None:
         return {here: "Try again"}
     if login_url is not None and isinstance(error, ProviderError):
         return {login_url: "Try again"}

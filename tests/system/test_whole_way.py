@@ -63,6 +63,22 @@ async def test_a_navigation_is_led_to_the_login_and_back(
     assert 200 == again.status
 
 
+async def test_nobody_is_led_to_a_login_after_which_the_page_is_refused(
+    tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstream
+) -> None:
+    """Whoever opens an address that is for calls is told so, logged in or not, and offered no way back to it."""
+    async with BrokerProcess(tmp_path, **settings(provider, upstream)) as broker, Browser(broker.url) as browser:
+        async with browser.http.get(f"{broker.url}/api/a", headers=navigation(), allow_redirects=False) as response:
+            stranger = Answer(response.status, dict(response.headers), await response.read())
+        await browser.log_in()
+        async with browser.http.get(f"{broker.url}/api/a", headers=navigation(), allow_redirects=False) as response:
+            user = Answer(response.status, dict(response.headers), await response.read())
+
+    assert [401, 403] == [stranger.status, user.status]
+    assert b'href="/bff/login"' in stranger.body
+    assert b'href="/api/a"' not in stranger.body + user.body
+
+
 @pytest.mark.parametrize("kind", ["sqlite", "redis"])
 async def test_tk_01_two_hundred_calls_over_three_workers_cause_one_refresh(
     kind: str, tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstream, redis_server: RedisServer

@@ -9,7 +9,7 @@ from broker.web.pages import PAGE_POLICY, choice_page, continue_page, error_page
 NASTY = "/a?q=\"'><script>alert(1)</script>&b=</title>"
 PAGES = {
     "continue": continue_page(NASTY),
-    "error": error_page(NASTY, request_id=NASTY, links={NASTY: NASTY}),
+    "error": error_page(NASTY, NASTY, request_id=NASTY, links={NASTY: NASTY}),
     "choice": choice_page({NASTY: NASTY}),
     "log out": log_out_page(NASTY),
 }

@@ -14,6 +14,7 @@ from broker.errors import (
     ProviderError,
     StoreError,
     TooManyRequests,
+    UpstreamTimeout,
 )
 from broker.web.problems import SECURITY_HEADERS, problem_response
 
@@ -158,9 +159,11 @@ def test_a_method_that_is_not_allowed_says_which_are() -> None:
 @pytest.mark.parametrize(
     ("error", "link"),
     [
-        (CsrfFailed(), '<a href="/orders?a=b">Continue</a>'),
+        (CsrfFailed(may_go_on=True), '<a href="/orders?a=b">Continue</a>'),
+        (CsrfFailed(), '<a href="/">Go to the start page</a>'),
         (LoginFailed(), '<a href="/bff/login">Log in</a>'),
         (StoreError(), '<a href="/orders?a=b">Try again</a>'),
+        (UpstreamTimeout(), '<a href="/orders?a=b">Try again</a>'),
         (BrokerError(), '<a href="/">Go to the start page</a>'),
     ],
 )
