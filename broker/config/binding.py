@@ -237,8 +237,10 @@ class Binder:
     def _options(self, node: Node, shape: Options, path: KeyPath) -> object:
         if not isinstance(node, MappingNode):
             return self._refuse(node, shape, path)
+        problems_before = len(self.report.problems)
         if rewrite := self._rewrites.get(shape.type):
             node = rewrite(node, show(path), self.report)
+        is_whole = len(self.report.problems) == problems_before  # what the rewrite would have brought isn't missed
         fields = fields_of(shape.type)
         values: dict[str, object] = {}
         for key, entry in node.entries.items():
@@ -253,14 +255,16 @@ class Binder:
                 expected = field.shape.expected
                 key = show((*path, field.key))
                 self.report.refuse(node.at, key, expected=expected, found="nothing: the key is missing")
-        return REFUSED if _any_refused(values.values()) else self._construct(shape.type, values, path)
+        if not is_whole or _any_refused(values.values()):
+            return REFUSED
+        return self._construct(shape.type, values, path)
 
     def _construct(self, options: type, values: Mapping[str, object], path: KeyPath) -> object:
         try:
             return options(**values)
         except OptionError as error:
             found = error.found and f"the name {quoted(error.found)}"
-            self.refuse((*path, *key_path(error.key)), expected=error.expected, found=found)
+            self.refuse((*path, *key_path(error.key)), expected=error.expected, found=found, hint=error.hint)
             return REFUSED
 
     def _notice_switch(self, field: OptionField, entry: Entry, value: object, path: KeyPath) -> None:

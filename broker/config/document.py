@@ -248,6 +248,12 @@ def _syntax_error(problem: str) -> str:
         return "an unknown escape in a double-quoted text: use single quotes"
     if problem.startswith("found undefined tag handle"):
         return "a tag: tags are refused"
+    if problem.startswith("mapping values are not allowed"):
+        return (
+            "a second colon, or a line that is indented further than its neighbours: a text with a colon needs quotes"
+        )
+    if problem.startswith("expected <block end>"):
+        return "a line that isn't indented as its neighbours are"
     return f"a syntax error: {problem}"
 
 

@@ -29,7 +29,7 @@ def with_presets(preset_keys: PresetKeys) -> Rewrite:
             wrong = node.entries.get(error.key)
             found = describe(wrong.value, conceal=False) if wrong is not None else "nothing: the key is missing"
             at = wrong.value.at if wrong is not None else named.at
-            report.refuse(at, f"{path}.{error.key}", expected=error.expected, found=found)
+            report.refuse(at, f"{path}.{error.key}", expected=error.expected, found=found, hint=error.hint)
             return node
 
     return rewrite

@@ -97,7 +97,7 @@ class HostSource:
         try:
             content, mode = _read(self._directory / path)
         except (OSError, ValueError) as error:
-            return Missing(f"a readable file {shown}", _reason(error))
+            return Missing(f"a readable file {_named(path)}", _reason(error))
         if not stat.S_ISREG(mode):
             return Missing(f"a regular file {shown}", "something else")
         if len(content) > MAX_BYTES:
@@ -117,8 +117,13 @@ class HostSource:
         try:
             _read(found := self._directory / path)
         except (OSError, ValueError) as error:
-            return Missing(f"a readable file {shown}", _reason(error))
+            return Missing(f"a readable file {_named(path)}", _reason(error))
         return Located(str(found)) if found.is_file() else Missing(f"a regular file {shown}", "something else")
+
+
+def _named(path: str) -> str:
+    """Return a file's name as it is told, with where it was looked for."""
+    return quoted(path) if path.startswith("/") else f"{quoted(path)} beside the configuration"
 
 
 def _reason(error: OSError | ValueError) -> str:

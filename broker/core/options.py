@@ -28,13 +28,15 @@ class OptionError(ValueError):
         key: The key of the value within its options class, as the YAML spells it; empty for the whole class.
         expected: What would have been accepted, as a phrase: "a duration above 0".
         found: The text at fault, where that isn't the value of the key: a name in a mapping. Never a secret.
+        hint: What was probably meant.
     """
 
-    def __init__(self, key: str, expected: str, *, found: str = "") -> None:
+    def __init__(self, key: str, expected: str, *, found: str = "", hint: str = "") -> None:
         super().__init__(f"{key}: expected {expected}" if key else f"expected {expected}")
         self.key = key
         self.expected = expected
         self.found = found
+        self.hint = hint
 
 
 def option(

@@ -250,6 +250,9 @@ class ProviderOptions:
         # Frozen values share nothing mutable with the document that they were read from.
         for key in ("authorization_parameters", "userinfo_members", "token_parameters", "token_response"):
             object.__setattr__(self, key, MappingProxyType(dict(getattr(self, key))))
+        issuer, well_known, _ = (self.issuer or "").partition("/.well-known/")
+        if well_known:
+            raise OptionError("issuer", "an issuer, without the place of its metadata", hint=f"did you mean {issuer}?")
         discovered = self.discovery and (self.issuer or self.metadata_url)
         if not (discovered or self.token_endpoint or self.refresh_endpoint):
             raise OptionError("issuer", "an issuer to discover, or a token_endpoint")

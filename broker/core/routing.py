@@ -340,6 +340,8 @@ def _is_at_or_below(path: str, other: str) -> bool:
 
 def _check_path(key: str, path: str) -> None:
     """Refuse a path that a request could only reach by one of several readings."""
+    if not path.startswith("/"):
+        raise OptionError(key, "a path that begins with a slash")
     try:
         target = read_target(path.encode(), b"")
     except (AmbiguousPath, BadRequest) as error:

@@ -5,6 +5,7 @@ A preset holds keys of a provider as the YAML spells them. Texts may hold ``{bas
 for which the operator's own keys stand, or the preset's. The configuration lays a preset under what the operator wrote.
 """
 
+import difflib
 import re
 import tomllib
 from collections.abc import Mapping
@@ -33,7 +34,9 @@ def load_preset(name: str) -> Mapping[str, object]:
     """
     names = preset_names()
     if name not in names:  # which also keeps a name from leading out of the folder
-        raise OptionError("preset", "one of " + ", ".join(names))
+        similar = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {similar[0]}?" if similar else ""
+        raise OptionError("preset", "one of " + ", ".join(names), hint=hint)
     return tomllib.loads((_FOLDER / f"{name}.toml").read_text("utf-8"))
 
 

@@ -201,7 +201,7 @@ def test_mappings_are_read_only() -> None:
         ("colour: green", 'c:1:9: colour: expected one of red, blue, found the text "green"'),
         ("word: three", 'c:1:7: word: expected one of one, two, found the text "three"'),
         ("where: 5", "c:1:8: where: expected a path, found the number 5"),
-        ("ca_file: ca.pem", 'c:1:10: ca_file: expected a readable file "ca.pem", found the error: No such file or directory'),
+        ("ca_file: ca.pem", 'c:1:10: ca_file: expected a readable file "ca.pem" beside the configuration, found the error: No such file or directory'),
         ("ca_file: 5", "c:1:10: ca_file: expected a text, found the number 5 (put it in quotes)"),
         ("networks: [x]", 'c:1:12: networks[0]: expected a network such as 10.0.0.0/8, without host bits, found the text "x"'),
         ("point: 1", "c:1:8: point: expected a point such as 1/2, found the number 1"),

@@ -58,12 +58,21 @@ def test_a_mapping_is_overridden_key_by_key() -> None:
     assert ("x",) == options.permanent_errors
 
 
+MISSPELT = (
+    f'c.yaml:3:13: providers.corp.preset: expected one of {NAMES}, found the text "keycloack" (did you mean keycloak?)'
+)
+
+
 @pytest.mark.parametrize(
     ("provider", "problem"),
     [
         (
             "    preset: keycloack\n    client_id: spa\n    issuer: https://a.example\n",
-            f'c.yaml:3:13: providers.corp.preset: expected one of {NAMES}, found the text "keycloack"',
+            MISSPELT,
+        ),
+        (  # nothing is said of what the preset would have brought
+            "    preset: keycloack\n    client_id: spa\n    realm: main\n",
+            MISSPELT,
         ),
         (
             f"{KEYCLOAK.replace('    realm: main', '')}    discovery: false\n    token_endpoint: https://a.example\n",

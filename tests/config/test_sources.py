@@ -90,10 +90,18 @@ def test_ad_02_secret_files_that_are_refused(
 
 def test_ft_18_a_file_that_is_not_there(source: HostSource) -> None:
     """A missing file is named, with the system's reason."""
-    assert Missing('a readable file "key"', "the error: No such file or directory") == source.from_file("key")
-    assert Missing('a readable file "key"', "the error: No such file or directory") == source.locate("key")
-    assert Missing('a readable file "a\\u0000b"', "the error: not a path") == source.from_file("a\0b")
-    assert Missing('a readable file "a\\u0000b"', "the error: not a path") == source.locate("a\0b")
+    assert Missing(
+        'a readable file "key" beside the configuration', "the error: No such file or directory"
+    ) == source.from_file("key")
+    assert Missing(
+        'a readable file "key" beside the configuration', "the error: No such file or directory"
+    ) == source.locate("key")
+    assert Missing('a readable file "a\\u0000b" beside the configuration', "the error: not a path") == source.from_file(
+        "a\0b"
+    )
+    assert Missing('a readable file "a\\u0000b" beside the configuration', "the error: not a path") == source.locate(
+        "a\0b"
+    )
 
 
 def test_a_fifo_is_refused_and_never_waited_for(source: HostSource, tmp_path: Path) -> None:
