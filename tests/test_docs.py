@@ -1,5 +1,6 @@
 """The documents say what is so: links lead somewhere, examples load, and everything public has its heading."""
 
+import ast
 import asyncio
 import json
 import os
@@ -80,6 +81,27 @@ def public_errors() -> set[str]:
     return {kind.code for kind in below(errors.BrokerError)}
 
 
+def logged_events() -> set[str]:
+    """The event of every line that the broker logs: the first argument, or one of two that it was chosen from."""
+    events = {"request", "log_record_unprintable"}  # written past the logging module
+    for file in ROOT.glob("broker/**/*.py"):
+        if "demo" in file.parts:
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id="log"), attr="log"), args=[_, ast.Constant(value=event)]
+                ):
+                    events.add(event)
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="log")), args=[ast.Constant(value=event), *_]):
+                    events.add(event)
+                case ast.Assign(targets=[ast.Name(id="event")], value=ast.IfExp(body=one, orelse=other)):
+                    events |= {each.value for each in (one, other) if isinstance(each, ast.Constant)}
+                case _:
+                    pass
+    return events
+
+
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_links_lead_somewhere(page: Path) -> None:
     """Every relative link names a file that is there, and every fragment a heading of it."""
@@ -138,6 +160,13 @@ def test_every_metric_has_its_heading() -> None:
         public.add(family.name + ("_total" if family.type == "counter" else ""))
     explained = {heading for heading in headings(ROOT / "docs/reference/metrics.md") if heading.islower()}
     assert public == explained
+
+
+def test_every_event_of_the_log_is_explained() -> None:
+    """The page about the log has a row for each, and for no others."""
+    rows = re.findall(r"^\| (`.+?) \|", (ROOT / "docs/reference/log.md").read_text(), re.MULTILINE)
+    explained = {event for row in rows[rows.index("`request`") :] for event in re.findall(r"`([a-z_]+)`", row)}
+    assert logged_events() == explained - {"operator"}
 
 
 def test_the_refresh_machine_is_printed_as_it_is() -> None:
