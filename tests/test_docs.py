@@ -90,13 +90,16 @@ def logged_events() -> set[str]:
         for node in ast.walk(ast.parse(file.read_text())):
             match node:
                 case ast.Call(
-                    func=ast.Attribute(value=ast.Name(id="log"), attr="log"), args=[_, ast.Constant(value=event)]
+                    func=ast.Attribute(value=ast.Name(id="log"), attr="log"), args=[_, ast.Constant(value=str(event))]
                 ):
                     events.add(event)
-                case ast.Call(func=ast.Attribute(value=ast.Name(id="log")), args=[ast.Constant(value=event), *_]):
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="log")), args=[ast.Constant(value=str(event)), *_]):
                     events.add(event)
-                case ast.Assign(targets=[ast.Name(id="event")], value=ast.IfExp(body=one, orelse=other)):
-                    events |= {each.value for each in (one, other) if isinstance(each, ast.Constant)}
+                case ast.Assign(
+                    targets=[ast.Name(id="event")],
+                    value=ast.IfExp(body=ast.Constant(value=str(one)), orelse=ast.Constant(value=str(other))),
+                ):
+                    events |= {one, other}
                 case _:
                     pass
     return events

@@ -282,6 +282,8 @@ class Spool:
             return []
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(file).st_nlink:
+                return []  # its owner lives, and goes on in another file
             entries, is_whole = self._read(file)
             new = [entry for entry in entries if entry.attempt not in self._pending]
             unwritten = [entry for entry in entries if entry.attempt not in self._written]

@@ -1,6 +1,7 @@
 """Token responses on the local disk."""
 
 import asyncio
+import fcntl
 import json
 import logging
 import os
@@ -128,6 +129,27 @@ def test_a_file_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
     """Its owner saves it."""
     one, other = opened(tmp_path), opened(tmp_path)
     one.append(entry())
+
+    assert [] == other.orphans()
+    assert [entry()] == one.pending()
+    one.close()
+    other.close()
+
+
+def test_a_file_that_its_living_owner_replaces_meanwhile_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening and locking it, the owner goes on in a new file: what can be locked is nobody's any more."""
+    one, other = opened(tmp_path), opened(tmp_path)
+    one.append(entry())
+    lock = fcntl.flock
+
+    def lock_late(file: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        one._compact()
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock_late)
 
     assert [] == other.orphans()
     assert [entry()] == one.pending()
