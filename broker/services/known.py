@@ -11,7 +11,7 @@ from broker.core.grant import Grant, HeldToken
 from broker.core.outcome import Token, token_of
 from broker.core.provider import ProviderOptions
 from broker.core.refresh import due_from, usable_until
-from broker.core.secret import AccessToken
+from broker.core.secret import AccessToken, RefreshToken
 from broker.services.clock import Clock
 from broker.services.compact import CompactDict
 
@@ -70,6 +70,20 @@ class Known:
         return known if known is not None and now < known.usable_until else None
 
 
+@dataclass(slots=True)
+class Heard:
+    """
+    What is heard of a grant while it is read.
+
+    Attributes:
+        era: How often events had been lost when the read began.
+        generation: The newest generation that the store was said to have; 0 for none.
+    """
+
+    era: int
+    generation: int = 0
+
+
 class KnownGrants:
     """
     The last seen grants, bounded: the one that was seen longest ago goes first.
@@ -93,6 +107,7 @@ class KnownGrants:
         self._ttl_seconds = ttl_seconds
         self._grants: CompactDict[str, Known] = CompactDict(limit, pack=_pack, unpack=_unpack)
         self._era = 0
+        self._heard: dict[str, Heard] = {}
         self.counts: Counter[tuple[str, str]] = Counter()
 
     def __len__(self) -> int:
@@ -171,8 +186,20 @@ class KnownGrants:
             ),
         )
 
+    def begin_read(self, grant_id: str) -> None:
+        """The grant is read from the store: what is heard of it from now on may be newer than what that brings."""
+        self._heard[grant_id] = Heard(self._era)
+
+    def end_read(self, grant_id: str) -> bool:
+        """Return whether what was heard since :meth:`begin_read` is newer than what is known: then it is read again."""
+        heard, seen = self._heard.pop(grant_id), self._grants.get(grant_id)
+        return heard.era != self._era or (seen is not None and seen.generation < heard.generation)
+
     def outdate(self, grant_id: str, generation: int) -> None:
         """A newer generation is in the store: ask for it. What is older serves on while the store is down."""
+        heard = self._heard.get(grant_id)
+        if heard is not None:
+            heard.generation = max(heard.generation, generation)
         seen = self._grants.get(grant_id)
         if seen is not None and seen.generation < generation:
             self._put(grant_id, replace(seen, stale_at=-math.inf))
@@ -228,16 +255,18 @@ def _known_token(grant: Grant, key: str, held: HeldToken, options: ProviderOptio
 
 def _pack(known: Known) -> tuple[Any, ...]:
     tokens = tuple(
-        (
-            key,
-            (token.access_token.reveal(), token.token_type, token.generation, token.expires_at),
-            (each.issued_at, each.due_at, each.usable_until),
-        )
-        for key, each in known.tokens.items()
-        for token in (each.token,)
+        [
+            (key, _pack_token(each.token), (each.issued_at, each.due_at, each.usable_until))
+            for key, each in known.tokens.items()
+        ]
     )
     ended = None if known.ended is None else str(known.ended)
     return known.provider, known.generation, tokens, ended, known.version, known.era, known.stale_at
+
+
+def _pack_token(token: Token) -> tuple[Any, ...]:
+    key = None if token.dpop_key is None else token.dpop_key.reveal()
+    return token.access_token.reveal(), token.token_type, token.generation, token.expires_at, key
 
 
 def _unpack(packed: tuple[Any, ...]) -> Known:
@@ -245,12 +274,14 @@ def _unpack(packed: tuple[Any, ...]) -> Known:
     return Known(
         provider=provider,
         generation=generation,
-        tokens={
-            key: KnownToken(Token(AccessToken(access_token), *rest), *instants)
-            for key, (access_token, *rest), instants in tokens
-        },
+        tokens={key: KnownToken(_unpack_token(*token), *instants) for key, token, instants in tokens},
         ended=ended,
         version=version,
         era=era,
         stale_at=stale_at,
     )
+
+
+def _unpack_token(access_token: str, token_type: str, generation: int, expires_at: float, key: str | None) -> Token:
+    dpop_key = None if key is None else RefreshToken(key)
+    return Token(AccessToken(access_token), token_type, generation, expires_at, dpop_key)

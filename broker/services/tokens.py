@@ -238,6 +238,15 @@ class TokenBroker:
         return seen
 
     async def _read_once(self, grant_id: str) -> Known | StoreError | None:
+        self._known.begin_read(grant_id)
+        try:
+            seen = await self._read_stored(grant_id)
+        finally:
+            is_overtaken = self._known.end_read(grant_id)
+        # Whoever heard of something finds it: once is enough.
+        return await self._read_stored(grant_id) if is_overtaken else seen
+
+    async def _read_stored(self, grant_id: str) -> Known | StoreError | None:
         seen = self._known.get(grant_id)
         version = 0 if seen is None else seen.version
         stored: StoredGrant | Unchanged | None

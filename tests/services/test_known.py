@@ -1,14 +1,16 @@
 """What a process knows of grants."""
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 
 from broker.core.audience import DEFAULT_AUDIENCE
 from broker.core.grant import EndReason, Failure
 from broker.core.oauth import FailureKind
+from broker.core.outcome import Token
 from broker.core.refresh import due_from, end, succeed, usable_until
-from broker.services.known import UNSAVED, KnownGrants
+from broker.core.secret import AccessToken, RefreshToken
+from broker.services.known import UNSAVED, Known, KnownGrants, KnownToken, _pack, _unpack
 from tests.support.clock import ManualClock
 from tests.support.grants import NOW, answer, grant, provider_options
 
@@ -56,6 +58,26 @@ def test_what_is_known_tells_when_its_token_is_due_and_usable(grants: KnownGrant
         token.usable_until,
     )
     assert seen.token(DEFAULT_AUDIENCE, usable_until(held)) is None
+
+
+def test_what_is_kept_small_comes_back_whole() -> None:
+    """A grant that wasn't used lately is kept as plain values: nothing of it may be lost by that."""
+    token = Token(AccessToken("a"), "DPoP", generation=2, expires_at=NOW + 300, dpop_key=RefreshToken("k"))
+    known = Known(
+        provider="corp",
+        generation=2,
+        tokens={"": KnownToken(token, NOW, NOW + 200, NOW + 290)},
+        ended="logout",
+        version=7,
+        era=3,
+        stale_at=NOW + 5,
+    )
+
+    again = _unpack(_pack(known))
+
+    assert known == again
+    assert token == again.tokens[""].token
+    assert None not in astuple(again.tokens[""].token)
 
 
 def test_a_grant_that_backs_off_is_not_due_before_its_time(grants: KnownGrants) -> None:

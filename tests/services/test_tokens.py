@@ -435,6 +435,25 @@ async def test_se_03_an_end_is_heard_of(stage: Stage) -> None:
     assert two.broker.peek(stage.grant_id) is None
 
 
+@pytest.mark.parametrize("method", ["version", "get"])
+async def test_news_that_overtakes_a_read_is_not_forgotten_over_it(method: str, stage: Stage) -> None:
+    """A server may have ended the older token already, so it isn't served once a newer one was heard of."""
+    two = await stage.engine.open()
+    if method == "version":
+        await two.broker.token(stage.grant_id)
+    stage.clock.advance(6)  # what is known of it has to be confirmed
+    rule = two.store.trouble(method, "held_answer")
+    tasks = Tasks()
+    reading = tasks.spawn(two.broker.token(stage.grant_id), name="reading")
+    await rule.reached.wait()
+    await stage.one.broker.token(stage.grant_id, rejected_generation=1)
+    await asyncio.sleep(0)
+    rule.released.set()
+
+    assert "at-2" == access_token(await reading)
+    assert "at-2" == await token(stage, two)
+
+
 async def test_after_lost_events_everything_is_read_again(stage: Stage) -> None:
     """A store that can't rule out that something was missed says so."""
     await use_memory(stage)
