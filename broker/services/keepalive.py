@@ -29,7 +29,8 @@ SCAN_SECONDS = 1.0
 CLAIM_SECONDS = 30.0
 """A grant that was claimed and not settled is looked at again after this."""
 UNREADABLE_SECONDS = 600.0
-"""A record that can't be opened is looked at again after this: else such records would hide the others for ever."""
+"""A record that can't be opened, or whose provider isn't known here, is looked at again after this: else such records
+would hide the others for ever."""
 PROVIDER_SECONDS = 10.0
 """How long one scan spends on one provider. A slow one must not keep the others' grants waiting."""
 BATCH = 200
@@ -156,13 +157,12 @@ class KeepAlive:
 
     def _share(self, name: str) -> float:
         """Return how many grants of a provider one scan has time for."""
-        provider = self._refresher.providers.get(name)
-        return 0 if provider is None else max(1.0, PROVIDER_SECONDS * provider.server.options.keep_alive_per_second)
+        options = self._refresher.providers[name].server.options
+        return max(1.0, PROVIDER_SECONDS * options.keep_alive_per_second)
 
     async def _put_off(self, stored: StoredGrant, *, place: int) -> None:
         """Make a grant due later that has *place* others of its provider before it, its own included."""
-        provider = self._refresher.providers.get(stored.grant.provider)
-        turn = math.inf if provider is None else place / provider.server.options.keep_alive_per_second
+        turn = place / self._refresher.providers[stored.grant.provider].server.options.keep_alive_per_second
         # No later than what was claimed in vain: other processes serve the same provider.
         later = min(turn, CLAIM_SECONDS) * self._randomness.uniform(1.0, 1.2)
         _ = await self._vault.replace(stored, stored.grant, due_at=self._clock.now() + later)
@@ -177,7 +177,8 @@ class KeepAlive:
             raise
         except Exception:  # nor must one record that is none hide the others
             log.exception("keep_alive_failed", extra={"record": key})
-        if stored is None:
+        if stored is None or stored.grant.provider not in self._refresher.providers:
+            stored = None
             await self._vault.postpone(key, self._clock.now() + UNREADABLE_SECONDS * self._randomness.uniform(0.8, 1.2))
         return stored
 
@@ -207,9 +208,7 @@ class KeepAlive:
         return await self._vault.replace(stored, stored.grant, due_at=later)
 
     async def _help(self, stored: StoredGrant) -> None:
-        provider = self._refresher.providers.get(stored.grant.provider)
-        if provider is None:
-            return
+        provider = self._refresher.providers[stored.grant.provider]
         if stored.grant.ended is None:
             await self._refresh(provider, stored.grant)
         else:

@@ -10,7 +10,7 @@ from broker.core.audience import Audience
 from broker.core.grant import Grant, HeldToken
 from broker.core.outcome import Token, token_of
 from broker.core.provider import ProviderOptions
-from broker.core.refresh import due_from, usable_until
+from broker.core.refresh import SETTLE_SECONDS, due_from, takes_again, usable_until
 from broker.core.secret import AccessToken, RefreshToken
 from broker.services.clock import Clock
 from broker.services.compact import CompactDict
@@ -216,7 +216,7 @@ class KnownGrants:
         seen = Known(
             provider=grant.provider,
             generation=grant.generation,
-            tokens={key: _known_token(grant, key, held, options) for key, held in grant.tokens.items()},
+            tokens=self._tokens_of(grant, options),
             ended=None if grant.ended is None else grant.ended.reason,
             version=version,
             era=self._era,
@@ -224,6 +224,14 @@ class KnownGrants:
         )
         self._put(grant.id, seen)
         return seen
+
+    def _tokens_of(self, grant: Grant, options: ProviderOptions) -> Mapping[str, KnownToken]:
+        now = self._clock.now()
+        # While its refresh token is in doubt, there is no use in looking at each request whether that has changed.
+        rests_until = 0.0 if takes_again(grant, options, now=now) else now + SETTLE_SECONDS
+        return {
+            key: _known_token(grant, key, held, options, rests_until=rests_until) for key, held in grant.tokens.items()
+        }
 
     def _outranks(self, former: Known, grant: Grant) -> bool:
         """Return whether what is known is newer than *grant*, or an end that was heard of while it was read."""
@@ -241,16 +249,13 @@ class KnownGrants:
         self.counts[seen.provider, seen.state] += 1
 
 
-def _known_token(grant: Grant, key: str, held: HeldToken, options: ProviderOptions) -> KnownToken:
+def _known_token(
+    grant: Grant, key: str, held: HeldToken, options: ProviderOptions, *, rests_until: float
+) -> KnownToken:
     failure = grant.failures.get(key)
-    due_at = due_from(held, options)
-    return KnownToken(
-        token_of(grant, held),
-        held.issued_at,
-        # While a grant backs off, there is no use in looking whether it may be refreshed.
-        due_at if failure is None else max(due_at, failure.retry_at),
-        usable_until(held),
-    )
+    # While a grant backs off, there is no use in looking whether it may be refreshed.
+    due_at = max(due_from(held, options), rests_until, 0.0 if failure is None else failure.retry_at)
+    return KnownToken(token_of(grant, held), held.issued_at, due_at, usable_until(held))
 
 
 def _pack(known: Known) -> tuple[Any, ...]:

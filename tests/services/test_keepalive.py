@@ -320,7 +320,7 @@ async def test_ds_05_a_backlog_of_one_provider_does_not_starve_another(
     scanning.cancel()
     step.release()
     await until(lambda: not len(tasks))
-    stage.clock.advance(2 * CLAIM_SECONDS)
+    stage.clock.advance(2 * (CLAIM_SECONDS if configured else UNREADABLE_SECONDS))
     waiting = await both.vault.due(stage.clock.now(), 10 * BATCH)
     assert len(waiting) >= 3 * BATCH, "none of them is given up"
     assert 2 == (await both.grant(bob.id)).generation
@@ -341,13 +341,19 @@ async def test_a_provider_that_rests_is_passed_over_quickly(start_stage: StartSt
 
 
 async def test_a_grant_of_a_removed_provider_is_left_alone(start_stage: StartStage) -> None:
-    """It comes back with its configuration."""
+    """It comes back with its configuration. Until then it is looked at now and then, and costs nearly nothing."""
     stage = await idle_stage(start_stage)
     poor = await stage.engine.open(servers={"other": stage.server})
     stage.clock.advance(IDLE / 2)
 
-    assert 1 == await poor.keep_alive.scan()
+    assert 0 == await poor.keep_alive.scan()
+    poor.store.calls.clear()
+    stage.clock.advance(UNREADABLE_SECONDS / 2)
+    assert 0 == await poor.keep_alive.scan()
+
+    assert ["due"] == poor.store.calls
     assert [] == stage.presented()
+    assert 1 == len(await poor.vault.due(stage.clock.now() + UNREADABLE_SECONDS, BATCH))
 
 
 async def test_a_grant_that_was_refreshed_between_the_look_and_the_claim_is_not_refreshed_again(

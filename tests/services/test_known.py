@@ -8,11 +8,11 @@ from broker.core.audience import DEFAULT_AUDIENCE
 from broker.core.grant import EndReason, Failure
 from broker.core.oauth import FailureKind
 from broker.core.outcome import Token
-from broker.core.refresh import due_from, end, succeed, usable_until
+from broker.core.refresh import SETTLE_SECONDS, due_from, end, succeed, usable_until
 from broker.core.secret import AccessToken, RefreshToken
 from broker.services.known import UNSAVED, Known, KnownGrants, KnownToken, _pack, _unpack
 from tests.support.clock import ManualClock
-from tests.support.grants import NOW, answer, grant, provider_options
+from tests.support.grants import NOW, answer, grant, intent, provider_options
 
 TTL = 5.0
 OPTIONS = provider_options()
@@ -88,6 +88,16 @@ def test_a_grant_that_backs_off_is_not_due_before_its_time(grants: KnownGrants) 
     assert seen is not None
 
     assert NOW + 254 == seen.tokens[""].due_at
+
+
+def test_a_token_in_doubt_is_not_due_at_each_request(grants: KnownGrants, clock: ManualClock) -> None:
+    """A strict server isn't presented with it while the access token lives; others may tell what came of it."""
+    clock.advance(due_from(FIRST.tokens[""], OPTIONS) - NOW + 1)
+    grants.learn(replace(FIRST, intent=intent()))
+    seen = grants.get(FIRST.id)
+    assert seen is not None
+
+    assert clock.now() + SETTLE_SECONDS == seen.tokens[""].due_at
 
 
 def test_what_was_seen_is_asked_for_again_after_a_while(grants: KnownGrants, clock: ManualClock) -> None:
