@@ -18,6 +18,11 @@ FIRST_REST_SECONDS = 0.5
 LONGEST_REST_SECONDS = 4.0
 LONGEST_RETRY_AFTER_SECONDS = 3600.0
 """A server that asks for more than this is asked again after it."""
+RATE_LIMIT_REST_SECONDS = 15.0
+"""
+A rate limit (429, RFC 6585 section 4) may be one user's. That user's grant waits for as long as the server says. The
+others do only if several in a row are told so, and then one of them finds out after this whether that is still so.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,19 +58,24 @@ def succeeded(breaker: Breaker, *, now: float) -> Breaker:
     return replace(breaker, failures=0, open_until=0.0, recovered_at=recovered_at)
 
 
-def failed(breaker: Breaker, *, now: float, retry_after_seconds: float | None, jitter: float) -> Breaker:
+def failed(
+    breaker: Breaker, *, now: float, retry_after_seconds: float | None, jitter: float, status: int | None = None
+) -> Breaker:
     """
     Return the breaker after a failure that is the server's.
 
     Args:
         breaker: Before.
         now: Unix seconds.
-        retry_after_seconds: What the server asked for (RFC 9110 section 10.2.3); it opens at once.
+        retry_after_seconds: What the server asked for (RFC 9110 section 10.2.3); it opens at once, but for a rate limit.
         jitter: Between 0 and 1; replicas must not come back in step.
+        status: The HTTP status; None if no answer came.
     """
     failures = breaker.failures + 1
-    if retry_after_seconds is not None:
-        rest = min(retry_after_seconds, LONGEST_RETRY_AFTER_SECONDS) * (1 + 0.1 * jitter)
+    is_limited = status == 429
+    if retry_after_seconds is not None and (not is_limited or failures >= THRESHOLD):
+        longest = RATE_LIMIT_REST_SECONDS if is_limited else LONGEST_RETRY_AFTER_SECONDS
+        rest = min(retry_after_seconds, longest) * (1 + 0.1 * jitter)
         return _rest(replace(breaker, failures=failures), now=now, until=now + rest)
     if failures < THRESHOLD:
         return replace(breaker, failures=failures)

@@ -74,6 +74,7 @@ class ProviderHealth:
                 now=now,
                 retry_after_seconds=outcome.retry_after_seconds,
                 jitter=self._randomness.uniform(0, 1),
+                status=outcome.status,
             )
         else:
             self.breaker = succeeded(before, now=now)

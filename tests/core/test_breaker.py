@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from broker.core.breaker import (
     LONGEST_REST_SECONDS,
     LONGEST_RETRY_AFTER_SECONDS,
+    RATE_LIMIT_REST_SECONDS,
     THRESHOLD,
     Breaker,
     failed,
@@ -50,6 +51,17 @@ def test_retry_after_opens_it_at_once(asked: float, rest: float) -> None:
 
     assert NOW + rest == breaker.open_until
     assert (rest > 0) == breaker.is_open(NOW)
+
+
+def test_one_users_rate_limit_is_not_everybodys() -> None:
+    """A 429 may mean one user; only several in a row rest the server, and not for as long as it says."""
+    breaker = Breaker()
+    rests = []
+    for _ in range(THRESHOLD):
+        breaker = failed(breaker, now=NOW, retry_after_seconds=3600.0, jitter=0.0, status=429)
+        rests.append(breaker.open_until)
+
+    assert [0.0] * (THRESHOLD - 1) + [NOW + RATE_LIMIT_REST_SECONDS] == rests
 
 
 def test_a_rest_is_never_cut_short_by_another_failure() -> None:
