@@ -191,7 +191,7 @@ async def test_every_endpoint_has_its_heading() -> None:
         for route in runner.app.router.routes()
         if route.resource is not None and route.method not in {"*", "HEAD"}
     }
-    await installation.close(0)
+    await installation.close()
     explained = {heading for heading in headings(ROOT / "docs/reference/endpoints.md") if re.match("[A-Z]+ /", heading)}
     assert served == explained
 

@@ -17,6 +17,7 @@ from broker.core.listen_tls import ListenTlsOptions
 from broker.core.login import LoginOptions
 from broker.core.options import OptionError, option
 from broker.core.provider import ProviderOptions
+from broker.core.refresh import answer_seconds
 from broker.core.routing import Route
 from broker.core.secret import SHARED_SECRET, Secret, is_shared_secret
 from broker.core.session import SessionOptions
@@ -119,7 +120,11 @@ class Settings:
     login: LoginOptions = option("How users log in and out.", default=LoginOptions())
     base_path: str = option("The path of the broker's own endpoints.", default="/bff")
     log: LogOptions = option("The log.", default=LogOptions())
-    drain_timeout_seconds: float = option("How long running requests may take to end after SIGTERM.", default=30.0)
+    drain_timeout_seconds: float = option(
+        "How long running requests may take to end after SIGTERM. Token requests that are under way have a deadline of "
+        "their own, one and a half times `token_endpoint_timeout`, and are waited for.",
+        default=30.0,
+    )
     spool_dir: Path | None = option(
         "A directory on a local disk for token responses that the store could not take yet. They are sealed, and saved "
         "at the next start at the latest; those of logins that were cut off are revoked. Without it they are kept in "
@@ -128,6 +133,15 @@ class Settings:
         example="/var/lib/token-broker/spool",
     )
     warnings: tuple[Notice, ...] = ()
+
+    @property
+    def end_seconds(self) -> float:
+        """
+        How long a process may take to end: what it serves, and then token requests that are under way.
+
+        Those have a deadline of their own. One that is cut off may have been answered, and costs a login.
+        """
+        return max([self.drain_timeout_seconds, *map(answer_seconds, self.providers.values())])
 
     def __post_init__(self) -> None:
         if not 1 <= self.workers <= 256:

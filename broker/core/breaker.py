@@ -67,7 +67,7 @@ def failed(
     Args:
         breaker: Before.
         now: Unix seconds.
-        retry_after_seconds: What the server asked for (RFC 9110 section 10.2.3); it opens at once, but for a rate limit.
+        retry_after_seconds: What the server asked for (RFC 9110 section 10.2.3); it opens at once, but for a 429.
         jitter: Between 0 and 1; replicas must not come back in step.
         status: The HTTP status; None if no answer came.
     """

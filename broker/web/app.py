@@ -274,12 +274,12 @@ class Installation:
             log.warning("store_recovered")
             return
 
-    async def close(self, timeout_seconds: float) -> None:
+    async def close(self) -> None:
         """Let what runs end, save what must be saved, then release everything."""
         await self._tasks.cancel()
         self.standing.close()
-        await self.proxy.close(timeout_seconds)
-        await self.tokens.close(timeout_seconds)
+        await self.proxy.close(self.settings.drain_timeout_seconds)
+        await self.tokens.close(self.settings.end_seconds)
         await self.sessions.close()
         await self.upstreams.close()
         await self._limits.close()

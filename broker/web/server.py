@@ -129,7 +129,7 @@ async def _serve(
     if not await stopping.again_before(drained):
         log.warning("stopped_at_once")
         return 1
-    await installation.close(settings.drain_timeout_seconds)
+    await installation.close()
     log.info("stopped")
     return 0
 

@@ -82,7 +82,7 @@ class _Installed:
             self._adopt(settings, wanted)
         return Plan(
             processes=self._processes(settings, sockets["listen"], sockets["admin.listen"]),
-            drain_seconds=settings.drain_timeout_seconds,
+            drain_seconds=settings.end_seconds,
             adopted=partial(self._adopt, settings, wanted),
             dropped=lambda: self._listeners.close_others(self._wanted),
         )

@@ -89,7 +89,7 @@ async def installation(
             ):
                 yield url, admin_url, upstream
         finally:
-            await running.close(1.0)
+            await running.close()
 
 
 @pytest.fixture

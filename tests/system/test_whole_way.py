@@ -176,6 +176,32 @@ async def test_ft_12_sigterm_lets_running_requests_end(
     assert 0 == code
 
 
+async def test_ft_12_sigterm_cuts_off_no_refresh(
+    tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstream
+) -> None:
+    """What the server answers after `drain_timeout` is stored: it has rotated, and nobody could present that again."""
+    await provider.configure(access_token_seconds=12)  # due after nine, so the call goes on with the token that lives
+    installation = settings(provider, upstream, drain_timeout="0s")
+
+    async def has_rotated() -> bool:
+        return (await provider.ledger()).count("refresh_token") == 1
+
+    async with BrokerProcess(tmp_path, **installation) as broker, Browser(broker.url) as browser:
+        await browser.log_in()
+        await asyncio.sleep(10)
+        await provider.configure(latency_seconds=(3.0, 3.0))
+        before = await browser.get("/api/items")
+        await until_async(has_rotated, seconds=5, what="the rotation, before its answer")
+        code = await broker.stop(signal.SIGTERM)
+        await broker.start()
+        after = await browser.get("/api/items")
+    ledger = await provider.ledger()
+
+    assert (200, 0, 200) == (before.status, code, after.status)
+    assert 1 == ledger.count("refresh_token")
+    assert [] == ledger.families_revoked()
+
+
 async def test_sessions_survive_a_restart(tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstream) -> None:
     """What SQLite holds is there after a kill -9."""
     async with BrokerProcess(tmp_path, **settings(provider, upstream)) as broker, Browser(broker.url) as browser:
