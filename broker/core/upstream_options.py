@@ -170,7 +170,9 @@ class TimeoutOptions:
     """How long an upstream and its callers may take. None of it limits how long a healthy stream lasts."""
 
     connect_seconds: float = option(
-        "Until a connection to the upstream stands, TLS and waiting for a free one included.", default=5.0
+        "Until a connection to the upstream stands, TLS and waiting for a free one included. Of several hosts each has "
+        "its share of it, so that there is time left for the next one.",
+        default=5.0,
     )
     response_header_seconds: float = option(
         "From the end of the request until the answer's header section is there.", default=60.0

@@ -62,12 +62,16 @@ class UpstreamHost:
             connection.close()
         return None
 
-    async def acquire(self) -> UpstreamConnection:
+    async def acquire(self, until: float) -> UpstreamConnection:
         """
         Return a connection, after opening one or waiting for one.
 
+        Args:
+            until: When, on the loop's clock, that is given up.
+
         Raises:
             UpstreamBusy: If too many wait already.
+            UpstreamTimeout: If none came about in time.
             UpstreamUnavailable: If the host takes no connection.
         """
         while True:
@@ -75,10 +79,14 @@ class UpstreamHost:
             if connection is not None:
                 return connection
             if len(self.connections) + self._opening < self._options.max_connections:
-                return await self._open()
+                return await self._open(until)
             if len(self._waiting) >= self._options.max_waiting:
                 raise UpstreamBusy(f"too many requests wait for {self.address.label}", retry_after_seconds=1)
-            handed = await self._wait()
+            try:
+                async with asyncio.timeout_at(until):
+                    handed = await self._wait()
+            except TimeoutError:
+                raise UpstreamTimeout(f"no connection to {self.address.label} became free in time") from None
             if handed is not None and handed.is_usable:
                 return handed
 
@@ -97,17 +105,20 @@ class UpstreamHost:
                 self.released(handed)
             raise
 
-    async def _open(self) -> UpstreamConnection:
+    async def _open(self, until: float) -> UpstreamConnection:
         self._opening += 1
         loop = self._pool.loop
         connection = UpstreamConnection(self, loop)
         try:
-            await self._connect(connection)
-        except (OSError, SSLError) as error:
+            async with asyncio.timeout_at(until):
+                await self._connect(connection)
+        except (OSError, SSLError) as error:  # a timeout is an OSError; a caller that leaves is none
             self.failed()
             log.warning(
                 "upstream_connect_failed", extra={"upstream": self.address.label, "error": describe_fault(error)}
             )
+            if isinstance(error, TimeoutError):
+                raise UpstreamTimeout(f"no connection to {self.address.label} came about in time") from error
             raise UpstreamUnavailable(f"{self.address.label} takes no connection") from error
         finally:
             self._opening -= 1
@@ -227,23 +238,23 @@ class UpstreamPool:
         hosts = self._in_order()
         self._turn += 1
         error: UpstreamError = UpstreamUnavailable("no host takes a connection")
-        try:
-            async with asyncio.timeout(exchange.timeouts.connect_seconds):
-                for host in hosts:
-                    try:
-                        connection = await host.acquire()
-                    except UpstreamError as fault:
-                        # Nothing was sent, so any request may go to the next host.
-                        error = fault
-                    else:
-                        is_fit = exchange.renew is None or exchange.renew()
-                        if is_fit and not exchange.ended:
-                            connection.start(exchange)
-                        else:
-                            host.released(connection)
-                        return is_fit
-        except TimeoutError:
-            raise UpstreamTimeout("no connection to the upstream came about in time") from error
+        ends_at = self.loop.time() + exchange.timeouts.connect_seconds
+        for tried, host in enumerate(hosts):
+            # One that swallows connections must leave the next one its time.
+            now = self.loop.time()
+            until = now + (ends_at - now) / (len(hosts) - tried)
+            try:
+                connection = await host.acquire(until)
+            except UpstreamError as fault:
+                # Nothing was sent, so any request may go to the next host.
+                error = fault
+            else:
+                is_fit = exchange.renew is None or exchange.renew()
+                if is_fit and not exchange.ended:
+                    connection.start(exchange)
+                else:
+                    host.released(connection)
+                return is_fit
         raise error
 
     def _in_order(self) -> Sequence[UpstreamHost]:

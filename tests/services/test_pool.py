@@ -1,9 +1,10 @@
 """The pool, against real upstreams on loopback."""
 
 import asyncio
+import socket
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from broker.errors import ConfigError, UpstreamBusy, UpstreamTimeout, UpstreamUn
 from broker.services import pool as pool_module
 from broker.services.pool import UpstreamPool, UpstreamPools
 from tests.support.certificates import Authority
+from tests.support.loops import on_both_loops
 from tests.support.ports import free_port
 from tests.support.raw_upstream import OK, RawRequest, RawUpstream, Wire, answering
 from tests.support.receiver import Recorder, exchange_for
@@ -215,24 +217,59 @@ async def test_a_dead_upstream_is_unavailable() -> None:
                 await ask(pool)
 
 
-async def test_a_host_that_never_takes_a_connection_times_out() -> None:
-    """A full backlog looks like that."""
-    import socket
-
-    with socket.socket() as listener:
+@contextmanager
+def swallowing() -> Iterator[str]:
+    """A host whose backlog is full: connections to it neither come about nor are refused."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
-        port = listener.getsockname()[1]
-        held = [socket.socket() for _ in range(4)]
-        for each in held:
-            each.setblocking(False)
-            each.connect_ex(("127.0.0.1", port))
-        pools = UpstreamPools([UpstreamOptions(urls=(f"http://127.0.0.1:{port}",))])
+        for _ in range(4):
+            held = stack.enter_context(socket.socket())
+            held.setblocking(False)
+            held.connect_ex(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+async def test_a_host_that_never_takes_a_connection_times_out() -> None:
+    """A full backlog looks like that."""
+    with swallowing() as url:
+        pools = UpstreamPools([UpstreamOptions(urls=(url,))])
         with pytest.raises(UpstreamTimeout):
             await ask(next(iter(pools.values())), timeouts=TimeoutOptions(connect_seconds=0.3))
         await pools.close()
-        for each in held:
-            each.close()
+
+
+@on_both_loops
+async def test_a_host_that_swallows_connections_is_passed_over_and_rests() -> None:
+    """It has its share of the time, so that another one is tried within it; after some failures it gets a rest."""
+    with swallowing() as url:
+        async with RawUpstream() as live:
+            pools = UpstreamPools([UpstreamOptions(urls=(url, live.url), max_failures=2, rest_seconds=60)])
+            pool = next(iter(pools.values()))
+            for _ in range(4):
+                answer = await ask(pool, method="POST", timeouts=TimeoutOptions(connect_seconds=0.4))
+                assert b"ok" == answer.body
+            rests = [host.resting_until > pool.loop.time() for host in pool.hosts]
+            await pools.close()
+
+    assert [True, False] == rests
+
+
+@on_both_loops
+async def test_a_caller_that_leaves_is_no_failure_of_the_host() -> None:
+    """Whoever has no patience must not have a host rested that takes its time."""
+    with swallowing() as url:
+        pools = UpstreamPools([UpstreamOptions(urls=(url,), max_failures=1)])
+        pool = next(iter(pools.values()))
+        asking = asyncio.ensure_future(ask(pool))
+        await asyncio.sleep(0.05)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await pools.close()
+
+    assert (0.0, 0) == (pool.hosts[0].resting_until, pool.hosts[0].load)
 
 
 async def dying_once(method: str, *, answer_first: bytes = b"") -> tuple[Recorder, RawUpstream]:
