@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from broker.core.options import OptionError, option
 
-MIN_BODY_BYTES_PER_SECOND = 256
-"""A body that comes more slowly than this, once its first half minute is over, is cut off."""
+MIN_BYTES_PER_SECOND = 256
+"""A body that comes more slowly than this is cut off, and so is a caller that takes an answer more slowly."""
 GRACE_SECONDS = 30.0
+"""How long, at its beginning, a body may be slower."""
 MIN_MEMORY_BYTES = 128 << 20
 """With less, a process that has nothing to do would be near its limit."""
 
@@ -20,11 +21,13 @@ class LimitOptions:
     )
     body_timeout_seconds: float = option(
         "How long a caller may send nothing of a body that it has begun. On the whole it must be faster than "
-        f"{MIN_BODY_BYTES_PER_SECOND} bytes a second.",
+        f"{MIN_BYTES_PER_SECOND} bytes a second.",
         default=30.0,
     )
     reader_timeout_seconds: float = option(
-        "How long a caller may take nothing of an answer that waits for it.", default=60.0
+        "How long a caller may take nothing of an answer that waits for it. On the whole, once it has waited for so "
+        f"long, it must be taken faster than {MIN_BYTES_PER_SECOND} bytes a second.",
+        default=60.0,
     )
     keepalive_timeout_seconds: float = option("How long a connection is kept open between two requests.", default=75.0)
     max_header_field_bytes: int = option("The longest header field, or request target.", default=16 << 10)

@@ -5,7 +5,7 @@ import math
 
 from aiohttp import web
 
-from broker.core.limit_options import GRACE_SECONDS, MIN_BODY_BYTES_PER_SECOND
+from broker.core.limit_options import GRACE_SECONDS, MIN_BYTES_PER_SECOND
 from broker.errors import BadRequest, BrokerError, PayloadTooLarge, RequestTimeout
 from broker.services.upstream import Exchange
 from broker.web.incoming import Content
@@ -84,7 +84,7 @@ class RequestBody:
         """Return whether the caller, at *now* on the loop's clock, has sent nothing or too little for too long."""
         if now - self._waiting_since > self._pause_seconds:
             return True
-        due = (now - self._began_at - GRACE_SECONDS) * MIN_BODY_BYTES_PER_SECOND
+        due = (now - self._began_at - GRACE_SECONDS) * MIN_BYTES_PER_SECOND
         return self._waiting_since < math.inf and self.received_bytes < due
 
     def give_up(self) -> None:

@@ -26,6 +26,7 @@ from broker.core.request_stream import RequestStream
 from broker.services import metrics
 from broker.services.memory import Shedding
 from broker.web.lingering import Lingering
+from broker.web.taking import Taking, unsent_bytes
 
 WATCH_SECONDS = 1.0
 
@@ -167,8 +168,8 @@ class CallerConnection(RequestHandler):
         "_limits",
         "_lingers",
         "_stream",
+        "_taking",
         "_watch",
-        "_write_since",
         "begun_status",
         "body",
         "failure",
@@ -180,7 +181,7 @@ class CallerConnection(RequestHandler):
         self._watch = watch
         self._limits = limits
         self._head_since = math.inf
-        self._write_since = math.inf
+        self._taking: Taking | None = None  # while something waits for the caller
         self._leaving: asyncio.Transport | None = None
         self._fields: RawHeaders = ()
         self._last_block: FieldBlock | None = None
@@ -224,7 +225,7 @@ class CallerConnection(RequestHandler):
         Whether the caller has yet to take what was written. Nothing more is begun for it then: a connection says once
         that its buffer is full, and whoever writes the next answer would not hear it, and fill the memory.
         """
-        return self._write_since < math.inf
+        return self._taking is not None
 
     async def caught_up(self) -> None:
         """Wait until the caller has taken what was written. Raises ``ConnectionError`` if it goes away."""
@@ -279,14 +280,16 @@ class CallerConnection(RequestHandler):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._write_since = self._loop.time()
-        self._watch.add(self)
+        transport = self.transport or self._leaving
+        if transport is not None:
+            self._await_taking(transport)
         if self.relay is not None:
             self.relay.pause()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._write_since = math.inf if self._leaving is None else self._loop.time()
+        if self._leaving is None:
+            self._taking = None
         if self.relay is not None:
             self.relay.resume()
 
@@ -296,7 +299,7 @@ class CallerConnection(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._watch.discard(self)
-        self._leaving = None
+        self._leaving = self._taking = None
         relay, self.relay = self.relay, None
         if relay is not None:
             self.begun_status = relay.caller_lost()
@@ -319,14 +322,14 @@ class CallerConnection(RequestHandler):
         if now - self._head_since > self._limits.header_timeout_seconds:
             log.info("slow_head", extra={"peer": self.peer})
             self.refuse_head()
-        elif now - self._write_since > self._limits.reader_timeout_seconds:
+        elif self._taking is not None and self._taking.is_late(now, self._limits.reader_timeout_seconds):
             log.info("slow_reader", extra={"peer": self.peer})
             self.reset()
         elif self.body is not None and self.body.is_late(now):
             log.info("slow_body", extra={"peer": self.peer})
             self.body.give_up()
             self.body = None
-        return self._head_since < math.inf or self._write_since < math.inf or self.body is not None
+        return self._head_since < math.inf or self._taking is not None or self.body is not None
 
     def refuse_head(self) -> None:
         """Answer a head that doesn't come to its end."""
@@ -374,10 +377,15 @@ class CallerConnection(RequestHandler):
 
     def _leave(self, transport: asyncio.Transport) -> None:
         """Watch a connection that is being closed: until its caller has taken what was written, it is held."""
-        if _has_unsent(transport):
+        if unsent_bytes(transport):
             self._leaving = transport
-            self._write_since = min(self._write_since, self._loop.time())
-            self._watch.add(self)
+            self._await_taking(transport)
+
+    def _await_taking(self, transport: asyncio.Transport) -> None:
+        """Watch how the caller takes what waits for it."""
+        if self._taking is None:
+            self._taking = Taking(transport, self._loop.time())
+        self._watch.add(self)
 
     def reset(self) -> None:
         """End the connection so that the caller can't take what it got for the whole answer (SECURITY UP-04)."""
@@ -412,13 +420,6 @@ class CallerConnection(RequestHandler):
         )
         response.force_close()
         return response
-
-
-def _has_unsent(transport: asyncio.Transport) -> bool:
-    try:
-        return transport.get_write_buffer_size() > 0
-    except AttributeError:  # asyncio's TLS transport forgets its protocol when it is closed once more
-        return False
 
 
 class _TunnelReader:

@@ -9,6 +9,7 @@ import pytest
 
 from broker.core.limit_options import LimitOptions
 from broker.core.routing import Route
+from tests.support.loops import on_both_loops
 from tests.support.proxying import ANONYMOUS, ProxyUnderTest, request
 from tests.support.raw_upstream import RawRequest, RawUpstream, Wire
 from tests.support.waiting import until
@@ -109,3 +110,17 @@ async def test_a_caller_that_reads_slowly_has_the_last_answer_whole() -> None:
 
     assert HUGE < received
     assert took > 2
+
+
+@on_both_loops
+async def test_ds_01_a_caller_that_reads_slowly_and_steadily_is_not_cut() -> None:
+    """Though it takes longer than the timer until so much of the answer is taken that the next part is asked for."""
+    answers, loop = Answers(), asyncio.get_running_loop()
+    async with proxied(answers, reader_timeout_seconds=1) as proxy:
+        with await deaf_caller(proxy.port) as caller:
+            await loop.sock_sendall(caller, request("/huge"))
+            end = loop.time() + 4
+            while loop.time() < end:
+                assert await asyncio.wait_for(loop.sock_recv(caller, 4096), 5)
+                await asyncio.sleep(0.05)
+            assert 1 == held(proxy)
