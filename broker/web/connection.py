@@ -143,8 +143,10 @@ class Watch:
     def _look(self) -> None:
         self._timer = None
         now = self._loop.time()
-        self._watched = {connection for connection in list(self._watched) if connection.check(now)}
-        if self._watched:
+        # To end one may add it anew, and start the timer.
+        looked_at, self._watched = self._watched, set()
+        self._watched |= {connection for connection in looked_at if connection.check(now)}
+        if self._watched and self._timer is None:
             self._timer = self._loop.call_later(WATCH_SECONDS, self._look)
 
 

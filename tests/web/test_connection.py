@@ -1,6 +1,7 @@
 """Callers that are slow, many, or gone."""
 
 import asyncio
+import itertools
 import json
 import resource
 import time
@@ -336,3 +337,44 @@ async def test_a_caller_that_leaves_is_logged(sent: bytes, status: int, body: st
 
     (line,) = map(json.loads, lines)
     assert ("/api/x", "/api", status) == (line["path"], line["route"], line["status"])
+
+
+async def test_a_connection_that_is_added_while_it_is_looked_at_is_looked_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What ends a slow head may have to wait for the rest of an answer; that starts no second timer."""
+    monkeypatch.setattr("broker.web.connection.WATCH_SECONDS", 0.05)
+    looked_at: list[float] = []
+
+    class Leaving:
+        def check(self, now: float) -> bool:
+            looked_at.append(now)
+            watch.add(self)  # type: ignore[arg-type]
+            return len(looked_at) < 8
+
+    watch = Watch(LimitOptions())
+    watch.add(Leaving())  # type: ignore[arg-type]
+    await until(lambda: len(looked_at) >= 8)
+
+    assert all(later - earlier > 0.04 for earlier, later in itertools.pairwise(looked_at))
+
+
+async def test_a_connection_that_is_added_while_another_is_looked_at_is_kept() -> None:
+    """Nobody is forgotten."""
+
+    class Adding:
+        def __init__(self, added: object) -> None:
+            self.added = added
+
+        def check(self, now: float) -> bool:
+            if self.added is not None:
+                watch.add(self.added)  # type: ignore[arg-type]
+            return False
+
+    watch = Watch(LimitOptions())
+    added = Adding(None)
+    watch.add(Adding(added))  # type: ignore[arg-type]
+    watch._look()
+
+    assert 1 == len(watch._watched)
+    assert None is not watch._timer
