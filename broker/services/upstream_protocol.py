@@ -20,6 +20,7 @@ import httptools
 
 from broker.core.response_head import ResponseHead
 from broker.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
+from broker.services.transports import unsent_bytes
 from broker.services.upstream import Exchange
 
 MAX_HEAD_BYTES = 64 << 10
@@ -399,11 +400,13 @@ class UpstreamConnection(asyncio.Protocol):
         self._parser = None
         self.exchange = None
         self._used = True
+        transport = self._transport
         # After an early answer the rest of the request may still be under way, and would be read as the next one.
-        if head.reusable and exchange.complete and not self._surplus:
-            if self._reading_paused and self._transport is not None:
+        is_sent = exchange.complete and transport is not None and not unsent_bytes(transport)
+        if head.reusable and is_sent and not self._surplus:
+            if self._reading_paused and transport is not None:
                 self._reading_paused = False
-                self._transport.resume_reading()
+                transport.resume_reading()
             self._owner.released(self)
         else:
             self.close()

@@ -25,8 +25,9 @@ from broker.core.request_fields import FieldBlock, FieldRules
 from broker.core.request_stream import RequestStream
 from broker.services import metrics
 from broker.services.memory import Shedding
+from broker.services.transports import unsent_bytes
 from broker.web.lingering import Lingering
-from broker.web.taking import Taking, unsent_bytes
+from broker.web.taking import Taking
 
 WATCH_SECONDS = 1.0
 

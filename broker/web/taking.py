@@ -13,6 +13,7 @@ import struct
 from typing import Final
 
 from broker.core.limit_options import MIN_BYTES_PER_SECOND
+from broker.services.transports import unsent_bytes
 
 _ACKED: Final = struct.Struct("=120xQ")
 _TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None)
@@ -50,14 +51,6 @@ class Taking:
         self._counted_bytes = counted
         due = (now - self._began_at - patience_seconds) * MIN_BYTES_PER_SECOND
         return now - self._taken_at > patience_seconds or self._taken_bytes < due
-
-
-def unsent_bytes(transport: asyncio.Transport) -> int:
-    """Return how much the loop has yet to give to the kernel."""
-    try:
-        return transport.get_write_buffer_size()
-    except AttributeError:  # asyncio's TLS transport forgets its protocol when it is closed once more
-        return 0
 
 
 def _count(transport: asyncio.Transport) -> int:

@@ -10,6 +10,7 @@ from broker.core.upstream_options import TimeoutOptions, UpstreamOptions
 from broker.errors import UpstreamTimeout, UpstreamUnavailable
 from broker.services.pool import UpstreamPools
 from broker.services.upstream_protocol import MAX_CHUNK_OVERHEAD_BYTES, MAX_HEAD_BYTES, MAX_INFORMATIONAL
+from tests.support.loops import on_both_loops
 from tests.support.raw_upstream import OK, RawRequest, RawUpstream, Script, Wire, answering
 from tests.support.receiver import Recorder, exchange_for
 
@@ -241,6 +242,29 @@ async def test_sm_05_an_early_answer_ends_the_connection() -> None:
 
     assert (b"ok", b"ok", 2) == (recorder.body, again.body, upstream.connections)
     assert b"GET / " in upstream.requests[1].head
+
+
+@on_both_loops
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_sm_05_an_early_answer_to_what_is_not_sent_yet_ends_the_connection(*, at_once: bool) -> None:
+    """All of the request is given to the loop, which still has a part of it: the upstream hasn't heard that one."""
+    body = b"x" * (16 << 20)
+    async with RawUpstream(answering(OK), read_body=False) as upstream, pool_for(upstream) as pools:
+        recorder = Recorder()
+        exchange = exchange_for(recorder, method="POST")
+        exchange.head = b"POST / HTTP/1.1\r\nHost: up\r\nContent-Length: %d\r\n\r\n" % len(body)
+        if at_once:
+            exchange.carry(body, chunked=False)
+        else:
+            exchange.expect_body(chunked=False)
+        await next(iter(pools.values())).start(exchange)
+        if not at_once:
+            exchange.write(body)
+            exchange.finish()
+        await recorder.wait()
+        again = await ask(pools, method="PATCH")  # it would not be sent again
+
+    assert (b"ok", b"ok", 2) == (recorder.body, again.body, upstream.connections)
 
 
 async def test_a_body_goes_up_in_chunks_or_as_it_is() -> None:
