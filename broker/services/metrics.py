@@ -181,11 +181,11 @@ REQUESTS_REFUSED = Counter("requests_refused_total", "Requests that the broker a
 
 PROXY_BUCKETS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 PROXY_REQUESTS = Counter(
-    "proxy_requests_total", "Forwarded requests by the class of their answer; gone: the caller did not wait.",
+    "proxy_requests_total", "Requests of a route by the class of their answer; gone: the caller did not wait.",
     ["route", "status"],
 )  # fmt: skip
 PROXY_SECONDS = Histogram(
-    "proxy_request_duration_seconds", "How long a forwarded request took, from its head to the end of its answer.",
+    "proxy_request_duration_seconds", "How long a request took, from its head to the end of its answer.",
     ["route"], buckets=PROXY_BUCKETS,
 )  # fmt: skip
 

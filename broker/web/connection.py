@@ -76,11 +76,13 @@ class Failure:
     Attributes:
         error: What went wrong. Nothing of an answer is written.
         request_id: The call's id; empty if it has none yet.
+        route: The name of the route that it went by.
         closes: Whether the connection ends with it.
     """
 
     error: Exception
     request_id: str
+    route: str
     closes: bool
 
 

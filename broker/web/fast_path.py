@@ -261,7 +261,6 @@ class FastConnection(TurnTaking):
         if relay.error is None or relay.started:
             self._end(request, relay)
             return
-        request.call.lane.stats.count(relay.status, self._loop.time() - request.began_at)
         self._fail(request, relay.error, closes=is_fault_of_body(relay.error))
 
     def _end(self, request: _Request, relay: Relay) -> None:
@@ -278,10 +277,11 @@ class FastConnection(TurnTaking):
     def _fail(self, request: _Request, error: Exception, *, closes: bool = False) -> None:
         """Have aiohttp's handler say what went wrong. Nothing of an answer is written."""
         self.relay = self._current = None
+        self._proxy.failed(request.call, error, self._loop.time() - request.began_at)
         if self.transport is None or self.is_closing:  # aiohttp takes nothing more
             self.force_close()
             return
-        self.failure = Failure(error, request.call.request_id, closes)
+        self.failure = Failure(error, request.call.request_id, request.call.lane.route.name, closes)
         end = request.head.find(b"\r\n\r\n") + 4
         # aiohttp needs no more of the request than who asked for what: its body is ours to read.
         self._leave_to_aiohttp(_FRAMING.sub(b"", request.head[:end]))

@@ -1,5 +1,6 @@
 """The outermost layer: names each request, and turns whatever goes wrong into an answer that says no more than due."""
 
+import json
 import logging
 import re
 from collections.abc import Callable
@@ -33,6 +34,9 @@ REQUEST_ID = web.RequestKey("request_id", str)
 
 ASKED = web.RequestKey("asked", Asked)
 """What was really asked for, where the request only asks about one that a gateway holds."""
+
+ROUTE = web.RequestKey("route", str)
+"""The name of the route that the request goes by, once that is known."""
 
 SET_COOKIES = web.RequestKey("set_cookies", list[str])
 """``Set-Cookie`` lines that go out with whatever answers this request, an error included."""
@@ -131,6 +135,7 @@ class Outermost:
             path=request.raw_path.partition("?")[0],
             status=status,
             seconds=self._clock.monotonic() - began_at,
+            more=f',"route":{json.dumps(request[ROUTE])}' if ROUTE in request else "",
         )
 
     def _described(self, request: web.Request, error: BrokerError) -> dict[str, object]:
@@ -143,6 +148,7 @@ class Outermost:
             "method": asked.method[:16],
             "path": asked.raw_path.partition("?")[0][:MAX_LOGGED_PATH],
             "client": client_address(request, self._trusted_proxies),
+            **({"route": request[ROUTE]} if ROUTE in request else {}),
         }
 
 

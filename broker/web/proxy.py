@@ -31,7 +31,7 @@ from broker.web.access_log import access_line
 from broker.web.connection import CallerConnection
 from broker.web.gate import Call, CallerSource, Gate, SessionSource, TokenSource
 from broker.web.incoming import Content
-from broker.web.middleware import request_names
+from broker.web.middleware import ROUTE, request_names
 from broker.web.owners import Owners
 from broker.web.relay import CLOSED, KEPT, Relay
 from broker.web.sending import Sender, Transit
@@ -167,6 +167,10 @@ class Proxy:
                 )
             )
 
+    def failed(self, call: Call, error: Exception, seconds: float) -> None:
+        """Count a request that the broker itself has to answer; the outermost middleware logs it."""
+        call.lane.stats.count(error.status if isinstance(error, BrokerError) else BrokerError.status, seconds)
+
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """
         Forward *request*, or say what came of one that was forwarded past aiohttp.
@@ -178,11 +182,13 @@ class Proxy:
         assert isinstance(connection, CallerConnection)
         failure, connection.failure = connection.failure, None
         if failure is not None:
+            request[ROUTE] = failure.route
             if failure.closes:
                 connection.close_soon()
             raise failure.error
         began_at = self._loop.time()
         call = self._judge(connection, request)
+        request[ROUTE] = call.lane.route.name
         try:
             await self.gate.admit(call)
             self.gate.limit(call)
@@ -190,9 +196,12 @@ class Proxy:
         except asyncio.CancelledError:
             self.finished(call, connection.begun_status, self._loop.time() - began_at)
             raise
+        except BrokerError as error:
+            self.failed(call, error, self._loop.time() - began_at)
+            raise
         seconds = self._loop.time() - began_at
         if relay.error is not None and not relay.started:
-            call.lane.stats.count(relay.status, seconds)
+            self.failed(call, relay.error, seconds)
             if is_fault_of_body(relay.error):
                 connection.close_soon()
             raise relay.error

@@ -161,6 +161,31 @@ async def test_lk_01_no_secret_is_anywhere_but_where_it_belongs(
     assert [] == [secret for secret in [*secrets, "alice"] if secret.encode() in database]
 
 
+@pytest.mark.parametrize("framing", ["keep-alive", "keep-alive,\tx"], ids=["fast", "slow"])
+async def test_what_fails_on_a_route_is_counted_and_logged_with_it(
+    framing: str, tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstream
+) -> None:
+    """An upstream that is down, and a caller who isn't logged in: operators see where."""
+    installation = settings(provider, upstream)
+    installation["routes"].append({"path": "/dead", "upstream": "http://127.0.0.1:9", "token": "none"})
+    async with BrokerProcess(tmp_path, **installation) as broker, Browser(broker.url) as browser:
+        browser.headers["Connection"] = framing
+        answers = [await browser.get("/dead/a"), await browser.get("/api/a")]
+
+        async def is_counted() -> bool:
+            counted = {name for name, value in (await broker.metrics()).items() if value}
+            return {
+                'proxy_requests_total{route="/dead",status="5xx"}',
+                'proxy_requests_total{route="/api",status="4xx"}',
+            } <= counted
+
+        await until_async(is_counted, seconds=5, what="both in the metrics")
+    lines = [line for line in broker.log() if line["event"] in {"request", "request_refused"} and "route" in line]
+
+    assert [502, 401] == [answer.status for answer in answers]
+    assert ["/dead", "/dead", "/api", "/api"] == [line["route"] for line in lines]
+
+
 async def test_ft_12_sigterm_lets_running_requests_end(
     tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstream
 ) -> None:
