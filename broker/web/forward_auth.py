@@ -129,12 +129,12 @@ class ForwardAuth:
     def _check_gateway(self, request: web.Request, connection: CallerConnection) -> None:
         """Whoever isn't a gateway learns nothing, not even whether there is a session."""
         if self._options.networks and not self._gateways.trusts(connection.peer):
-            raise Forbidden("not from a network of the gateways")
+            raise Forbidden("not from one of forward_auth.networks")
         if not (
             shows_certificate(connection.certificate, self._options.certificate_names)
             or shows_secret(request.raw_headers, self._options.secrets)
         ):
-            raise Forbidden("no gateway's secret or certificate is shown")
+            raise Forbidden("nothing of forward_auth.secrets or forward_auth.certificate_names is shown")
 
     def _allow(self, call: Call) -> web.Response:
         release = self._options.release_token and call.lane.route.release_token

@@ -200,4 +200,6 @@ def _as_error(answer: web.HTTPException) -> BrokerError:
         413: PayloadTooLarge,
     }
     kind = errors.get(answer.status, BadRequest) if 400 <= answer.status < 500 else BrokerError
+    if kind is NoRoute:
+        return kind("no endpoint of the broker has this path; some are there only if they are configured")
     return kind(f"aiohttp answered {answer.status}")
