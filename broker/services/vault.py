@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from hashlib import sha256
 
 from broker.core.grant import Grant, Origin, UnknownFormat, decode, encode
 from broker.errors import KeyringError, StoreError
@@ -206,8 +207,13 @@ class Vault:
             await self._store.replace(key, record.value, record.version, due_at=due_at)
 
     async def lease(self, grant_id: str, ttl_seconds: float) -> LeaseOutcome:
-        """Try once to hold the grant's lease."""
-        return await self._store.lease(self._keys_of(grant_id)[-1], ttl_seconds)
+        """
+        Try once to hold the grant's lease.
+
+        Its name is made with no key: while a key is added or removed, replicas that have different keys contend for it.
+        A grant's id is no secret, so there is nothing to hide either.
+        """
+        return await self._store.lease(f"{KIND}:{sha256(grant_id.encode()).hexdigest()}", ttl_seconds)
 
     async def announce(self, grant: Grant) -> None:
         """Tell every process where the grant stands. A store that can't is not an error: they read again in time."""

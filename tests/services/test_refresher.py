@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,9 +11,11 @@ from broker.core.grant import EndReason, Grant, Origin
 from broker.core.oauth import TokenOutcome
 from broker.core.outcome import Cause, LoginNeeded, Token, Unavailable
 from broker.core.provider import Rotation
+from broker.core.secret import Secret
+from broker.services.keyring import Keyring
 from broker.services.refresher import PATIENCE_SECONDS, QUICK_RETRY_SECONDS, Want
 from tests.services.conftest import StartStage
-from tests.support.engine import access_token
+from tests.support.engine import KEY, NEWER_KEY, access_token
 from tests.support.grants import LIFE, answer
 from tests.support.stage import Stage
 from tests.support.waiting import until
@@ -110,6 +113,31 @@ async def test_tk_01_who_finds_the_lease_held_waits_for_the_generation(stage: St
 
     assert access_token(await first) == access_token(await second)
     assert 1 == len(stage.presented())
+
+
+@pytest.mark.parametrize("rotation", list(Rotation))
+@pytest.mark.parametrize(
+    ("keys", "other_keys"),
+    [([KEY], [KEY, NEWER_KEY]), ([KEY, NEWER_KEY], [NEWER_KEY, KEY]), ([NEWER_KEY, KEY], [NEWER_KEY])],
+    ids=["added", "in_front", "removed"],
+)
+async def test_tk_01_and_cr_04_replicas_between_which_the_keys_change_share_one_refresh(
+    tmp_path: Path, keys: list[Secret], other_keys: list[Secret], rotation: Rotation
+) -> None:
+    """At each step of a rotation of the keys the waiter gets the result, whatever the server does with the token."""
+    stage = await Stage(tmp_path, rotation=rotation).start(keyring=Keyring(keys))
+    two = await stage.engine.open(keyring=Keyring(other_keys))
+    stage.expire()
+    step = stage.server.hold()
+    first = stage.one.broker.refresher.start(Want(grant_id=stage.grant_id))
+    await step.reached.wait()
+    second = two.broker.refresher.start(Want(grant_id=stage.grant_id))
+    await until(lambda: two.store.calls.count("lease") >= 2 or second.done())
+    step.release()
+
+    assert access_token(await first) == access_token(await second)
+    assert 1 == len(stage.presented())
+    await stage.close()
 
 
 async def test_tk_01_a_waiter_gets_the_live_token_meanwhile(stage: Stage) -> None:
