@@ -29,8 +29,8 @@ SCAN_SECONDS = 1.0
 CLAIM_SECONDS = 30.0
 """A grant that was claimed and not settled is looked at again after this."""
 UNREADABLE_SECONDS = 600.0
-"""A record that can't be opened, or whose provider isn't known here, is looked at again after this: else such records
-would hide the others for ever."""
+"""A record that can't be opened, or is of no use here, is looked at again after this: else such ones would hide the
+others for ever."""
 PROVIDER_SECONDS = 10.0
 """How long one scan spends on one provider. A slow one must not keep the others' grants waiting."""
 BATCH = 200
@@ -177,10 +177,15 @@ class KeepAlive:
             raise
         except Exception:  # nor must one record that is none hide the others
             log.exception("keep_alive_failed", extra={"record": key})
-        if stored is None or stored.grant.provider not in self._refresher.providers:
-            stored = None
-            await self._vault.postpone(key, self._clock.now() + UNREADABLE_SECONDS * self._randomness.uniform(0.8, 1.2))
-        return stored
+        if stored is not None and self._may_be_helped(stored):
+            return stored
+        await self._vault.postpone(key, self._clock.now() + UNREADABLE_SECONDS * self._randomness.uniform(0.8, 1.2))
+        return None
+
+    def _may_be_helped(self, stored: StoredGrant) -> bool:
+        """Return whether its provider is known here, and whoever asks for the grant would find this record of it."""
+        is_known = stored.grant.provider in self._refresher.providers
+        return is_known and (stored.grant.ended is not None or self._vault.is_findable(stored))
 
     async def _keep_alive(self, grants: Sequence[StoredGrant]) -> int:
         """Refresh the due grants of one provider one after the other, as fast as its budget allows."""
@@ -209,10 +214,10 @@ class KeepAlive:
 
     async def _help(self, stored: StoredGrant) -> None:
         provider = self._refresher.providers[stored.grant.provider]
-        if stored.grant.ended is None:
-            await self._refresh(provider, stored.grant)
-        else:
+        if stored.grant.ended is not None:
             _ = await self._revocations.settle(stored)
+        else:
+            await self._refresh(provider, stored.grant)
         if not provider.health.breaker.is_open(self._clock.now()):  # else nothing was asked
             await asyncio.sleep(1 / provider.server.options.keep_alive_per_second)
 

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from hashlib import sha256
 
 from broker.core.audience import Audience
 from broker.core.grant import Grant, Origin
@@ -25,7 +26,6 @@ from broker.errors import BadRequest, StoreError
 from broker.services.clock import Clock, Randomness
 from broker.services.hand_over import HandOver
 from broker.services.handles import FOREVER_SECONDS
-from broker.services.keyring import Keyring
 from broker.services.leases import LEASE_SECONDS, renewed
 from broker.services.provider import AuthorizationServer
 from broker.services.revocations import Revocations
@@ -55,7 +55,7 @@ class StandingGrants:
     The configured grants.
 
     Attributes:
-        ids: The grants' ids by their configured names. Replicas with one configuration and key have the same.
+        ids: The grants' ids by their configured names. Replicas with one configuration have the same.
     """
 
     def __init__(
@@ -65,7 +65,6 @@ class StandingGrants:
         servers: Mapping[str, AuthorizationServer],
         vault: Vault,
         store: Store,
-        keyring: Keyring,
         clock: Clock,
         randomness: Randomness,
         told_within_seconds: float = TOLD_WITHIN_SECONDS,
@@ -76,13 +75,12 @@ class StandingGrants:
             servers: The providers by their configured names.
             vault: Where their records are.
             store: Tells of their ends.
-            keyring: Makes their ids.
             clock: Time.
             randomness: Names what is to be revoked.
             told_within_seconds: How long other replicas may take to hear of new tokens; the former are good until then.
         """
         self.ids = {
-            name: _grant_id(keyring, name, options, bound=servers[options.provider].options.dpop)
+            name: _grant_id(name, options, bound=servers[options.provider].options.dpop)
             for name, options in grants.items()
         }
         self._grants = {self.ids[name]: _Standing(name, options) for name, options in grants.items()}
@@ -249,8 +247,14 @@ def _explained(failure: TokenFailure, name: str) -> TokenFailure:
     return replace(failure, look_at=f"grants.{name}") if is_elsewhere else failure
 
 
-def _grant_id(keyring: Keyring, name: str, options: StandingGrantOptions, *, bound: bool) -> str:
-    """A grant of another provider, user or scope is another grant, and so is one that is bound to a key."""
+def _grant_id(name: str, options: StandingGrantOptions, *, bound: bool) -> str:
+    """
+    Return the id of a configured grant: SHA-256 of what makes it another grant, in hexadecimal.
+
+    A grant of another provider, user or scope is another grant, and so is one that is bound to a key. The keys of the
+    installation are no part of it, so it stays the same grant while they rotate. Whoever sees the id can try guesses
+    at what it is made of, and there is no secret in that.
+    """
     described = [name, options.provider, options.type, options.subject, options.scope, options.username]
     described += ["dpop"] if bound else []
-    return keyring.lookup_keys("standing-grant", json.dumps(described))[-1].rpartition(":")[2][:32]
+    return sha256(json.dumps(described).encode()).hexdigest()[:32]

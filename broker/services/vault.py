@@ -111,6 +111,14 @@ class Vault:
         grant = None if record is None else self._open(key, record.value)
         return None if grant is None or record is None else StoredGrant(grant, key, record.version)
 
+    def is_findable(self, stored: StoredGrant) -> bool:
+        """
+        Return whether :meth:`read` looks where *stored* is.
+
+        It doesn't if the key that made the record's name was removed; another record of the grant may have begun since.
+        """
+        return stored.key in self._keys_of(stored.grant.id)
+
     def _open(self, key: str, sealed: bytes) -> Grant | None:
         try:
             return decode(self._keyring.open(KIND, key, sealed))

@@ -96,7 +96,6 @@ class Installation:
             servers=self.servers,
             vault=vault,
             store=self.store,
-            keyring=keyring,
             clock=clock,
             randomness=randomness,
         )

@@ -13,13 +13,14 @@ from broker.core.grant import EndReason, Origin
 from broker.core.refresh import begin, succeed
 from broker.errors import StoreError
 from broker.services.keepalive import BATCH, CLAIM_SECONDS, PROVIDER_SECONDS, UNREADABLE_SECONDS, KeepAlive
+from broker.services.keyring import Keyring
 from broker.services.refresher import Want
 from broker.services.revocations import Revocations
 from broker.services.tasks import Tasks
 from broker.services.vault import StoredGrant, Vault
 from tests.services.conftest import StartStage
 from tests.support.clock import SeededRandomness
-from tests.support.engine import PROVIDER, Replica, access_token, ring
+from tests.support.engine import KEY, NEWER_KEY, PROVIDER, Replica, access_token, ring
 from tests.support.grants import LIFE
 from tests.support.scripted_server import ScriptedServer
 from tests.support.stage import Stage
@@ -272,6 +273,24 @@ async def test_cr_04_records_that_can_not_be_opened_do_not_hide_the_others(start
     assert b"garbage" == record.value
     stage.clock.advance(2 * UNREADABLE_SECONDS)
     assert len(await stage.one.vault.due(stage.clock.now(), 1000)) >= BATCH + 20
+
+
+async def test_cr_04_a_record_under_the_name_of_a_removed_key_refreshes_nothing(start_stage: StartStage) -> None:
+    """Another record of the grant may have begun since, as that of a standing grant does."""
+    stage = await idle_stage(start_stage)
+    both, newer = (
+        Vault(stage.one.store, Keyring([NEWER_KEY, KEY])),
+        await stage.engine.open(keyring=Keyring([NEWER_KEY])),
+    )
+    found = await both.read(stage.grant_id)
+    assert found is not None
+    await both.replace(found, found.grant, due_at=stage.clock.now())
+    await newer.vault.create(found.grant, ttl_seconds=1e6, due_at=None)
+    stage.expire()
+
+    await newer.keep_alive.scan()
+
+    assert [] == stage.presented()
 
 
 async def test_ds_05_a_slow_provider_does_not_starve_another(start_stage: StartStage) -> None:

@@ -17,6 +17,7 @@ from broker.core.outcome import LoginNeeded, Token, Unavailable
 from broker.core.secret import RefreshToken
 from broker.core.standing import GrantType, StandingGrantOptions
 from broker.errors import ProviderError, StoreError
+from broker.services.keyring import Keyring
 from broker.services.leases import LEASE_SECONDS
 from broker.services.provider import Identity
 from broker.services.refresher import Want
@@ -24,7 +25,7 @@ from broker.services.standing import ENSURE_SECONDS, StandingGrants
 from broker.services.vault import StoredGrant, Vault
 from broker.stores.base import Event, Topic
 from tests.support.clock import ManualClock, SeededRandomness
-from tests.support.engine import PROVIDER, Engine, Replica, access_token, ring
+from tests.support.engine import KEY, NEWER_KEY, PROVIDER, Engine, Replica, access_token, ring
 from tests.support.grants import NOW, failure
 from tests.support.scripted_server import ScriptedServer
 from tests.support.waiting import until, until_async
@@ -58,18 +59,17 @@ class Bench:
         self.engine = Engine(self.directory, self.clock, SeededRandomness(), {PROVIDER: self.server})
         self.replicas: list[tuple[Replica, StandingGrants]] = []
 
-    async def open(self) -> tuple[Replica, StandingGrants]:
+    async def open(self, keyring: Keyring | None = None) -> tuple[Replica, StandingGrants]:
         async def acquire(grant: Grant, audience: Audience) -> TokenOutcome:
             return await standing.acquire(grant, audience)
 
-        replica = await self.engine.open(acquire=acquire)
+        replica = await self.engine.open(acquire=acquire, keyring=keyring)
         options: dict[str, Any] = {"provider": PROVIDER, "type": self.type}
         standing = StandingGrants(
             {"nightly": StandingGrantOptions(**options)},
             servers=self.engine.servers,
             vault=replica.vault,
             store=replica.store,
-            keyring=ring(),
             clock=self.clock,
             randomness=SeededRandomness(3),
             told_within_seconds=0,
@@ -342,6 +342,38 @@ async def test_an_imported_one_that_has_ended_stays_as_it_is(tmp_path: Path, cap
     await bench.close()
 
 
+async def test_cr_04_it_is_the_same_grant_while_the_keys_rotate(bench: Bench) -> None:
+    """A new key behind the old one, then in front of it: its tokens stay. Without the old key it begins anew."""
+    ids, tokens = [], []
+    for keys in ([KEY], [KEY, NEWER_KEY], [NEWER_KEY, KEY], [NEWER_KEY]):
+        one, standing = await bench.open(Keyring(keys))
+        ids.append(standing.ids["nightly"])
+        tokens.append(access_token(await one.broker.token(ids[-1])))
+        assert [ids[-1]] == [stored.grant.id for stored in await one.vault.find_unattended()]
+
+    assert 1 == len(set(ids))
+    assert ["at-1", "at-1", "at-1", "at-2"] == tokens
+    assert 2 == bench.server.asked
+
+
+async def test_cr_04_tokens_that_are_handed_over_while_the_keys_rotate_stay(tmp_path: Path) -> None:
+    """Whichever replica takes them, the next step finds them; without the old key they are handed over anew."""
+    bench = Bench(tmp_path, GrantType.IMPORTED)
+    await bench.open(Keyring([KEY]))
+    for keys in ([KEY, NEWER_KEY], [NEWER_KEY, KEY]):
+        _, standing = await bench.open(Keyring(keys))
+        await standing.hand_over("nightly", tokens := bench.server.login_tokens("nightly"))
+        for replica, other in bench.replicas[-2:]:
+            held = await replica.broker.token(other.ids["nightly"])
+            assert tokens.access_token.reveal() == access_token(held)
+
+    one, standing = await bench.open(Keyring([NEWER_KEY]))
+    assert isinstance(await one.broker.token(standing.ids["nightly"]), Unavailable)
+    await standing.hand_over("nightly", tokens := bench.server.login_tokens("nightly"))
+    assert tokens.access_token.reveal() == access_token(await one.broker.token(standing.ids["nightly"]))
+    await bench.close()
+
+
 async def test_what_has_no_tokens_and_is_not_configured_acquires_nothing(bench: Bench) -> None:
     """A grant that the configuration doesn't name any more."""
     one, standing = await bench.open()
@@ -352,7 +384,6 @@ async def test_what_has_no_tokens_and_is_not_configured_acquires_nothing(bench: 
         servers=bench.engine.servers,
         vault=one.vault,
         store=one.store,
-        keyring=ring(),
         clock=bench.clock,
         randomness=SeededRandomness(),
     ).acquire(before, DEFAULT_AUDIENCE)

@@ -39,7 +39,7 @@ from broker.services.standing import StandingGrants
 from tests.support.clock import ManualClock
 from tests.support.doubles import apiax, mosaic, oracle
 from tests.support.doubles.base import DAY, Double
-from tests.support.engine import Engine, Replica, ring
+from tests.support.engine import Engine, Replica
 from tests.support.forge import base64url
 
 pytestmark = pytest.mark.system
@@ -160,7 +160,6 @@ async def system(
         servers=engine.servers,
         vault=replica.vault,
         store=replica.store,
-        keyring=ring(),
         clock=clock,
         randomness=SystemRandomness(),
     )
