@@ -2,12 +2,13 @@
 
 import errno
 import logging
+import math
 import os
 import sqlite3
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,10 @@ BUSY_SECONDS = 0.02
 """How long SQLite itself waits for a lock. Longer waits are the worker's, which serves reads meanwhile."""
 REOPEN_SECONDS = 0.5
 """How long a file that failed is left alone; calls fail at once meanwhile."""
+NOTE_SECONDS = 10.0
+"""How often it is written down what the wall clock shows, while the store is written to."""
+SET_SECONDS = 1.0
+"""What the wall clock moves on the store's time when it is set. By less it isn't, and so often that is written down."""
 
 SCHEMA = """
 CREATE TABLE records (
@@ -100,6 +105,8 @@ class SqliteFile:
         self._open: OpenFile | None = None
         self._left_alone_until = -1.0
         self._fault = ""
+        self._noted_ahead = math.inf
+        self._note_tried_at = -math.inf
 
     def open(self) -> OpenFile:
         """
@@ -134,9 +141,31 @@ class SqliteFile:
         return self._open
 
     def now(self) -> float:
-        """Return the store's time: Unix seconds, but never set forward or back between two boots of the host."""
+        """Return the store's time in seconds. It began as Unix time, and nobody sets it forward or back."""
         assert self._open is not None
         return self._clock.monotonic() + self._open.epoch
+
+    def note_time(self, *, is_written: bool) -> None:
+        """
+        Write down what the wall clock shows at the store's time, for the next boot of the host (:func:`_resumed`).
+
+        That is done if the wall clock was set since, and now and then while the store *is_written* to. Where it can't
+        be done it is tried again: nothing depends on it before the next boot.
+        """
+        if self._open is None:
+            return
+        store = self.now()
+        if store - self._note_tried_at < SET_SECONDS:
+            return
+        wall = self._clock.now()
+        is_stale = is_written and store - self._note_tried_at >= NOTE_SECONDS
+        if not is_stale and abs(wall - store - self._noted_ahead) < SET_SECONDS:
+            return
+        self._note_tried_at = store
+        noted = ("wall_ms", round(wall * 1000)), ("store_ms", round(store * 1000))
+        with suppress(sqlite3.Error), transaction(self._open.db):
+            self._open.db.executemany("INSERT OR REPLACE INTO counters VALUES (?, ?)", noted)
+            self._noted_ahead = wall - store
 
     def failed(self, fault: sqlite3.Error | OSError) -> StoreError:
         """
@@ -158,6 +187,7 @@ class SqliteFile:
         """Close the file if it is open."""
         if self._open is not None:
             db, self._open = self._open.db, None
+            self._noted_ahead, self._note_tried_at = math.inf, -math.inf
             try:
                 db.close()
             except sqlite3.Error as fault:
@@ -293,7 +323,7 @@ def _epoch(db: sqlite3.Connection, clock: Clock) -> float:
     """
     Return what added to the monotonic clock gives the store's time.
 
-    The first process after a boot of the host reads the wall clock once and writes the difference down; all others
+    The first process after a boot of the host decides on it and writes it down; all others
     use it. So lifetimes pass at the same pace in every process, whatever the wall clock does, and no lease of a
     process that died with the host outlives the boot.
     """
@@ -303,11 +333,26 @@ def _epoch(db: sqlite3.Connection, clock: Clock) -> float:
     with transaction(db):
         if (epoch := _known_epoch(db, boot, clock)) is not None:
             return epoch
-        now, monotonic = clock.now(), clock.monotonic()
+        now, monotonic = _resumed(db, clock.now()), clock.monotonic()
         db.execute("DELETE FROM epochs")
         db.execute("DELETE FROM leases")
         db.execute("INSERT INTO epochs VALUES (?, ?, ?)", (boot, monotonic, now))
     return now - monotonic
+
+
+def _resumed(db: sqlite3.Connection, wall: float) -> float:
+    """
+    Return the store's time at a boot: what it was when that was last written down, and what has passed since.
+
+    How much that is, only the wall clock can tell; but not by what it showed at the last boot, since it may have been
+    set after that. One that was set back tells nothing: then no time has passed.
+
+    Args:
+        db: The connection.
+        wall: Unix seconds by the wall clock. They are the store's time in a file in which none was written down.
+    """
+    noted = dict(db.execute("SELECT name, value / 1000.0 FROM counters WHERE name IN ('wall_ms', 'store_ms')"))
+    return float(noted["store_ms"] + max(0.0, wall - noted["wall_ms"])) if noted else wall
 
 
 def _known_epoch(db: sqlite3.Connection, boot: str, clock: Clock) -> float | None:

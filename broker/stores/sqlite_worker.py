@@ -212,6 +212,7 @@ class SqliteWorker:
         if self._attempt(jobs, self._open):
             for read in reads:
                 self._attempt([read], self._read)
+            self._attempt([], lambda _: self._file.note_time(is_written=bool(writes)))
             if writes:
                 self._attempt(writes, self._write)
             self._attempt([], lambda _: events.extend(self._feed.poll(self._file.open().db)))

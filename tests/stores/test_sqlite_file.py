@@ -19,7 +19,8 @@ from tests.stores.conftest import TIMEOUT, recovers, works
 from tests.stores.sqlite_process import LONG
 from tests.stores.store_contract import KEY, held, listening
 from tests.support.clock import ManualClock, SeededRandomness
-from tests.support.waiting import until_async
+from tests.support.grants import NOW
+from tests.support.waiting import until, until_async
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o600])
@@ -128,6 +129,110 @@ async def test_a_boot_ends_leases_and_keeps_records(path: Path) -> None:
     after.advance(LONG / 2)
     assert None is await store.get(KEY)
     await store.close()
+
+
+def booted(before: ManualClock, *, off_seconds: float) -> ManualClock:
+    """The clock of the same host when it has been off for a while: its monotonic clock begins anew."""
+    return ManualClock(before.now() + off_seconds)
+
+
+@pytest.mark.parametrize("behind_seconds", [0.0, 12 * 3600.0, 31 * 86400.0, NOW], ids=["right", "12h", "31d", "1970"])
+@pytest.mark.parametrize("is_seen_by_another", [False, True])
+async def test_ft_15_a_clock_that_is_set_after_a_boot_ends_nothing_at_the_next_one(
+    path: Path, behind_seconds: float, is_seen_by_another: bool
+) -> None:
+    """The host boots before its clock is right. Lifetimes go on over later boots, by what passes meanwhile and no more."""
+    clock = ManualClock(NOW - behind_seconds)
+    clock.advance(10)
+    store = SqliteStore(path, clock, SeededRandomness())
+    await store.create(KEY, b"1", ttl_seconds=LONG)
+    clock.set_wall_clock(behind_seconds)
+    clock.advance(10)
+    other = SqliteStore(path, clock, SeededRandomness())
+    await (other if is_seen_by_another else store).ping()
+    for each in (store, other):
+        await each.close()
+
+    clock = booted(clock, off_seconds=LONG / 2)
+    store = SqliteStore(path, clock, SeededRandomness())
+
+    assert None is not await store.get(KEY)
+    clock.advance(LONG / 2)
+    assert None is await store.get(KEY)
+    await store.close()
+
+
+async def test_ft_15_a_clock_that_is_set_is_noticed_by_a_store_that_only_listens(path: Path) -> None:
+    """Nobody need write anything between that and the next boot."""
+    clock = ManualClock(NOW - 86400)
+    clock.advance(10)
+    store = SqliteStore(path, clock, SeededRandomness())
+    await listening(store)
+    await store.create(KEY, b"1", ttl_seconds=LONG)
+    clock.set_wall_clock(86400)
+    clock.advance(2)
+    await until(lambda: noted(path)["wall_ms"] == round(clock.now() * 1000))
+    await store.close()
+
+    store = SqliteStore(path, booted(clock, off_seconds=0), SeededRandomness())
+    assert None is not await store.get(KEY)
+    await store.close()
+
+
+async def test_ft_15_a_clock_that_a_boot_sets_back_keeps_nothing_for_ever(path: Path) -> None:
+    """A host without a battery for its clock: no time has passed then, and from there on it passes."""
+    clock = ManualClock(NOW)
+    clock.advance(10)
+    store = SqliteStore(path, clock, SeededRandomness())
+    await store.create(KEY, b"1", ttl_seconds=LONG)
+    await store.close()
+
+    clock = ManualClock(0.0)
+    store = SqliteStore(path, clock, SeededRandomness())
+    assert None is not await store.get(KEY)
+    clock.set_wall_clock(NOW)
+    clock.advance(LONG)
+    assert None is await store.get(KEY)
+    await store.close()
+
+
+async def test_ft_14_a_file_in_which_no_time_was_written_down_goes_by_the_wall_clock(path: Path) -> None:
+    """An earlier release made it. The first process that opens it writes it down."""
+    clock = ManualClock(NOW)
+    clock.advance(10)
+    store = SqliteStore(path, clock, SeededRandomness())
+    await store.create(KEY, b"1", ttl_seconds=LONG)
+    await store.close()
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("DELETE FROM counters WHERE name IN ('wall_ms', 'store_ms')")
+
+    clock = booted(clock, off_seconds=LONG / 2)
+    store = SqliteStore(path, clock, SeededRandomness())
+
+    assert None is not await store.get(KEY)
+    clock.advance(LONG / 2)
+    assert None is await store.get(KEY)
+    await store.close()
+    assert {"wall_ms", "store_ms"} == noted(path).keys()
+
+
+async def test_reads_go_on_where_the_time_can_not_be_written_down(store: SqliteStore, path: Path) -> None:
+    """Another process has the lock, for longer than anybody waits."""
+    await store.create(KEY, b"1", ttl_seconds=LONG)
+    await store.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("DELETE FROM counters WHERE name IN ('wall_ms', 'store_ms')")
+        again = SqliteStore(path, SystemClock(), SeededRandomness(), timeout_seconds=TIMEOUT)
+        for _ in range(3):
+            assert None is not await again.get(KEY)
+        await again.close()
+
+
+def noted(path: Path) -> dict[str, int]:
+    """What is written down of the time."""
+    with closing(sqlite3.connect(path)) as db:
+        return dict(db.execute("SELECT name, value FROM counters WHERE name IN ('wall_ms', 'store_ms')"))
 
 
 async def test_the_file_is_for_our_eyes_only(store: SqliteStore, path: Path) -> None:
