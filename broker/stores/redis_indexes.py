@@ -33,9 +33,11 @@ if redis.call('PTTL', KEYS[1]) < keep then
 end
 """)
 
+# Kept until 30 days after the last due time: what nobody looked for by then is reported late, and not never.
 ADD_DUE = Script("""
 redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1])
-local keep = math.max(2 * tonumber(ARGV[2]), 100 * 86400000)
+local until_due = math.ceil(1000 * tonumber(ARGV[3])) - 1000 * redis.call('TIME')[1]
+local keep = math.max(2 * tonumber(ARGV[2]), 100 * 86400000, until_due + 30 * 86400000)
 if redis.call('PTTL', KEYS[1]) < keep then
   redis.call('PEXPIRE', KEYS[1], keep)
 end

@@ -14,6 +14,8 @@ from tests.support.redis_server import RedisServer, raw
 
 TAG, DUE, RECORD = "token-broker:tag:user", "token-broker:due:grant", f"token-broker:{{{KEY}}}"
 
+YEAR = 365 * 86400.0
+
 
 @pytest.fixture
 def clock() -> ManualClock:
@@ -102,6 +104,17 @@ async def test_indexes_end_by_themselves_after_their_records(redis_server: Redis
     assert 1000 < raw(redis_server, "TTL", DUE) < 101 * 86400
     await store.create("grant:01", b"1", ttl_seconds=10, tags=["user"], due_at=1)
     assert 1000 < raw(redis_server, "TTL", TAG), "a shorter life doesn't shorten the index"
+
+
+async def test_the_index_of_due_times_outlives_what_is_due(redis_server: RedisServer, store: Store) -> None:
+    """A grant whose server lets refresh tokens live for years is still looked at in time, whatever else is due."""
+    version = await store.create(KEY, b"1", ttl_seconds=10 * YEAR)
+    assert version is not None
+    now = float(raw(redis_server, "TIME")[0])
+    assert await store.replace(KEY, b"2", version, due_at=now + YEAR + 0.123456)
+    await store.create("grant:01", b"1", ttl_seconds=LONG, due_at=now + LONG)
+
+    assert YEAR + 29 * 86400 < raw(redis_server, "TTL", DUE) < YEAR + 31 * 86400
 
 
 async def test_a_life_that_writes_prolong_is_that_of_the_tags_too(redis_server: RedisServer, store: Store) -> None:
