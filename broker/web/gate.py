@@ -106,7 +106,7 @@ class Call:
         head: Its head.
         lane: Where it goes.
         caller: Who sent it.
-        session: The caller's session, if the route looks at one and there is one.
+        session: The caller's session, if the route looks at one and there is one; there is a grant then.
         grant_id: Whose token goes along; None for none.
         token: That token, once it is known.
         request_id: Its id.
@@ -131,6 +131,10 @@ class Call:
     def is_bound(self) -> bool:
         """Whether the token is bound to a key, so that the request needs a proof (RFC 9449)."""
         return self.token is not None and self.token.dpop_key is not None
+
+    def disown(self) -> None:
+        """Make it nobody's, as long as nobody else is found who sent it."""
+        self.session = self.grant_id = self.token = None
 
     def compose(self) -> bytes:
         """Return the head of the request to the upstream. Raises ``ProviderError`` if the token can't be sent."""
@@ -303,14 +307,14 @@ class Gate:
             BrokerError: If it is refused now.
         """
         endings = self.endings.count
-        call.session = call.grant_id = call.token = None
+        call.disown()
         await self.admit(call)
         call.endings = endings
 
     def admit_again_at_once(self, call: Call) -> bool:
         """As :meth:`admit_again`, if nothing need be waited for. Returns False otherwise, or if that will refuse it."""
         endings = self.endings.count
-        call.session = call.grant_id = call.token = None
+        call.disown()
         try:
             is_admitted = self.admit_at_once(call)
         except BrokerError:
@@ -386,7 +390,7 @@ class Gate:
 
     def usable(self, result: TokenResult, call: Call) -> Token | None:
         """
-        Return the token that goes upstream; None where the route goes on without one.
+        Return the token that goes upstream; None where the route goes on without one: the call is nobody's then.
 
         Raises:
             BrokerError: What the caller is told otherwise.
@@ -404,8 +408,10 @@ class Gate:
                 assert_never(result)
 
     def _go_on_without_grant(self, call: Call, reason: str) -> None:
-        """Let the call go on without a token, where its route takes that. Raises ``BrokerError`` elsewhere."""
+        """Let the call go on as nobody's, where its route takes that. Raises ``BrokerError`` elsewhere."""
         if call.lane.kind is _USER_OR_NONE:
+            # Nor is its session good any more: a user whose grant was revoked is named nowhere (SECURITY SE-03).
+            call.disown()
             return
         if call.lane.kind is _GRANT:
             # It begins anew by itself, unless its tokens must be handed over (services.standing).
@@ -467,8 +473,6 @@ class Gate:
             return
         result = await self._tokens.token(call.grant_id, call.lane.audience)
         call.token = self.usable(result, call)
-        if call.token is None:
-            call.grant_id = None
 
     def _standing_grant(self, call: Call) -> str:
         grant_id = self._standing_grants.get(call.lane.route.token.grant or "")

@@ -35,9 +35,8 @@ class Owners:
         session, session_id = call.session, call.head.block.session_id
         if session is not None and session_id is not None:
             ends_at = session.session.ends_at
-            return self._owner(
-                session.key, session.grant_id, ends_at, call, partial(self._session, session_id, ends_at)
-            )
+            look = partial(self._session, session_id, ends_at)
+            return self._owner(session.key, session.grant_id, ends_at, call, look)
         if call.grant_id is None:
             return None
         if self._callers is not None and call.lane.kind is not TokenKind.GRANT:
@@ -49,12 +48,12 @@ class Owners:
         return self._owner(f"grant:{call.grant_id}", call.grant_id, math.inf, call, _endless)
 
     def _owner(self, key: str, grant_id: str, ends_at: float, call: Call, look: Look) -> Owner:
-        return Owner(key, grant_id, ends_at, partial(self._look, look, call.grant_id, call.lane.audience))
+        return Owner(key, grant_id, ends_at, partial(self._look, look, grant_id, call.lane.audience))
 
-    async def _look(self, look: Look, grant_id: str | None, audience: Audience) -> float | None:
+    async def _look(self, look: Look, grant_id: str, audience: Audience) -> float | None:
         ends_at = await look()
-        if ends_at is None or grant_id is None:
-            return ends_at
+        if ends_at is None:
+            return None
         return None if isinstance(await self._tokens.token(grant_id, audience), LoginNeeded) else ends_at
 
     async def _session(self, session_id: bytes, ends_at: float) -> float | None:

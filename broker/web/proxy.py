@@ -2,9 +2,10 @@
 The proxy: a request that the gate lets through goes up, and what comes back goes down.
 
 An upstream's 401 is held back, as long as the request can be sent again, while the token broker is asked for a newer
-token; with one the request goes up once more, and without one the 401 goes down. A 401 that asks for a stronger login
-(RFC 9470) is no matter of tokens: the caller is told how to log in. Nor is one that refuses the proof of possession
-(RFC 9449): if it brings a nonce, the request goes up once more with that.
+token; with one the request goes up once more, and without one the 401 goes down. If the grant has ended, and the route
+goes on without it, the request goes up once more as nobody's. A 401 that asks for a stronger login (RFC 9470) is no
+matter of tokens: the caller is told how to log in. Nor is one that refuses the proof of possession (RFC 9449): if it
+brings a nonce, the request goes up once more with that.
 """
 
 import asyncio
@@ -266,7 +267,12 @@ class Proxy:
         return relay
 
     async def _retry(self, transit: Transit, rejected: Relay) -> Relay:
-        """Send the request again with a newer token. Without one, what is returned is the first answer."""
+        """
+        Send the request again with a newer token, or as nobody's where the route takes that and the grant has ended.
+
+        Returns:
+            The first answer if there is neither.
+        """
         call = transit.call
         assert call.token is not None
         if not transit.may_send_again:
@@ -276,7 +282,7 @@ class Proxy:
             refused = call.token.generation
             result = await self._renew(call)
             newer = self.gate.usable(result, call)
-            if newer is not None and newer.generation != refused:
+            if newer is None or newer.generation != refused:
                 call.token = newer
                 return await self._sender.attempt(transit)
         return rejected

@@ -172,6 +172,43 @@ async def test_a_revoked_grant_takes_its_handles_along(broker: BrokerProcess, pr
     assert 1 == len((await provider.ledger()).families_revoked(None))
 
 
+async def test_se_03_after_a_revocation_no_process_names_the_user(
+    tmp_path: Path, provider: RemoteLedgerServer, upstream: Upstream
+) -> None:
+    """Within a second a route that takes anybody, and the gateway that asks about it, hear of nobody."""
+    route = {"path": "/", "upstream": upstream.url, "token": "user_or_none", "navigation": "allow"}
+    made = BrokerProcess(
+        tmp_path,
+        providers={"corp": provider_options(provider.url)},
+        routes=[{**route, "headers": {"set": {"X-User": "{claims.sub}"}}}],
+        forward_auth={"gateway": "nginx", "secrets": [{"value": "s" * 43}]},
+        workers=2,
+    )
+    made.settings["admin"]["token"] = {"value": ADMIN_TOKEN}
+    asking = {"X-Gateway-Secret": "s" * 43, "X-Original-Method": "GET", "X-Original-URI": "/public"}
+
+    async with made, Browser(made.url) as browser:
+        await browser.log_in()
+
+        async def named() -> set[bool]:
+            """Whether a user is named, by each of several connections."""
+            seen = set()
+            for _ in range(6):
+                close = {"Connection": "close"}
+                assert 200 == (await browser.get("/public", headers=close)).status
+                answer = await browser.get("/bff/auth", headers={**asking, **close})
+                assert 202 == answer.status
+                seen |= {bool(upstream.received[-1].header("x-user")), "X-User" in answer.headers}
+            return seen
+
+        assert {True} == await named()
+        _, listed = await admin(made, "GET", "/grants?provider=corp&subject=alice")
+        status, _ = await admin(made, "DELETE", f"/grants/{listed['grants'][0]['id']}")
+        assert 200 == status
+        await asyncio.sleep(1)
+        assert {False} == await named()
+
+
 async def test_a_standing_grant_gets_its_tokens_by_itself(
     broker: BrokerProcess, provider: RemoteLedgerServer, upstream: Upstream
 ) -> None:

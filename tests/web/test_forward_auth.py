@@ -50,7 +50,7 @@ ROUTES = [
     Route(path="/api", upstream=UPSTREAM, token=USER, release_token=True, headers=HeaderOptions(assign={"X-Mail": "{claims.email}"})),
     Route(path="/kept", upstream=UPSTREAM, token=USER),
     Route(path="/reads", upstream=UPSTREAM, token=USER, methods=("GET",), release_token=True),
-    Route(path="/maybe", upstream=UPSTREAM, token=USER_OR_NONE, release_token=True),
+    Route(path="/maybe", upstream=UPSTREAM, token=USER_OR_NONE, release_token=True, headers=HeaderOptions(assign={"X-Mail": "{claims.email}"})),
     Route(path="/pages", upstream=UPSTREAM, token=USER, navigation=Navigation.ALLOW, release_token=True),
     Route(path="/quiet", upstream=UPSTREAM, token=USER, websocket=False, release_token=True),
     Route(path="/service", upstream=UPSTREAM, token=TokenChoice(TokenKind.GRANT, "nightly"), release_token=True),
@@ -224,6 +224,17 @@ async def test_rt_09_only_routes_that_say_so_release_their_token(
 
     assert answer.status in {200, 202}
     assert released == bool(answer.fields(b"Authorization"))
+
+
+async def test_se_03_whose_grant_has_ended_is_not_named_any_more(asking: Asking) -> None:
+    """The gateway hears yes where a route takes anybody, and nothing of whom the cookie named."""
+    alices = await asking.ask("/maybe", *CALL)
+    asking.tokens.answer = LoginNeeded("revoked")
+    nobodys = await asking.ask("/maybe", *CALL)
+
+    assert alices.status == nobodys.status
+    assert ("alice@example.com", "Bearer alices-token") == (one(alices, b"X-Mail"), one(alices, b"Authorization"))
+    assert (None, None) == (one(nobodys, b"X-Mail"), one(nobodys, b"Authorization"))
 
 
 @pytest.mark.parametrize(("target", "status"), [("/api", 500), ("/kept", 202)])

@@ -5,7 +5,17 @@ import asyncio
 import pytest
 
 from broker.core.forwarded import ForwardingField
-from broker.core.routing import CacheControl, HeaderOptions, Navigation, RetryOn401, Route, TokenChoice, TokenKind
+from broker.core.outcome import LoginNeeded
+from broker.core.routing import (
+    CacheControl,
+    HeaderOptions,
+    Navigation,
+    RateLimitOptions,
+    RetryOn401,
+    Route,
+    TokenChoice,
+    TokenKind,
+)
 from broker.core.upstream_options import UpstreamOptions
 from tests.support.loops import on_both_loops
 from tests.support.proxying import (
@@ -356,6 +366,66 @@ async def test_up_07_a_second_401_passes() -> None:
         got = await proxy.send(request("/", "X-CSRF: 1", cookie=ALICE))
 
     assert (401, b"nope", 2) == (got.status, got.body, len(upstream.requests))
+
+
+NAMED = {"token": USER_OR_NONE, "headers": HeaderOptions(assign={"X-User": "{claims.sub}", "X-Where": "here"})}
+"""Options of a route that names its user, if there is one."""
+
+
+def whose(got: RawRequest) -> tuple[list[bytes], list[bytes], list[bytes]]:
+    """What an upstream sees of the user."""
+    return got.fields(b"authorization"), got.fields(b"x-user"), got.fields(b"x-where")
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@on_both_loops
+async def test_se_03_whose_grant_has_ended_is_not_named_any_more(method: str) -> None:
+    """A call that goes on without the token is nobody's: neither the upstream nor the access log hears of the session."""
+    lines: list[str] = []
+    async with RawUpstream() as upstream:
+        proxy = proxied(upstream, **NAMED)
+        proxy.access_log = lines.append
+        async with proxy:
+            for answer in (None, LoginNeeded("revoked")):
+                proxy.tokens.answer = answer
+                got = await proxy.send(request("/", "X-CSRF: 1", "X-User: bob", cookie=ALICE, method=method))
+                assert 200 == got.status
+
+    assert ([b"Bearer alices-token"], [b"alice"], [b"here"]) == whose(upstream.requests[0])
+    assert ([], [], [b"here"]) == whose(upstream.requests[1])
+    assert [True, False] == ["session:alice" in line for line in lines]
+
+
+@pytest.mark.parametrize("size", [0, 1000])
+@on_both_loops
+async def test_se_03_a_401_may_show_that_the_grant_has_ended(size: int) -> None:
+    """Then the request goes up once more, as nobody's: it would if it came now."""
+    async with RawUpstream() as upstream, proxied(upstream, **NAMED) as proxy:
+
+        async def ended_there(got: RawRequest, wire: Wire) -> None:
+            proxy.tokens.answer = LoginNeeded("invalid_grant")
+            await wire.send(UNAUTHORIZED if got.fields(b"authorization") else OK)
+
+        upstream.script = ended_there
+        data = request("/", "X-CSRF: 1", cookie=ALICE, method="POST" if size else "GET", body=b"b" * size)
+        assert 200 == (await proxy.send(data)).status
+
+    assert [([b"Bearer alices-token"], [b"alice"], [b"here"]), ([], [], [b"here"])] == [
+        whose(each) for each in upstream.requests
+    ]
+    assert {b"b" * size} == {each.body for each in upstream.requests}
+
+
+@on_both_loops
+async def test_ds_04_a_call_that_goes_on_as_nobodys_counts_against_its_address() -> None:
+    """As it does without a cookie: sessions whose grants have ended make no room of their own."""
+    options = {"token": USER_OR_NONE, "rate_limit": RateLimitOptions(requests_per_second=0.01, burst=2)}
+    async with RawUpstream() as upstream, proxied(upstream, **options) as proxy:
+        proxy.tokens.answer = LoginNeeded("revoked")
+        cookies = (b"", ALICE, ALICE)
+        statuses = [(await proxy.send(request("/", "X-CSRF: 1", cookie=cookie))).status for cookie in cookies]
+
+    assert [200, 200, 429] == statuses
 
 
 @on_both_loops
