@@ -408,8 +408,12 @@ class Gate:
                 assert_never(result)
 
     def _go_on_without_grant(self, call: Call, reason: str) -> None:
-        """Let the call go on as nobody's, where its route takes that. Raises ``BrokerError`` elsewhere."""
-        if call.lane.kind is _USER_OR_NONE:
+        """
+        Let a browser's call go on as nobody's, where its route takes that. Raises ``BrokerError`` elsewhere.
+
+        Whoever shows a credential wants to be somebody, and is told that it isn't good (``services.callers``).
+        """
+        if call.lane.kind is _USER_OR_NONE and call.session is not None:
             # Nor is its session good any more: a user whose grant was revoked is named nowhere (SECURITY SE-03).
             call.disown()
             return

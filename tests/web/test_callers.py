@@ -24,7 +24,7 @@ from tests.support.document_server import DocumentServer
 from tests.support.faulty_store import FaultyStore
 from tests.support.forge import ec_key, public_jwk, sign
 from tests.support.grants import grant, provider_options
-from tests.support.proxying import ALICE, USER, ProxyUnderTest, RawCaller, request, token
+from tests.support.proxying import ALICE, USER, USER_OR_NONE, ProxyUnderTest, RawCaller, request, token
 from tests.support.raw_upstream import RawRequest, RawUpstream, Wire
 from tests.support.waiting import until
 
@@ -96,6 +96,7 @@ async def site(either_way: None) -> AsyncIterator[Site]:
         proxy = ProxyUnderTest(
             [
                 Route(path="/", upstream=upstream.url, token=USER),
+                Route(path="/open", upstream=upstream.url, token=USER_OR_NONE),
                 Route(path="/nightly", upstream=upstream.url, token=nightly),
             ],
             callers=callers,
@@ -146,6 +147,18 @@ async def test_what_names_nobody_is_refused(site: Site) -> None:
         got = await site.proxy.send(request("/", f"Authorization: {line}"))
         assert (401, "no_session") == (got.status, got.code)
     assert [] == site.upstream.requests
+
+
+@pytest.mark.parametrize("target", ["/", "/open"])
+async def test_se_03_a_handle_whose_grant_has_ended_is_refused(site: Site, target: str) -> None:
+    """Where nobody is needed, too, as any other credential that isn't good; and nothing goes up for it."""
+    line = await site.line()
+    assert 200 == (await site.proxy.send(request(target, line))).status
+    site.proxy.tokens.answer = LoginNeeded("invalid_grant")
+    got = await site.proxy.send(request(target, line))
+
+    assert (401, "session_expired") == (got.status, got.code)
+    assert [b"Bearer batchs-token"] == site.tokens()
 
 
 # --- what they have open
