@@ -8,7 +8,7 @@ so that a change of the DNS comes through without a restart.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from ssl import SSLContext, SSLError
 
@@ -233,8 +233,10 @@ class UpstreamPool:
 
     async def start(self, exchange: Exchange) -> bool:
         """See ``Upstream.start``."""
-        if self.try_start(exchange):
-            return True
+        return self.try_start(exchange) or await self._wait_and_start(exchange, exchange.renew)
+
+    async def _wait_and_start(self, exchange: Exchange, is_current: Callable[[], bool] | None) -> bool:
+        """As :meth:`start`. *is_current* tells, after the wait, whether the exchange may be sent."""
         hosts = self._in_order()
         self._turn += 1
         error: UpstreamError = UpstreamUnavailable("no host takes a connection")
@@ -249,7 +251,7 @@ class UpstreamPool:
                 # Nothing was sent, so any request may go to the next host.
                 error = fault
             else:
-                is_fit = exchange.renew is None or exchange.renew()
+                is_fit = is_current is None or is_current()
                 if is_fit and not exchange.ended:
                     connection.start(exchange)
                 else:
@@ -274,17 +276,21 @@ class UpstreamPool:
         _ = self._tasks.spawn(self._restart(exchange), name="upstream-restart")
 
     async def _restart(self, exchange: Exchange) -> None:
-        exchange.channel = exchange.renew = None
+        exchange.channel = None
         if exchange.ended:
             return
         if exchange.recompose is not None:
             exchange.head = exchange.recompose()
+        is_current = exchange.receiver.is_current
         try:
-            _ = await self.start(exchange)
+            is_sent = is_current() and (self.try_start(exchange) or await self._wait_and_start(exchange, is_current))
         except UpstreamError as error:
             if not exchange.ended:
                 exchange.ended = True
                 exchange.receiver.on_failed(error)
+        else:
+            if not is_sent and not exchange.ended:
+                exchange.receiver.on_outdated()
 
     def sweep(self, now: float) -> None:
         """Give up what is over its time."""

@@ -51,6 +51,14 @@ class Receiver(Protocol):
         """No answer comes, or, after the head, no more of it."""
         ...
 
+    def is_current(self) -> bool:
+        """Whether a request that a dead connection has swallowed may be sent once more as it is."""
+        ...
+
+    def on_outdated(self) -> None:
+        """It may not, and it wasn't. The exchange may be started anew; else nothing more comes."""
+        ...
+
 
 class Channel(Protocol):
     """The connection that carries an exchange."""

@@ -201,9 +201,13 @@ class FastConnection(TurnTaking):
         except BrokerError as fault:
             self._fail(request, fault)
             return True
-        proxy.gate.unlimit(call)
-        self.relay = request.relay = None
+        self._take_back(request)
         return False
+
+    def _take_back(self, request: _Request) -> None:
+        """Nothing was sent: the request begins anew."""
+        self._proxy.gate.unlimit(request.call)
+        self.relay = request.relay = None
 
     def _done(self) -> None:
         """Nothing more comes of the exchange of a request that went directly."""
@@ -213,6 +217,9 @@ class FastConnection(TurnTaking):
         relay = request.relay
         if self.transport is None or self._close or self._force_close:
             self._end(request, relay)
+        elif relay.is_outdated:
+            self._take_back(request)
+            self._serve(request, is_admitted=False)
         elif relay.rejected or (relay.status == 401 and request.call.token is not None):
             self._serve(request, is_admitted=True)
         else:
@@ -232,7 +239,8 @@ class FastConnection(TurnTaking):
         REQUEST_ID.set(call.request_id)
         try:
             if not is_admitted:
-                await proxy.gate.find_out(call)
+                if not proxy.gate.is_outdated(call):
+                    await proxy.gate.find_out(call)
                 if proxy.gate.is_outdated(call):
                     await proxy.gate.admit_again(call)
                 serving, self._serving = self._serving, None

@@ -96,6 +96,10 @@ class Endings:
 
     count: int = 0
 
+    def outdate(self, call: "Call") -> bool:
+        """Whether something has ended since *call* was admitted."""
+        return call.endings != self.count
+
 
 @dataclass(slots=True)
 class Call:
@@ -297,7 +301,7 @@ class Gate:
 
     def is_outdated(self, call: Call) -> bool:
         """Whether something has ended since the call was admitted: it may have waited for its body or a connection."""
-        return call.endings != self.endings.count
+        return self.endings.outdate(call)
 
     async def admit_again(self, call: Call) -> None:
         """

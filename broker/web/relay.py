@@ -39,6 +39,7 @@ class Relay:
         rejected: Whether a 401 came and is held back.
         proof_refused: Whether a 401 is about the request's proof of possession, and not about its token.
         nonce_given: Whether the answer brings a nonce for the next proof.
+        is_outdated: Whether the request wasn't sent, since something has ended after its call was admitted.
         error: Why there is no answer, or no end of it.
         keep_alive: Whether the caller's connection can be used again.
         ended: Whether nothing more comes.
@@ -52,6 +53,7 @@ class Relay:
     rejected = False
     proof_refused = False
     nonce_given = False
+    is_outdated = False
     error: BrokerError | None = None
     ended = False
     sent_bytes = 0
@@ -206,6 +208,13 @@ class Relay:
         if self.started:
             self.keep_alive = False
             self._connection.reset()
+        self._finish()
+
+    def is_current(self) -> bool:
+        return not self._streams.endings.outdate(self._call)
+
+    def on_outdated(self) -> None:
+        self.is_outdated = True
         self._finish()
 
     def on_write_paused(self) -> None:

@@ -67,6 +67,13 @@ class Scrubber:
         self._exchange = None
         self._receiver.on_failed(error)
 
+    def is_current(self) -> bool:
+        return self._receiver.is_current()
+
+    def on_outdated(self) -> None:
+        self._exchange = None
+        self._receiver.on_outdated()
+
     def on_write_paused(self) -> None:
         self._receiver.on_write_paused()
 

@@ -121,6 +121,9 @@ class Sender:
                 relay.be_watched()
                 await self._send_body(transit.connection, body, exchange, relay)
             await relay.wait()
+            while relay.is_outdated:
+                relay = await self._start(transit, exchange)
+                await relay.wait()
         finally:
             transit.relay.leave()
         return relay

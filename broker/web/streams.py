@@ -87,7 +87,12 @@ class _Open:
 
 
 class Streams:
-    """The open streams of one process."""
+    """
+    The open streams of one process.
+
+    Attributes:
+        endings: What has ended.
+    """
 
     def __init__(
         self,
@@ -106,7 +111,7 @@ class Streams:
         """
         self._owner_of = owner_of
         self._clock = clock
-        self._endings = endings
+        self.endings = endings
         self._open: dict[str, _Open] = {}
         self._tasks = Tasks()
         self._loop = asyncio.get_running_loop()
@@ -125,7 +130,7 @@ class Streams:
         if found is None:
             found = self._open[owner.key] = _Open(owner, owner.ends_at, self._loop.time() + LOOK_SECONDS)
         found.streams.add(stream)
-        if call.endings != self._endings.count:
+        if self.endings.outdate(call):
             # It may have ended while the upstream took its time.
             self._tasks.launch(self._check(owner.key), name="streams:check")
         if self._timer is None:
@@ -149,7 +154,7 @@ class Streams:
 
     def _heard(self, event: Event) -> None:
         if event.topic in _ENDINGS:
-            self._endings.count += 1
+            self.endings.count += 1
         match event.topic:
             case Topic.SESSION_ENDED if event.key in self._open:
                 # It may only have changed: then it is found again. Handles end by the same event.

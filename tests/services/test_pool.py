@@ -332,6 +332,39 @@ async def test_a_request_is_repeated_once() -> None:
     assert 3 == len(upstream.requests)
 
 
+@on_both_loops
+async def test_se_03_a_repeated_request_must_be_current_when_it_is_sent() -> None:
+    """It may wait for another connection, and lose its leave meanwhile: then it isn't sent."""
+    gate = asyncio.Event()
+
+    async def script(got: RawRequest, wire: Wire) -> None:
+        if got.target == b"/dies":
+            await gate.wait()
+            gate.clear()
+            wire.reset()
+            return
+        if got.target == b"/waits":
+            await gate.wait()
+        await wire.send(OK)
+
+    async with RawUpstream(script) as upstream, pooled(upstream, max_connections=1) as pool:
+        await ask(pool)
+        dies, waits = Recorder(), Recorder()
+        await pool.start(exchange_for(dies, target="/dies"))
+        waiting = asyncio.ensure_future(pool.start(exchange_for(waits, target="/waits")))
+        await until(lambda: len(upstream.requests) == 2)
+        gate.set()
+        await until(lambda: len(upstream.requests) == 3)
+        dies.current = False
+        gate.set()
+        await asyncio.wait_for(dies.outdated.wait(), 10)
+        assert await waiting
+        await waits.wait()
+        assert b"ok" == (await ask(pool)).body
+
+    assert [b"/", b"/dies", b"/waits", b"/"] == [each.target for each in upstream.requests]
+
+
 async def test_a_repeated_request_that_finds_nobody_fails() -> None:
     """The receiver hears of it."""
 

@@ -22,6 +22,8 @@ class Recorder:
     error: UpstreamError | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     paused: int = 0
+    current: bool = True
+    outdated: asyncio.Event = field(default_factory=asyncio.Event)
 
     def on_informational(self, head: ResponseHead) -> None:
         self.informational.append(head.status)
@@ -55,6 +57,13 @@ class Recorder:
 
     def on_write_resumed(self) -> None:
         self.paused -= 1
+
+    def is_current(self) -> bool:
+        return self.current
+
+    def on_outdated(self) -> None:
+        assert not self.ended.is_set(), "not after the end"
+        self.outdated.set()
 
     async def wait(self) -> None:
         await asyncio.wait_for(self.ended.wait(), 10)

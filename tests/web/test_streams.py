@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import pytest
 
 from broker.core.outcome import LoginNeeded
-from broker.core.routing import Route, TokenChoice, TokenKind
+from broker.core.routing import RetryOn401, Route, TokenChoice, TokenKind
 from broker.core.upstream_options import UpstreamOptions
 from broker.stores.base import Event, Topic
 from broker.web.gate import Call, Endings
 from broker.web.relay import MAX_HELD_BYTES
 from broker.web.streams import RETRY_SECONDS, SWEEP_SECONDS, Owner, Streams
 from tests.support.clock import ManualClock
+from tests.support.loops import on_both_loops
 from tests.support.proxying import ALICE, USER, FakeSessions, ProxyUnderTest, RawCaller, request, token
 from tests.support.raw_upstream import OK, RawRequest, RawUpstream, Script, Wire, answering
 from tests.support.waiting import until
@@ -396,6 +397,62 @@ async def test_se_03_what_waits_for_a_connection_is_judged_when_it_has_one() -> 
 
             assert [200, 401] == [(await each.answer()).status for each in (first, second)]
     assert [b"/first"] == [each.target for each in upstream.requests]
+
+
+def dying(before: Callable[[], None]) -> Script:
+    """An upstream that, *before* its connection dies with the first request for /dies unanswered, lets something be."""
+
+    async def script(got: RawRequest, wire: Wire) -> None:
+        if got.target == b"/dies" and not got.connection:
+            before()
+            wire.reset()
+        else:
+            await wire.send(OK)
+
+    return script
+
+
+@pytest.mark.parametrize("scrub", [True, False])
+@on_both_loops
+async def test_se_03_what_a_dead_connection_swallowed_is_judged_before_it_is_sent_again(*, scrub: bool) -> None:
+    """By then its session may be over: the caller hears that, and the token goes nowhere."""
+    events = Events()
+    async with RawUpstream(dying(lambda: end_alices(proxy, events))) as upstream:
+        route = Route(path="/", upstream=upstream.url, token=USER, scrub=scrub)
+        async with ProxyUnderTest([route], events=events) as proxy, await proxy.connect() as caller:
+            await caller.send(request("/lives", "X-CSRF: 1", cookie=ALICE))
+            assert 200 == (await caller.answer()).status
+            await caller.send(request("/dies", "X-CSRF: 1", cookie=ALICE))
+
+            assert 401 == (await caller.answer()).status
+    assert [b"/lives", b"/dies"] == [each.target for each in upstream.requests]
+
+
+@pytest.mark.parametrize("kind", [TokenKind.USER, TokenKind.USER_OR_NONE])
+@on_both_loops
+async def test_what_a_dead_connection_swallowed_is_sent_again_with_what_is_there_then(kind: TokenKind) -> None:
+    """Whole, with its body, after another's end; and as nobody's after its own, where the route takes that."""
+    events = Events()
+
+    def end() -> None:
+        if kind is TokenKind.USER_OR_NONE:
+            end_alices(proxy, events)
+        else:
+            events.tell(Topic.SESSION_ENDED, "session:bob")
+            proxy.tokens.known["grant-of-alice"] = [token("alices-newer-token", 2)]
+
+    async with RawUpstream(dying(end)) as upstream:
+        route = Route(path="/", upstream=upstream.url, token=TokenChoice(kind), retry_on_401=RetryOn401.NEVER)
+        async with ProxyUnderTest([route], events=events) as proxy, await proxy.connect() as caller:
+            await caller.send(request("/lives", "X-CSRF: 1", cookie=ALICE))
+            assert 200 == (await caller.answer()).status
+            await caller.send(request("/dies", "X-CSRF: 1", cookie=ALICE, method="PUT", body=b"whole"))
+
+            assert 200 == (await caller.answer()).status
+    sent = [(each.target, each.body, each.fields(b"authorization")) for each in upstream.requests]
+    expected = [b"Bearer alices-newer-token"] if kind is TokenKind.USER else []
+    assert (b"/dies", b"whole", expected) == sent[-1]
+    assert 3 == len(sent)
 
 
 async def test_what_waits_keeps_its_turn_while_others_end() -> None:
