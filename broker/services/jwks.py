@@ -73,7 +73,7 @@ class Jwks:
                 rotation is noticed and a flood of invented names isn't felt.
 
         Raises:
-            ProviderError: If there are no keys, and none can be had.
+            ProviderError: If there are no keys, and none can be had; also if new ones are missed and can't be had.
         """
         keys = await (self._keys.refetch() if missed else self._keys.get())
         return [key for key in keys if key.fits(alg) and (kid is None or key.kid in {None, kid})]

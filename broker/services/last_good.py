@@ -41,7 +41,7 @@ class LastGood(Generic[T]):
             fetch: Gets a new value. It raises ``ProviderError`` if it can't.
             clock: For durations.
             ttl_seconds: The age at which it is fetched again.
-            cooldown_seconds: How long after a :meth:`refetch` the next one is refused.
+            cooldown_seconds: How long after a :meth:`refetch` that brought a value there is no other.
             at: Where in the YAML the server is, such as ``providers.corp``, for the log.
         """
         self._name = name
@@ -79,13 +79,15 @@ class LastGood(Generic[T]):
         Return the value anew, because something in it is missed: at most once per cooldown, else as it is.
 
         Raises:
-            ProviderError: If there is none, and none can be had.
+            ProviderError: If the last fetch failed. What is missed may be in the value that couldn't be had.
         """
         if self._fetching is not None:
             await self._fetch_once()
-        elif self._clock.monotonic() >= self._refetch_from:
+        elif self._failure is not None or self._clock.monotonic() >= self._refetch_from:
             self._refetch_from = self._clock.monotonic() + self._cooldown_seconds
             await self._fetch_once()
+        if self._failure is not None:
+            raise self._unavailable(self._failure)
         return self._current()
 
     async def close(self) -> None:
@@ -94,11 +96,13 @@ class LastGood(Generic[T]):
 
     def _current(self) -> T:
         if self._value is None:
-            failure = self._failure or ProviderError("it was not fetched")
-            raise type(failure)(
-                f"no {self._name}: {failure}", retry_after_seconds=FAILURE_REST_SECONDS, look_at=failure.look_at
-            )
+            raise self._unavailable(self._failure or ProviderError("it was not fetched"))
         return self._value
+
+    def _unavailable(self, failure: ProviderError) -> ProviderError:
+        return type(failure)(
+            f"no {self._name}: {failure}", retry_after_seconds=FAILURE_REST_SECONDS, look_at=failure.look_at
+        )
 
     async def _fetch_once(self) -> None:
         if self._fetching is None:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from broker.errors import ProviderError
-from broker.services.last_good import LastGood
+from broker.services.last_good import FAILURE_REST_SECONDS, LastGood
 from tests.support.clock import ManualClock
 
 
@@ -99,6 +99,42 @@ async def test_a_refetch_happens_once_per_cooldown() -> None:
     assert [2, 2, 2] == [await document.refetch() for _ in range(3)]
     clock.advance(30)
     assert 3 == await document.refetch()
+
+
+async def test_a_refetch_that_fails_says_so_and_rests_shortly() -> None:
+    """What is missed may be in the value that can't be had. The cooldown begins when one is had again."""
+    clock, source = ManualClock(), Source()
+    document = make(source, clock)
+    await document.get()
+    source.fails = True
+
+    for _ in range(3):
+        with pytest.raises(ProviderError, match="down") as raised:
+            await document.refetch()
+        assert FAILURE_REST_SECONDS == raised.value.retry_after_seconds
+    assert (1, 2) == (await document.get(), source.count)
+
+    source.fails = False
+    clock.advance(FAILURE_REST_SECONDS)
+    assert [3, 3] == [await document.refetch() for _ in range(2)]
+    clock.advance(29)
+    assert 3 == await document.refetch()
+    clock.advance(1)
+    assert 4 == await document.refetch()
+
+
+async def test_a_refetch_after_a_failed_renewal_says_so() -> None:
+    """Also where the fetch that failed was for the value's age."""
+    clock, source = ManualClock(), Source()
+    document = make(source, clock)
+    await document.refetch()
+    source.fails = True
+    clock.advance(100)
+
+    assert 1 == await document.get()
+    with pytest.raises(ProviderError, match="down"):
+        await document.refetch()
+    assert 2 == source.count
 
 
 async def test_a_refetch_joins_a_fetch_under_way() -> None:

@@ -16,6 +16,7 @@ from broker.core.routing import Route, TokenChoice, TokenKind
 from broker.services.callers import Callers
 from broker.services.handles import Handles
 from broker.services.keyring import Keyring, new_key
+from broker.services.last_good import FAILURE_REST_SECONDS
 from broker.stores.base import Event, Topic
 from broker.stores.memory import MemoryBackend, MemoryStore
 from broker.web.streams import SWEEP_SECONDS
@@ -159,6 +160,26 @@ async def test_se_03_a_handle_whose_grant_has_ended_is_refused(site: Site, targe
 
     assert (401, "session_expired") == (got.status, got.code)
     assert [b"Bearer batchs-token"] == site.tokens()
+
+
+async def test_a_token_by_a_key_that_can_not_be_had_yet_is_no_forgery(site: Site) -> None:
+    """The issuer has a new key and can't show it: 503 until it does, and soon after that the token is taken."""
+
+    def signed(kid: str) -> str:
+        now = int(site.clock.now())
+        claims = {"iss": site.issuer.url, "aud": "broker", "sub": "batch", "iat": now, "exp": now + 300}
+        return f"Authorization: Bearer {sign({'alg': 'ES256', 'kid': kid}, claims, ec_key(name=kid))}"
+
+    site.issuer.answers["/jwks"] = (200, {"keys": [public_jwk(ec_key(name="old"), "old")]})
+    assert 200 == (await site.proxy.send(request("/", signed("old")))).status
+    site.issuer.answers["/jwks"] = (503, b"")
+
+    got = await site.proxy.send(request("/", signed("new")))
+    assert (503, "provider_unavailable") == (got.status, got.code)
+
+    site.issuer.answers["/jwks"] = (200, {"keys": [public_jwk(ec_key(name="new"), "new")]})
+    site.clock.advance(FAILURE_REST_SECONDS)
+    assert 200 == (await site.proxy.send(request("/", signed("new")))).status
 
 
 # --- what they have open

@@ -3,8 +3,10 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 
 from broker.core.forwarded import TrustedProxies
+from broker.demo.signing import SigningKey
 from broker.services.clock import SystemRandomness
 from broker.services.keyring import new_key
+from broker.services.last_good import FAILURE_REST_SECONDS
 from tests.support.browser import Browser, Page
 from tests.support.waiting import until
 from tests.web.conftest import KEY, SITE, Process, Site
@@ -329,6 +331,25 @@ async def test_jw_06_a_store_that_fails_is_no_success(site: Site) -> None:
         assert 503 == (await backchannel(site, token)).status, fault
     process.store.failing = set()
 
+    assert 200 == (await backchannel(site, token)).status
+    assert not await is_alive(process, session_id)
+
+
+async def test_jw_06_a_token_by_a_key_that_can_not_be_had_yet_is_no_forgery(site: Site) -> None:
+    """The provider has a new key and can't show it: it hears of a failure, tries again, and then the session ends."""
+    process = await site.start()
+    _, session_id = await logged_in(site)
+    sid = await sid_of(process, session_id)
+    site.provider.issuer.signing_key = SigningKey("ES256")
+    site.provider.fail_next("status", endpoint="jwks", status=503, count=1)
+    token = site.provider.logout_token(sid=sid)
+
+    refused = await backchannel(site, token)
+    assert (503, str(int(FAILURE_REST_SECONDS))) == (refused.status, refused.header("Retry-After"))
+    assert 503 == (await log_in(await site.browser(), "bob")).status
+    assert await is_alive(process, session_id)
+
+    site.clock.advance(FAILURE_REST_SECONDS)
     assert 200 == (await backchannel(site, token)).status
     assert not await is_alive(process, session_id)
 
