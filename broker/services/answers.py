@@ -163,7 +163,7 @@ class Answers:
             except StoreError as fault:
                 log.warning("save_failed", extra={"grant": entry.grant_id, "error": str(fault)})
             else:
-                return await self._finish(provider, grant, entry)
+                return await self._finish(provider, stored.grant, grant, entry)
             if delay is not None:
                 await asyncio.sleep(delay)
         await self._spool.sync()
@@ -258,7 +258,7 @@ class Answers:
             return
         grant = await self._save(provider, stored, entry)
         log.warning("answer_recovered", extra={"grant": entry.grant_id})
-        self._tasks.launch(self._finish(provider, grant, entry), name=f"finish:{entry.grant_id}")
+        self._tasks.launch(self._finish(provider, stored.grant, grant, entry), name=f"finish:{entry.grant_id}")
 
     async def _keep_later(self, provider: Provider, stored: StoredGrant, entry: Entry) -> None:
         """Go on trying until the store has the answer."""
@@ -268,7 +268,7 @@ class Answers:
                 grant = await self._save(provider, stored, entry)
             except StoreError:
                 continue
-            _ = await self._finish(provider, grant, entry)
+            _ = await self._finish(provider, stored.grant, grant, entry)
             return
 
     async def _save(self, provider: Provider, stored: StoredGrant, entry: Entry) -> Grant | None:
@@ -310,11 +310,11 @@ class Answers:
         await self._vault.confirm_gone(entry.grant_id)
         return None
 
-    async def _finish(self, provider: Provider, grant: Grant | None, entry: Entry) -> TokenResult | None:
-        """Check, tell and hand out what was saved."""
+    async def _finish(self, provider: Provider, former: Grant, grant: Grant | None, entry: Entry) -> TokenResult | None:
+        """Check, tell and hand out what was saved over *former*."""
         if grant is None or grant.ended is not None:
             return await self._refuse_late(grant, entry)
-        if await self._names_another(provider, grant, entry):
+        if await self._names_another(provider, former, grant, entry):
             return await self._refuse_subject(grant)
         await self._register.tell(grant)
         log.info("token_refreshed", extra=about(grant))
@@ -331,10 +331,11 @@ class Answers:
             self._unkept.revoke(entry)
         return LoginNeeded(reason)
 
-    async def _names_another(self, provider: Provider, grant: Grant, entry: Entry) -> bool:
+    async def _names_another(self, provider: Provider, former: Grant, grant: Grant, entry: Entry) -> bool:
         """Check the id token of a refresh (OpenID Connect Core section 12.2), and return whether it is another's."""
-        if entry.answer.id_token is None or grant.origin is Origin.STANDING:
-            return False  # what the configuration calls a standing grant is no ``sub``
+        subject = _subject_of(former)
+        if entry.answer.id_token is None or subject is None:
+            return False
         try:
             async with asyncio.timeout(IDENTITY_CHECK_SECONDS):
                 identity = await provider.server.check_refreshed(entry.answer.id_token)
@@ -343,7 +344,7 @@ class Answers:
             return False
         if identity is None:
             return False
-        if identity.subject == grant.subject:
+        if identity.subject == subject:
             self._identified(grant, identity)
             return False
         return True
@@ -372,6 +373,23 @@ class Answers:
             except StoreError:
                 continue
             return
+
+
+def _subject_of(grant: Grant) -> str | None:
+    """
+    Return the ``sub`` that the id tokens of a grant must name; None if none was named yet.
+
+    Only a login asked the server who that is. What an operator calls the subject of an import, or of a grant of the
+    configuration, may be any word; of an import the last id token says it.
+    """
+    match grant.origin:
+        case Origin.BROWSER:
+            return grant.subject
+        case Origin.IMPORTED:
+            named = None if grant.id_token is None else unverified_claim(grant.id_token.reveal(), "sub")
+            return named if isinstance(named, str) else None
+        case Origin.STANDING:
+            return None
 
 
 def _is_of_another_chain(grant: Grant, entry: Entry) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.core.grant import EndReason
+from broker.core.grant import EndReason, Origin
 from broker.core.outcome import Cause, LoginNeeded, Token, Unavailable
 from broker.core.provider import Rotation
 from broker.core.secret import IdToken
@@ -494,6 +494,29 @@ async def test_jw_04_a_refresh_that_becomes_anothers_ends_the_grant(
     await until_async(has_ended)
     assert isinstance(await stage.refresh(two), LoginNeeded)
     assert 1 == len(stage.server.revoked)
+
+
+@pytest.mark.parametrize("brings_id_token", [False, True])
+async def test_jw_04_an_import_is_judged_by_its_id_tokens(stage: Stage, brings_id_token: bool) -> None:
+    """What an operator calls its subject may be any word; whom its id tokens name must not change all the same."""
+
+    def says(subject: str) -> str:
+        token = join({"alg": "none"}, {"sub": subject})
+        stage.server.identities[token] = identity(subject)
+        return token
+
+    brought = IdToken(says("248289761001")) if brings_id_token else None
+    imported = await stage.one.adopt(
+        replace(stage.server.login_tokens(), id_token=brought), subject="batch", origin=Origin.IMPORTED
+    )
+    outcomes = []
+    for subject in ("248289761001", "248289761001", "another"):
+        stage.expire()
+        stage.server.id_tokens.append(says(subject))
+        outcomes.append(await stage.one.broker.token(imported.id))
+
+    assert [Token, Token, LoginNeeded] == [type(outcome) for outcome in outcomes]
+    assert LoginNeeded(EndReason.SUBJECT_CHANGED) == outcomes[-1]
 
 
 @pytest.mark.slow
