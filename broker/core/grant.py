@@ -9,9 +9,15 @@ from typing import Self
 from broker.core.audience import DEFAULT_AUDIENCE
 from broker.core.oauth import FailureKind, TokenSet
 from broker.core.secret import AccessToken, IdToken, RefreshToken
+from broker.core.stored_form import of_known_members
 
 FORMAT = 1
-"""Version of the stored form. A record of a later version is left unharmed and not used (rolling upgrades)."""
+"""
+Version of the stored form. A record of a later version is left unharmed and not used (rolling upgrades).
+
+A member that older releases can do without needs no new one: they leave it out, and what they write lacks it. A new
+value of an enumeration needs one.
+"""
 
 
 class Origin(StrEnum):
@@ -306,13 +312,14 @@ def decode(stored: bytes) -> Grant:
         chain_length=document["chain_length"],
         first_link=document.get("first_link", 1),  # a release that has no such members may have written it
         keep_until=document["keep_until"],
-        intent=Intent(**intent) if intent else None,
+        intent=of_known_members(Intent, intent) if intent else None,
         failures={
-            key: Failure(**{**failure, "kind": FailureKind(failure["kind"])}) for key, failure in failures.items()
+            key: of_known_members(Failure, {**failure, "kind": FailureKind(failure["kind"])})
+            for key, failure in failures.items()
         }
         if failures
         else {},
-        ended=Ended(**{**ended, "reason": EndReason(ended["reason"])}) if ended else None,
+        ended=of_known_members(Ended, {**ended, "reason": EndReason(ended["reason"])}) if ended else None,
         dpop_key=None if dpop_key is None else RefreshToken(dpop_key),
         stands_for=document.get("stands_for"),
         handed_over=document.get("handed_over"),

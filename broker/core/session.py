@@ -7,12 +7,16 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from broker.core.options import OptionError, option
+from broker.core.stored_form import of_known_members
 
 FORMAT = 1
 FORMAT_WITH_REPLACED = 2
 """
 Versions of the stored form: the second has what the session replaces. A record of a later version is left unharmed and
 not used (rolling upgrades).
+
+A member that older releases can do without needs no new one: they leave it out, and what they write lacks it. One that
+narrows what a session permits is none of these.
 """
 
 TOUCHES_PER_IDLE_TIMEOUT = 16
@@ -172,4 +176,4 @@ def decode(stored: bytes) -> Session:
     document, _ = _read_json(stored.decode())
     if document.pop("v") not in {FORMAT, FORMAT_WITH_REPLACED}:
         raise UnknownFormat("a session of another release")
-    return Session(**document)
+    return of_known_members(Session, document)

@@ -4,7 +4,7 @@ import base64
 import json
 import logging
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from hashlib import sha256
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from broker.stores.base import Event, Record, Store, Topic
 
 KIND = "handle"
 _TAG = "handle-tag"
+_MEMBERS = frozenset(field.name for field in fields(Handle))
 FOREVER_SECONDS = 50 * 365 * 86400.0
 
 log = logging.getLogger(__name__)
@@ -201,7 +202,8 @@ class Handles:
         except KeyringError:
             log.error("handle_record_refused", extra={"record": key})  # noqa: TRY400 - its traceback says nothing more
             return None
-        if document.pop("v") != 1:
+        # A member that isn't known here may narrow what the handle permits, so it isn't left out.
+        if document.pop("v") != 1 or not document.keys() <= _MEMBERS:
             raise StoreError("the record of a handle has an unknown format")
         document["routes"], document["networks"] = tuple(document["routes"]), tuple(document["networks"])
         return StoredHandle(Handle(**document), key, record.version)

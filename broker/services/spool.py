@@ -24,6 +24,7 @@ from pathlib import Path
 from broker.core.audience import Audience
 from broker.core.oauth import TokenSet
 from broker.core.secret import AccessToken, IdToken, RefreshToken
+from broker.core.stored_form import of_known_members
 from broker.errors import ConfigError, KeyringError
 from broker.services.clock import Randomness
 from broker.services.keyring import Keyring
@@ -34,7 +35,8 @@ FORMAT = 1
 """
 Version of the entries. A file that holds entries of another is left to the release that wrote it.
 
-A member that older releases can do without needs no new one: they read what they know, and theirs lack it.
+A member that older releases can do without needs no new one: they read what they know, and theirs lack it. One
+that says for whom a token is does: without it, the token would be taken for another's.
 """
 COMPACT_BYTES = 1 << 20
 """A file that has grown by this is written anew with what is pending."""
@@ -404,13 +406,14 @@ def _decode(document: dict[str, object]) -> Entry:
         subject=None if subject is None else str(subject),
         chain_length=int(str(document["chain_length"])),
         chain_started_at=float(chain_started_at) if isinstance(chain_started_at, int | float) else None,
-        audience=Audience(**audience),
-        answer=TokenSet(
-            **{
+        audience=of_known_members(Audience, audience),
+        answer=of_known_members(
+            TokenSet,
+            {
                 **answer,
                 "access_token": AccessToken(answer["access_token"]),
                 "refresh_token": answer["refresh_token"] and RefreshToken(answer["refresh_token"]),
                 "id_token": answer["id_token"] and IdToken(answer["id_token"]),
-            }
+            },
         ),
     )

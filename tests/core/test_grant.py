@@ -114,6 +114,20 @@ def test_ft_14_what_an_earlier_release_wrote_is_read() -> None:
     assert grant() == decode(json.dumps(document).encode())
 
 
+def test_ft_14_members_that_a_later_release_added_are_left_out() -> None:
+    """As long as the format is the same, wherever in the record they are."""
+    before = grant(
+        intent=Intent(attempt="a", owner="o", started_at=NOW, presented_at=NOW),
+        failures={"": Failure(kind=FailureKind.TRANSIENT, count=1, at=NOW, retry_at=NOW + 1)},
+        ended=Ended(reason=EndReason.REVOKED, at=NOW),
+    )
+    document = json.loads(encode(before))
+    for place in (document, document["tokens"][""], document["intent"], document["failures"][""], document["ended"]):
+        place["added"] = {"by": "a later release"}
+
+    assert before == decode(json.dumps(document).encode())
+
+
 @pytest.mark.parametrize("version", [FORMAT + 1, 0, None, "1"])
 def test_ft_14_a_later_format_is_refused(version: Any) -> None:
     """A release that doesn't know a record's format doesn't guess."""

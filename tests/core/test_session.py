@@ -44,6 +44,11 @@ def test_a_session_of_a_later_release_is_refused() -> None:
         decode(encode(SESSION).replace(b'{"v":1,', b'{"v":3,'))
 
 
+def test_ft_14_members_that_a_later_release_added_are_left_out() -> None:
+    """As long as the format is the same, nobody who goes back to this release is logged out."""
+    assert SESSION == decode(encode(SESSION).replace(b'{"v":1,', b'{"v":1,"added":true,'))
+
+
 @pytest.mark.parametrize(
     ("at", "live"), [(NOW, True), (NOW + IDLE - 1, True), (NOW + IDLE, False), (NOW + 5000, False), (NOW - 3600, True)]
 )

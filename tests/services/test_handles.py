@@ -1,9 +1,12 @@
 import asyncio
+import json
 import logging
+from dataclasses import asdict
 
 import pytest
 
-from broker.services.handles import Handles
+from broker.errors import StoreError
+from broker.services.handles import KIND, Handles
 from broker.services.keyring import Keyring, new_key
 from broker.stores.base import Record
 from broker.stores.memory import MemoryBackend, MemoryStore
@@ -47,6 +50,24 @@ async def test_lk_01_no_credential_is_logged_or_listed(clock: ManualClock, caplo
     credential = await handles.issue(handles.new("g1"))
 
     assert credential.reveal() not in repr(await handles.issued()) + caplog.text + repr(credential)
+
+
+async def test_ft_14_what_a_later_release_made_of_a_handle_is_not_guessed(clock: ManualClock) -> None:
+    """A member that isn't known here may narrow what it permits: it isn't taken, and its record is left unharmed."""
+    handles, _ = await replicas(clock)
+    credential = (await handles.issue(issued := handles.new("g1"))).reveal()
+    stored = await handles._read(credential)
+    assert stored is not None
+    sealed = handles._keyring.seal(
+        KIND, stored.key, json.dumps({"v": 1, **asdict(issued), "methods": ["GET"]}).encode()
+    )
+    await handles._store.replace(stored.key, sealed, stored.version)
+
+    with pytest.raises(StoreError, match="unknown format"):
+        await handles.find(credential.encode())
+    record = await handles._store.get(stored.key)
+    assert record is not None
+    assert sealed == record.value
 
 
 async def test_a_revoked_handle_is_dead_on_every_replica_at_once(clock: ManualClock) -> None:

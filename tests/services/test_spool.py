@@ -267,6 +267,19 @@ def test_ft_14_an_entry_that_does_not_say_whose_it_is_is_read(tmp_path: Path) ->
     living.close()
 
 
+@pytest.mark.parametrize("place", ["", "audience", "answer"])
+def test_ft_14_members_that_a_later_release_added_are_left_out(tmp_path: Path, place: str) -> None:
+    """Wherever they are, the answer is saved by the release that was gone back to."""
+    dead, living = opened(tmp_path), opened(tmp_path)
+    document = json.loads(spool_module._encode(entry()))
+    (document[place] if place else document)["added"] = {"by": "a later release"}
+    dead._write(json.dumps(document).encode())
+    die(dead)
+
+    assert [entry()] == living.orphans()
+    living.close()
+
+
 def test_ft_14_entries_of_another_release_are_left_where_they_are(tmp_path: Path) -> None:
     """A rolling upgrade goes there and back."""
     dead, living = opened(tmp_path), opened(tmp_path)
