@@ -26,6 +26,7 @@ class Token:
         token_type: ``Bearer`` or ``DPoP``, the scheme of the Authorization header.
         generation: Names this token within its grant. An upstream's 401 is reported with it.
         expires_at: Unix seconds from which it must not be sent.
+        provider: The configured name of the authorization server that issued it.
         dpop_key: The key that it is bound to (RFC 9449), as a JWK in JSON; None for a bearer token.
     """
 
@@ -33,6 +34,7 @@ class Token:
     token_type: str
     generation: int
     expires_at: float
+    provider: str
     dpop_key: RefreshToken | None = None
 
 
@@ -75,7 +77,7 @@ TokenResult = Token | LoginNeeded | Unavailable
 def token_of(grant: Grant, held: HeldToken) -> Token:
     """Return what a caller gets of a token that *grant* holds."""
     dpop_key = grant.dpop_key if held.token_type == "DPoP" else None
-    return Token(held.access_token, held.token_type, held.generation, held.expires_at, dpop_key)
+    return Token(held.access_token, held.token_type, held.generation, held.expires_at, grant.provider, dpop_key)
 
 
 def token_for(grant: Grant, audience: Audience) -> Token | None:

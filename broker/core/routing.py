@@ -194,7 +194,10 @@ class Route:
     rewrite_prefix: str | None = option("Put this in place of the route's path.", default=None, example="/v2/orders")
     token: TokenChoice = option("Whose access token goes upstream: none, user, user_or_none, or {grant: NAME}.")
     provider: str | None = option(
-        "The provider whose login the route needs; by default the only one there is.", default=None
+        "The provider whose login the route needs, and whose tokens alone its upstream is sent: a caller with a "
+        "handle, a signed token or a certificate gets 403 if its grant is of another. By default any; a login "
+        "begins at the only one there is, or at `login.default_provider`.",
+        default=None,
     )
     audience_name: str | None = option(
         "Ask for an access token with this audience.", default=None, key="audience", example="https://orders.internal"

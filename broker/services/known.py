@@ -269,17 +269,12 @@ def _pack(known: Known) -> tuple[Any, ...]:
     return known.provider, known.generation, tokens, ended, known.version, known.era, known.stale_at
 
 
-def _pack_token(token: Token) -> tuple[Any, ...]:
-    key = None if token.dpop_key is None else token.dpop_key.reveal()
-    return token.access_token.reveal(), token.token_type, token.generation, token.expires_at, key
-
-
 def _unpack(packed: tuple[Any, ...]) -> Known:
     provider, generation, tokens, ended, version, era, stale_at = packed
     return Known(
         provider=provider,
         generation=generation,
-        tokens={key: KnownToken(_unpack_token(*token), *instants) for key, token, instants in tokens},
+        tokens={key: KnownToken(_unpack_token(token, provider), *instants) for key, token, instants in tokens},
         ended=ended,
         version=version,
         era=era,
@@ -287,6 +282,12 @@ def _unpack(packed: tuple[Any, ...]) -> Known:
     )
 
 
-def _unpack_token(access_token: str, token_type: str, generation: int, expires_at: float, key: str | None) -> Token:
-    dpop_key = None if key is None else RefreshToken(key)
-    return Token(AccessToken(access_token), token_type, generation, expires_at, dpop_key)
+def _pack_token(token: Token) -> tuple[Any, ...]:
+    dpop_key = None if token.dpop_key is None else token.dpop_key.reveal()
+    return token.access_token.reveal(), token.token_type, token.generation, token.expires_at, dpop_key
+
+
+def _unpack_token(packed: tuple[Any, ...], provider: str) -> Token:
+    access_token, token_type, generation, expires_at, dpop_key = packed
+    key = None if dpop_key is None else RefreshToken(dpop_key)
+    return Token(AccessToken(access_token), token_type, generation, expires_at, provider, key)

@@ -135,7 +135,7 @@ class AdminApi:
         if provider not in self._servers:
             raise BadRequest("provider: no such provider is configured")
         tokens, dpop_key = self._tokens_of(content)
-        handle = self._attributes_of(content)
+        handle = self._attributes_of(content, provider)
         content.refuse_others()
         grant = await self._imports.take(provider, tokens, subject=subject, dpop_key=dpop_key)
         return await self._issue(grant.id, handle)
@@ -152,9 +152,9 @@ class AdminApi:
         tokens, dpop_key = tokens_of(content, now=self._clock.now()), dpop_key_of(content)
         return (tokens if dpop_key is None else replace(tokens, token_type="DPoP")), dpop_key
 
-    def _attributes_of(self, content: Content) -> dict[str, object]:
-        """Return what a new handle is for and bound to."""
-        return handle_attributes(content, now=self._clock.now(), routes=self._routes)
+    def _attributes_of(self, content: Content, provider: str) -> dict[str, object]:
+        """Return what a new handle of a provider's grant is for and bound to."""
+        return handle_attributes(content, now=self._clock.now(), provider=provider, routes=self._routes)
 
     async def revoke_grant(self, request: web.Request) -> web.Response:
         """End a grant here and at its server, with its handles."""
@@ -231,7 +231,7 @@ class AdminApi:
         """Issue a handle for a grant."""
         grant = await self._grant(request)
         content = await read_content(request)
-        attributes = self._attributes_of(content)
+        attributes = self._attributes_of(content, grant.provider)
         content.refuse_others()
         return await self._issue(grant.id, attributes)
 

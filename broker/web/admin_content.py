@@ -127,13 +127,14 @@ def dpop_key_of(content: Content) -> RefreshToken | None:
         raise BadRequest(f"dpop_key: {refusal}") from None
 
 
-def handle_attributes(content: Content, *, now: float, routes: Sequence[Route]) -> dict[str, object]:
+def handle_attributes(content: Content, *, now: float, provider: str, routes: Sequence[Route]) -> dict[str, object]:
     """
     Return what a new handle is for and bound to.
 
     Args:
         content: What the operator sent.
         now: Unix seconds.
+        provider: That of its grant.
         routes: Those of the configuration: a bound that none of them could meet is a slip.
 
     Raises:
@@ -141,7 +142,7 @@ def handle_attributes(content: Content, *, now: float, routes: Sequence[Route]) 
     """
     paths, networks = content.texts("routes"), content.texts("networks")
     for index, path in enumerate(paths):
-        _check_route(f"routes[{index}]", path, routes)
+        _check_route(f"routes[{index}]", path, provider, routes)
     for index, network in enumerate(networks):
         try:
             ip_network(network)
@@ -153,11 +154,15 @@ def handle_attributes(content: Content, *, now: float, routes: Sequence[Route]) 
     return {"label": content.optional_text("label") or "", "routes": paths, "networks": networks, "ends_at": ends_at}
 
 
-def _check_route(member: str, path: str, routes: Sequence[Route]) -> None:
+def _check_route(member: str, path: str, provider: str, routes: Sequence[Route]) -> None:
     if not _PATH.fullmatch(path):
         raise BadRequest(f"{member}: expected a path such as /api/orders: everything below it is meant too")
     reached = reachable(routes, path)
     if not reached:
         raise BadRequest(f"{member}: the configuration has no route there")
-    if not any(route.asks_who_calls for route in reached):
+    needed = {route.provider for route in reached if route.asks_who_calls}
+    if not needed:
         raise BadRequest(f"{member}: the route there takes no handles, since its `token` is none or a grant's")
+    if needed.isdisjoint({None, provider}):
+        named = " or ".join(sorted(name for name in needed if name is not None))
+        raise BadRequest(f"{member}: the route there is for provider {named}, and the grant is of {provider}")

@@ -27,6 +27,7 @@ from broker.core.routing import Navigation, Route, RouteTable, TokenKind
 from broker.errors import (
     BadRequest,
     BrokerError,
+    Forbidden,
     NoSession,
     Overloaded,
     PayloadTooLarge,
@@ -285,8 +286,10 @@ class Gate:
             else:
                 self._take_session(call, None)
         if call.grant_id is not None:
-            call.token = self._tokens.peek(call.grant_id, call.lane.audience)
-            return call.token is not None
+            token = self._tokens.peek(call.grant_id, call.lane.audience)
+            if token is None or (call.lane.provider is not None and call.lane.provider != token.provider):
+                return False
+            call.token = token
         return True
 
     async def admit(self, call: Call) -> None:
@@ -401,6 +404,7 @@ class Gate:
         """
         match result:
             case Token():
+                _judge_provider(call, result)
                 return result
             case LoginNeeded(reason):
                 self._go_on_without_grant(call, reason)
@@ -434,8 +438,8 @@ class Gate:
         )
 
     def _take_session(self, call: Call, session: LiveSession | None) -> None:
-        route = call.lane.route
-        if session is not None and route.provider is not None and route.provider != session.provider:
+        needed = call.lane.provider
+        if session is not None and needed is not None and needed != session.provider:
             session = None
         if session is not None:
             self._judge_origin(call)
@@ -443,9 +447,9 @@ class Gate:
             call.grant_id = session.grant_id
         elif call.lane.kind is _USER:
             error = NoSession("no live session")
-            error.leads_back = route.navigation is Navigation.ALLOW
-            if route.provider is not None:
-                error.login_parameters = {"provider": route.provider}
+            error.leads_back = call.lane.route.navigation is Navigation.ALLOW
+            if needed is not None:
+                error.login_parameters = {"provider": needed}
             raise error
 
     def _judge_origin(self, call: Call) -> None:
@@ -497,6 +501,17 @@ def shown_by(call: Call) -> Shown:
     """Return what a call shows of its caller."""
     read = call.head.block.read
     return Shown(read.get(b"authorization", ()), read.get(b"client-cert", ()), call.caller.address, call.head.target)
+
+
+def _judge_provider(call: Call, token: Token) -> None:
+    """
+    Refuse a token of another provider than the one whose tokens the upstream is meant for (RFC 9700 section 4.9).
+
+    It is a caller's without a browser: of sessions only those of the route's provider count.
+    """
+    needed = call.lane.provider
+    if needed is not None and needed != token.provider:
+        raise Forbidden(f"the route is for provider {needed}, and the caller's grant is of {token.provider}")
 
 
 def _who(call: Call) -> str:

@@ -33,6 +33,7 @@ class Lane:
         logged: The same as a member of a line in the access log.
         upstream: Where its requests go.
         kind: Whose token goes along.
+        provider: Whose tokens alone may go along, where the caller's does; None for any.
         max_body_bytes: The largest body that is taken.
         audience: For whom its tokens are meant.
         answers: What is done to its answers.
@@ -66,6 +67,7 @@ class Lane:
         self.logged = f',"route":{json.dumps(route.name)}'
         self.upstream = upstream
         self.kind = route.token.kind
+        self.provider = route.provider if route.asks_who_calls else None
         self.max_body_bytes = route.max_body_bytes
         self.stats = RouteStats(self.name)
         name = f"{self.name} {','.join(sorted(route.methods))}"

@@ -62,7 +62,7 @@ def test_what_is_known_tells_when_its_token_is_due_and_usable(grants: KnownGrant
 
 def test_what_is_kept_small_comes_back_whole() -> None:
     """A grant that wasn't used lately is kept as plain values: nothing of it may be lost by that."""
-    token = Token(AccessToken("a"), "DPoP", generation=2, expires_at=NOW + 300, dpop_key=RefreshToken("k"))
+    token = Token(AccessToken("a"), "DPoP", 2, NOW + 300, "corp", RefreshToken("k"))
     known = Known(
         provider="corp",
         generation=2,

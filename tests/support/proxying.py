@@ -36,8 +36,8 @@ ALICE = b"a" * 43
 """The session id that Alice's cookie holds."""
 
 
-def token(text: str, generation: int = 1) -> Token:
-    return Token(AccessToken(text), "Bearer", generation, 4e9)
+def token(text: str, generation: int = 1, *, provider: str = "corp") -> Token:
+    return Token(AccessToken(text), "Bearer", generation, 4e9, provider)
 
 
 def _set() -> asyncio.Event:

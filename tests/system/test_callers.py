@@ -209,6 +209,31 @@ async def test_se_03_after_a_revocation_no_process_names_the_user(
         assert {False} == await named()
 
 
+async def test_rt_09_a_handle_stays_with_the_routes_of_its_provider(tmp_path: Path, upstream: Upstream) -> None:
+    """It is refused where another provider's tokens go, and isn't issued for nothing but such a place."""
+    async with RemoteLedgerServer() as other:
+        made = BrokerProcess(
+            tmp_path,
+            providers={"corp": provider_options(other.url), "other": provider_options(other.url)},
+            login={"default_provider": "corp"},
+            routes=[
+                {"path": f"/{name}", "upstream": upstream.url, "token": "user", "provider": name}
+                for name in ("corp", "other")
+            ],
+        )
+        made.settings["admin"]["token"] = {"value": ADMIN_TOKEN}
+        async with made:
+            tokens = await other.issue("batch")
+            document = {"provider": "other", "subject": "batch", "refresh_token": tokens["refresh_token"]}
+            refused, problem = await admin(made, "POST", "/grants", {**document, "routes": ["/corp/x"]})
+            _, issued = await admin(made, "POST", "/grants", document)
+            statuses = [await call(made, path, issued["handle"]) for path in ("/corp/x", "/other/x", "/corp/x")]
+
+    assert (400, True) == (refused, problem["title"].startswith("routes[0]: the route there is for provider corp"))
+    assert [403, 403] == [statuses[0], statuses[2]]
+    assert {b"/other/x"} == {request.target for request in upstream.received}
+
+
 async def test_a_standing_grant_gets_its_tokens_by_itself(
     broker: BrokerProcess, provider: RemoteLedgerServer, upstream: Upstream
 ) -> None:

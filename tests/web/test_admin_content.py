@@ -21,6 +21,10 @@ ROUTES = [
         "/mixed": TokenChoice(TokenKind.NONE),
     }.items()
 ]
+ROUTES += [
+    Route(path=path, upstream="http://127.0.0.1:1", token=TokenChoice(TokenKind.USER), provider=provider)
+    for path, provider in {"/corp": "corp", "/others": "other", "/both/corp": "corp", "/both/others": "other"}.items()
+]
 
 
 def jwt(**claims: Any) -> str:
@@ -87,18 +91,20 @@ def test_a_refusal_names_the_member_and_not_its_value(members: dict[str, Any], n
 def test_what_nobody_took_is_refused() -> None:
     """A typo must not pass for a bound that holds."""
     content = Content({"network": ["192.0.2.0/24"]})
-    assert () == handle_attributes(content, now=NOW, routes=())["networks"]
+    assert () == handle_attributes(content, now=NOW, provider="corp", routes=())["networks"]
     with pytest.raises(BadRequest, match="network: no such member"):
         content.refuse_others()
 
 
-@pytest.mark.parametrize("path", ["/", "/api", "/API/Orders", "/api/", "/open/x", "/mixed", "/mixed/api"])
+@pytest.mark.parametrize(
+    "path", ["/", "/api", "/API/Orders", "/api/", "/open/x", "/mixed", "/mixed/api", "/corp", "/both"]
+)
 def test_a_handle_may_be_bound_to_what_takes_one(path: str) -> None:
     """A route whose token is the caller's is there, around it, or below it."""
     content = Content(
         {"routes": [path], "networks": ["192.0.2.0/24", "2001:db8::/32", "192.0.2.1"], "ends_at": NOW + 1}
     )
-    assert (path,) == handle_attributes(content, now=NOW, routes=ROUTES)["routes"]
+    assert (path,) == handle_attributes(content, now=NOW, provider="corp", routes=ROUTES)["routes"]
 
 
 @pytest.mark.parametrize(
@@ -115,10 +121,12 @@ def test_a_handle_may_be_bound_to_what_takes_one(path: str) -> None:
         ({"routes": ["/reports/daily"]}, "routes[0]: the route there takes no handles"),
         ({"routes": ["/api/public/x"]}, "routes[0]: the route there takes no handles"),
         ({"routes": ["/mixed/other"]}, "routes[0]: the route there takes no handles"),
+        ({"routes": ["/corp", "/others/x"]}, "routes[1]: the route there is for provider other"),
+        ({"routes": ["/both/others"]}, "routes[0]: the route there is for provider other"),
     ],
 )
 def test_a_handle_that_could_never_be_used_is_refused(members: dict[str, Any], said: str) -> None:
     """Its bearer would find out, by 401 or 403. Which of the values it is, is said by its place, and not shown."""
     with pytest.raises(BadRequest) as refused:
-        handle_attributes(Content(members), now=NOW, routes=ROUTES)
+        handle_attributes(Content(members), now=NOW, provider="corp", routes=ROUTES)
     assert str(refused.value).startswith(said)

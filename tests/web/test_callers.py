@@ -26,7 +26,7 @@ from tests.support.faulty_store import FaultyStore
 from tests.support.forge import ec_key, public_jwk, sign
 from tests.support.grants import grant, provider_options
 from tests.support.proxying import ALICE, USER, USER_OR_NONE, ProxyUnderTest, RawCaller, request, token
-from tests.support.raw_upstream import RawRequest, RawUpstream, Wire
+from tests.support.raw_upstream import RawRequest, RawUpstream, Wire, answering
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("either_way")
@@ -70,6 +70,11 @@ class Site:
         credential = await self.handles.issue(self.handles.new("batch", **attributes))
         return f"Authorization: Bearer {credential.reveal()}"
 
+    def token(self, *, seconds: float = 1000) -> str:
+        """Return a signed token of Alice, whose newest grant is ``batch``."""
+        claims = {"iss": self.issuer.url, "aud": "broker", "sub": "alice", "exp": self.clock.now() + seconds}
+        return sign({"alg": "ES256", "kid": "ec-1"}, claims, ec_key())
+
     def tokens(self) -> list[bytes]:
         return [each.fields(b"authorization")[0] for each in self.upstream.requests]
 
@@ -98,6 +103,11 @@ async def site(either_way: None) -> AsyncIterator[Site]:
             [
                 Route(path="/", upstream=upstream.url, token=USER),
                 Route(path="/open", upstream=upstream.url, token=USER_OR_NONE),
+                *[
+                    Route(path=f"/{provider}{path}", upstream=upstream.url, token=choice, provider=provider)
+                    for provider in ("corp", "other")
+                    for path, choice in {"": USER, "/open": USER_OR_NONE, "/nightly": nightly}.items()
+                ],
                 Route(path="/nightly", upstream=upstream.url, token=nightly),
             ],
             callers=callers,
@@ -182,6 +192,35 @@ async def test_a_token_by_a_key_that_can_not_be_had_yet_is_no_forgery(site: Site
     assert 200 == (await site.proxy.send(request("/", signed("new")))).status
 
 
+@pytest.mark.parametrize("way", ["handle", "token"])
+@pytest.mark.parametrize("target", ["/other", "/other/open"])
+async def test_rt_09_a_route_of_another_provider_refuses_the_caller(site: Site, way: str, target: str) -> None:
+    """Its upstream never sees a token of the caller's own provider: not at the first call, known, or after a 401."""
+    line = await site.line() if way == "handle" else f"Authorization: Bearer {site.token()}"
+    for _ in range(2):
+        got = await site.proxy.send(request(target, line))
+        assert (403, "forbidden") == (got.status, got.code)
+        assert 200 == (await site.proxy.send(request(target.replace("other", "corp"), line))).status
+    assert {b"/corp", b"/corp/open"} >= {each.target for each in site.upstream.requests}
+
+    site.proxy.tokens.known["batch"] = [token("of-another", 2, provider="other")]
+    assert 403 == (await site.proxy.send(request(target.replace("other", "corp"), line))).status
+
+
+async def test_rt_09_a_newer_token_is_of_the_routes_provider_too(site: Site) -> None:
+    """Whatever becomes of a grant, a call that is sent again after a 401 bears nothing else."""
+    site.upstream.script = answering(b"HTTP/1.1 401 No\r\nContent-Length: 4\r\n\r\nnope")
+    site.proxy.tokens.known["batch"].append(token("of-another", 2, provider="other"))
+
+    assert 403 == (await site.proxy.send(request("/corp", await site.line()))).status
+    assert [b"Bearer batchs-token"] == site.tokens()
+
+
+async def test_rt_09_a_route_with_a_grant_needs_nobodys_login(site: Site) -> None:
+    """The configuration says whose token goes along."""
+    assert 200 == (await site.proxy.send(request("/other/nightly"))).status
+
+
 # --- what they have open
 
 
@@ -233,8 +272,7 @@ async def test_se_05_what_is_open_ends_with_the_handle(site: Site) -> None:
 
 async def test_se_05_what_is_open_ends_with_the_token(site: Site) -> None:
     """By which a caller says who it is: when such a token is refused, and no sooner."""
-    claims = {"iss": site.issuer.url, "aud": "broker", "sub": "alice", "exp": site.clock.now() + 100}
-    field = f"Authorization: Bearer {sign({'alg': 'ES256', 'kid': 'ec-1'}, claims, ec_key())}"
+    field = f"Authorization: Bearer {site.token(seconds=100)}"
     async with await site.proxy.connect() as caller:
         await listen(site, caller, field)
         assert [b"Bearer batchs-token"] == site.tokens()
@@ -248,8 +286,7 @@ async def test_se_05_what_is_open_ends_with_the_token(site: Site) -> None:
 
 async def test_se_03_after_missed_events_a_token_is_checked_again(site: Site) -> None:
     """Its subject may have no grant any more."""
-    claims = {"iss": site.issuer.url, "aud": "broker", "sub": "alice", "exp": site.clock.now() + 1000}
-    field = f"Authorization: Bearer {sign({'alg': 'ES256', 'kid': 'ec-1'}, claims, ec_key())}"
+    field = f"Authorization: Bearer {site.token()}"
     async with await site.proxy.connect() as caller:
         await listen(site, caller, field)
         await site.store.publish(Event(Topic.RESYNC, ""))

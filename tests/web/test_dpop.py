@@ -23,7 +23,7 @@ GRANT = "grant-of-alice"
 
 
 def bound(text: str, key: RefreshToken, generation: int = 1) -> Token:
-    return Token(AccessToken(text), "DPoP", generation, 4e9, key)
+    return Token(AccessToken(text), "DPoP", generation, 4e9, "corp", key)
 
 
 @asynccontextmanager

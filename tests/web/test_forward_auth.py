@@ -242,7 +242,7 @@ async def test_a_bound_token_is_not_released(target: str, status: int) -> None:
     """A proof for the gateway's request can't be made here (RFC 9449): where the token is to go along, that is told."""
     async with Asking() as broker:
         key = new_dpop_key()
-        broker.tokens.known["grant-of-alice"] = [Token(AccessToken("at"), "DPoP", 1, 4e9, key)]
+        broker.tokens.known["grant-of-alice"] = [Token(AccessToken("at"), "DPoP", 1, 4e9, "corp", key)]
         answer = await broker.ask(target, *CALL)
 
     assert (status, []) == (answer.status, answer.fields(b"authorization"))
