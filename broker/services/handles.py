@@ -140,38 +140,59 @@ class Handles:
         Replace a handle by a new one for the same purpose; the old one is taken for *overlap_seconds* more.
 
         Returns:
-            The new handle and its credential, or None if there is no handle *handle_id*.
+            The new handle and its credential, or None if there is no handle *handle_id*, or it ends meanwhile.
 
         Raises:
-            StoreError: If the store can't be asked.
+            StoreError: If it isn't known whether that was written. Nobody has the new one then.
         """
         for stored in await self._tagged(f"id:{handle_id}"):
+            if self._live(stored) is None:
+                continue
+            # Before the old one is given its end: whoever is interrupted in between has both, and never none.
             successor = replace(stored.handle, id=self._randomness.token_bytes(6).hex(), created_at=self._clock.now())
             credential = await self.issue(successor)
-            await self._end(stored, self._clock.now() + overlap_seconds)
-            return successor, credential
+            if await self._end(stored, self._clock.now() + overlap_seconds):
+                return successor, credential
+            await self.revoke(successor.id)
         return None
 
     async def revoke(self, handle_id: str) -> bool:
         """End a handle now, in every process. Returns whether there was one. Raises ``StoreError``."""
-        stored = await self._tagged(f"id:{handle_id}")
-        for each in stored:
-            await self._store.delete(each.key)
-            await self._store.publish(Event(Topic.SESSION_ENDED, each.key))
-            log.info("handle_revoked", extra={"handle": handle_id, "grant": each.handle.grant_id})
-        return bool(stored)
+        return await self._revoke_tagged(f"id:{handle_id}")
 
     async def revoke_all(self, grant_id: str) -> None:
-        """End every handle of a grant. Raises ``StoreError``."""
-        for handle in await self.issued(grant_id):
-            await self.revoke(handle.id)
+        """End every handle of a grant, and what those that are rotated meanwhile leave. Raises ``StoreError``."""
+        while await self._revoke_tagged(f"grant:{grant_id}"):
+            pass
 
-    async def _end(self, stored: StoredHandle, ends_at: float) -> None:
-        former = stored.handle.ends_at
-        ending = replace(stored.handle, ends_at=ends_at if former is None else min(former, ends_at))
-        sealed = self._seal(stored.key, ending)
-        await self._store.replace(stored.key, sealed, stored.version, ttl_seconds=self._ttl(ending))
-        await self._store.publish(Event(Topic.SESSION_ENDED, stored.key))
+    async def _revoke_tagged(self, word: str) -> bool:
+        found = await self._tagged(word)
+        for stored in found:
+            await self._store.delete(stored.key)
+            await self._store.publish(Event(Topic.SESSION_ENDED, stored.key))
+            log.info("handle_revoked", extra={"handle": stored.handle.id, "grant": stored.handle.grant_id})
+        return bool(found)
+
+    async def _end(self, stored: StoredHandle, ends_at: float) -> bool:
+        """Let a handle end at *ends_at*, unless it ends sooner. Returns False if it has ended meanwhile."""
+        current: StoredHandle | None = stored
+        while current is not None and self._live(current) is not None:
+            former = current.handle.ends_at
+            ending = replace(current.handle, ends_at=ends_at if former is None else min(former, ends_at))
+            sealed = self._seal(current.key, ending)
+            ttl = self._ttl(ending)
+            if await self._store.replace(current.key, sealed, current.version, ttl_seconds=ttl) is not None:
+                await self._tell_changed(current.key)
+                return True
+            current = await self._read_key(current.key)
+        return False
+
+    async def _tell_changed(self, key: str) -> None:
+        try:
+            await self._store.publish(Event(Topic.SESSION_ENDED, key))
+        except StoreError as fault:
+            # It is written. The others hear of it by the RESYNC that follows, or when their cache_ttl is over.
+            log.warning("handle_change_not_published", extra={"record": key, "error": str(fault)})
 
     async def _read(self, credential: str) -> StoredHandle | None:
         for key in self._keyring.lookup_keys(KIND, credential):
@@ -180,12 +201,15 @@ class Handles:
                 return self._open(key, record)
         return None
 
+    async def _read_key(self, key: str) -> StoredHandle | None:
+        record = await self._store.get(key)
+        return None if record is None else self._open(key, record)
+
     async def _tagged(self, word: str) -> list[StoredHandle]:
         found = []
         for tag in self._tags(word):
             for key in await self._store.find(tag):
-                record = await self._store.get(key)
-                stored = None if record is None else self._open(key, record)
+                stored = await self._read_key(key)
                 if stored is not None:
                     found.append(stored)
         return found

@@ -7,12 +7,24 @@ import pytest
 
 from broker.errors import StoreError
 from broker.services.handles import KIND, Handles
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+import pytest
+
+from broker.core.handle import Handle
+from broker.core.secret import Secret
+from broker.errors import StoreError
+from broker.services.handles import Handles
 from broker.services.keyring import Keyring, new_key
 from broker.stores.base import Record
 from broker.stores.memory import MemoryBackend, MemoryStore
 from tests.support.clock import ManualClock, SeededRandomness
+from tests.support.faulty_store import FaultyStore
 
 KEYS = [new_key(SeededRandomness())]
+Rotated: TypeAlias = tuple[Handle, Secret] | None
+Meanwhile: TypeAlias = Callable[[Handles, Handle], Awaitable[None]]
 
 
 @pytest.fixture
@@ -101,6 +113,105 @@ async def test_a_rotated_handle_is_taken_for_the_overlap(clock: ManualClock) -> 
     clock.advance(61)
     assert None is await other.find(old)
     assert successor == await other.find(new.reveal().encode())
+
+
+async def interrupted(clock: ManualClock, call: int, meanwhile: Meanwhile) -> tuple[Handles, Rotated]:
+    """Rotate a handle, and do something else on another replica just before the *call*-th call of the store."""
+    backend = MemoryBackend(clock)
+    store, other = FaultyStore(MemoryStore(backend)), MemoryStore(backend)
+    await store.start()
+    await other.start()
+    one = Handles(store, Keyring(KEYS), clock, SeededRandomness(1))
+    two = Handles(other, Keyring(KEYS), clock, SeededRandomness(2))
+    issued = one.new("g1")
+    await one.issue(issued)
+    reached, go_on = store.hold_call(call)
+    rotating = asyncio.create_task(one.rotate(issued.id, overlap_seconds=60))
+    await asyncio.wait([rotating, asyncio.ensure_future(reached.wait())], return_when=asyncio.FIRST_COMPLETED)
+    assert not rotating.done()
+    await meanwhile(two, issued)
+    go_on.set()
+    return two, await rotating
+
+
+@pytest.mark.parametrize("revoke_all", [False, True])
+@pytest.mark.parametrize(("call", "rotates"), [(1, False), (2, False), (3, False), (4, False), (5, True)])
+async def test_se_07_a_revoked_handle_has_no_successor(
+    clock: ManualClock, call: int, rotates: bool, revoke_all: bool
+) -> None:
+    """Wherever the revocation comes between: before the old handle is given its end, there is nothing left to rotate."""
+
+    async def meanwhile(handles: Handles, issued: Handle) -> None:
+        await (handles.revoke_all("g1") if revoke_all else handles.revoke(issued.id))
+
+    handles, rotated = await interrupted(clock, call, meanwhile)
+
+    assert rotates == (rotated is not None)
+    left = [handle.id for handle in await handles.issued()]
+    assert left == ([] if rotated is None or revoke_all else [rotated[0].id])
+
+
+async def test_a_handle_may_be_rotated_twice_at_once(clock: ManualClock) -> None:
+    """Both have a successor; the old one ends when the first of the two says."""
+    rotated = []
+
+    async def meanwhile(handles: Handles, issued: Handle) -> None:
+        rotated.append(await handles.rotate(issued.id, overlap_seconds=30))
+
+    handles, second = await interrupted(clock, 4, meanwhile)
+    ends = sorted(handle.ends_at or 0 for handle in await handles.issued())
+    (first,) = rotated
+
+    assert first is not None
+    assert second is not None
+    assert [0, 0, clock.now() + 30] == ends
+
+
+async def test_what_has_ended_is_not_rotated(clock: ManualClock) -> None:
+    """Its successor would have ended, too: also where it ends while it is rotated."""
+    handles, _ = await replicas(clock)
+    issued = handles.new("g1")
+    await handles.issue(issued)
+    assert await handles.rotate(issued.id, overlap_seconds=0)
+    assert None is await handles.rotate(issued.id, overlap_seconds=60)
+
+    async def meanwhile(handles: Handles, issued: Handle) -> None:
+        await handles.rotate(issued.id, overlap_seconds=0)
+
+    handles, second = await interrupted(clock, 4, meanwhile)
+    assert None is second
+    assert 1 == sum(handle.ends_at is None for handle in await handles.issued())
+
+
+async def test_a_rotation_that_is_written_succeeds(clock: ManualClock) -> None:
+    """Also where the other processes can't be told: the successor's credential is said now, or never."""
+    store = FaultyStore(MemoryStore(MemoryBackend(clock)))
+    await store.start()
+    handles = Handles(store, Keyring(KEYS), clock, SeededRandomness())
+    issued = handles.new("g1")
+    await handles.issue(issued)
+    store.failing = {"publish"}
+
+    rotated = await handles.rotate(issued.id, overlap_seconds=0)
+
+    assert rotated is not None
+    assert rotated[0] == await handles.find(rotated[1].reveal().encode())
+
+
+@pytest.mark.parametrize("method", ["create", "replace"])
+async def test_a_rotation_that_fails_leaves_the_old_handle(clock: ManualClock, method: str) -> None:
+    """Whether a successor was stored or not: nobody has seen that."""
+    backend = MemoryBackend(clock)
+    store = FaultyStore(MemoryStore(backend))
+    await store.start()
+    handles = Handles(store, Keyring(KEYS), clock, SeededRandomness())
+    issued = handles.new("g1")
+    old = (await handles.issue(issued)).reveal().encode()
+    store.failing = {method}
+
+    with pytest.raises(StoreError):
+        await handles.rotate(issued.id, overlap_seconds=0)
+    assert issued == await handles.find(old)
 
 
 async def test_a_handle_ends_at_its_end_even_in_a_cache(clock: ManualClock) -> None:
