@@ -193,6 +193,11 @@ class UpstreamHost:
             self.resting_until = self._pool.loop.time() + self._options.rest_seconds
             log.warning("upstream_host_rests", extra={"upstream": self.address.label})
 
+    def cut_off(self) -> None:
+        # An operator whose upstream never says over TLS that an answer is over finds that here.
+        if not self._pool.closed:
+            log.warning("upstream_cut_off", extra={"upstream": self.address.label})
+
     def restart(self, exchange: Exchange) -> None:
         self._pool.restart(exchange)
 

@@ -9,7 +9,7 @@ much. A chunked one goes through llhttp (httptools), which takes framing, extens
 asked for, before an exchange or after its answer, close the connection: they would be taken for the next caller's
 answer.
 
-Source: RFC 9112 sections 6.3, 7.1, 9.3 and 9.5; SECURITY UP-01, UP-03, UP-04, SM-05.
+Source: RFC 9112 sections 6.3, 7.1, 9.3, 9.5 and 9.8; SECURITY UP-01, UP-03, UP-04, SM-05.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ import httptools
 
 from broker.core.response_head import ResponseHead
 from broker.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
-from broker.services.transports import unsent_bytes
+from broker.services.transports import is_end_said, unsent_bytes
 from broker.services.upstream import Exchange
 
 MAX_HEAD_BYTES = 64 << 10
@@ -55,6 +55,10 @@ class Owner(Protocol):
         """The host did not answer, or not in time."""
         ...
 
+    def cut_off(self) -> None:
+        """The connection broke in an answer that ends with it."""
+        ...
+
     def restart(self, exchange: Exchange) -> None:
         """Send an exchange once more that a dead connection has swallowed."""
         ...
@@ -76,6 +80,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_drained",
         "_head",
         "_informational",
+        "_is_end_said",
         "_is_tunnel",
         "_loop",
         "_message_complete",
@@ -112,6 +117,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._drained: asyncio.Future[None] | None = None
         self._used = False
         self._is_tunnel = False
+        self._is_end_said = False
         self._tunnel_seconds = math.inf
         self.exchange: Exchange | None = None
         self.deadline = math.inf
@@ -229,7 +235,7 @@ class UpstreamConnection(asyncio.Protocol):
         if exchange is None or exchange.ended:
             return
         head = self._head
-        if head is not None and (head.until_close or self._is_tunnel) and exc is None:
+        if head is not None and exc is None and (self._is_tunnel or (head.until_close and self._is_end_said)):
             exchange.ended = True
             exchange.receiver.on_end()
         elif head is None and self._used and not self._buffer and not self._informational and exchange.replayable:
@@ -239,10 +245,15 @@ class UpstreamConnection(asyncio.Protocol):
         else:
             if head is None:
                 self._owner.failed()
+            elif head.until_close:
+                self._owner.cut_off()
             exchange.ended = True
             exchange.receiver.on_failed(
                 UpstreamUnavailable("the upstream closed the connection before its answer's end")
             )
+
+    def eof_received(self) -> None:
+        self._is_end_said = self._transport is not None and is_end_said(self._transport)
 
     def data_received(self, data: bytes) -> None:
         exchange = self.exchange

@@ -472,6 +472,34 @@ async def test_a_client_certificate_is_presented(tmp_path: Path) -> None:
         assert b"ok" == (await ask(pool)).body
 
 
+@on_both_loops
+async def test_up_04_over_tls_an_end_must_be_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An answer that ends with its connection is whole after a closure alert alone (RFC 9112 section 9.8)."""
+    authority = Authority(tmp_path)
+
+    async def script(got: RawRequest, wire: Wire) -> None:
+        await wire.send(b"HTTP/1.1 200 OK\r\n\r\nhalf")
+        await asyncio.sleep(0.05)
+        if got.target == b"/cut":
+            wire.reset()  # it has nothing unread: the end looks like any other to TCP
+        else:
+            wire.writer.close()
+
+    async with (
+        RawUpstream(script, tls=server_context(authority, name="orders.internal")) as upstream,
+        pooled(upstream, tls=TlsOptions(ca_file=str(authority.ca_file)), sni="orders.internal") as pool,
+    ):
+        whole, cut = await ask(pool), Recorder()
+        await pool.start(exchange_for(cut, target="/cut"))
+        await cut.wait()
+
+    assert (None, b"half") == (whole.error, whole.body)
+    assert isinstance(cut.error, UpstreamUnavailable)
+    assert ["upstream_cut_off"] == [
+        record.getMessage() for record in caplog.records if record.name.startswith("broker")
+    ]
+
+
 @pytest.mark.parametrize("tls", [TlsOptions(ca_file="/nonexistent"), TlsOptions(certificate_file="/nonexistent")])
 async def test_cr_07_a_file_that_cant_be_read_stops_the_start(tls: TlsOptions) -> None:
     """An option that can't be applied isn't left out."""
