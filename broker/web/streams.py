@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from itertools import islice
+from heapq import nsmallest
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from broker.errors import ProviderError, StoreError
@@ -26,7 +26,7 @@ LOOK_SECONDS: Final = 30.0
 RETRY_SECONDS: Final = 1.0
 """How soon again, if nobody could say."""
 MAX_LOOKS: Final = 100
-"""How many owners are looked at in a sweep, beside those of which something was heard."""
+"""How many owners, those that wait the longest, are looked at in a sweep, beside those of which something was heard."""
 
 _ENDINGS: Final = frozenset({Topic.SESSION_ENDED, Topic.GRANT_ENDED, Topic.RESYNC})
 
@@ -189,7 +189,7 @@ class Streams:
         for key in [key for key, each in self._open.items() if each.ends_at <= now]:
             self._cut(key, "expired")
         due = ((key, each) for key, each in self._open.items() if each.due_at <= loop_now)
-        for key, each in list(islice(due, MAX_LOOKS)):
+        for key, each in nsmallest(MAX_LOOKS, due, key=lambda found: found[1].due_at):
             each.due_at = loop_now + LOOK_SECONDS
             self._tasks.launch(self._check(key), name="streams:check")
         if self._open:

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -501,4 +503,22 @@ async def test_br_03_an_owner_is_looked_at_though_nothing_is_heard(monkeypatch: 
     await until(lambda: alices.cuts == 1, seconds=4 * SWEEP_SECONDS)
 
     assert 0 == bobs.cuts
+    streams.close()
+
+
+async def test_br_03_of_too_many_owners_each_has_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though more are due than are looked at, none is passed over for ever."""
+    for name, value in (("LOOK_SECONDS", 0.0), ("SWEEP_SECONDS", 0.01), ("MAX_LOOKS", 2)):
+        monkeypatch.setattr(f"broker.web.streams.{name}", value)
+    looked_at: set[int] = set()
+    streams = Streams(owner_of=owner_of, clock=ManualClock(), endings=Endings())
+
+    async def look(number: int) -> float:
+        looked_at.add(number)
+        return math.inf
+
+    for number in range(20):
+        leave = Owner(f"session:{number}", "grant", math.inf, partial(look, number))
+        streams.watch(Stream(), Owned(leave))  # type: ignore[arg-type]
+    await until(lambda: len(looked_at) == 20, seconds=5)
     streams.close()
