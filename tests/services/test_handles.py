@@ -1,13 +1,8 @@
 import asyncio
 import json
 import logging
-from dataclasses import asdict
-
-import pytest
-
-from broker.errors import StoreError
-from broker.services.handles import KIND, Handles
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from typing import TypeAlias
 
 import pytest
@@ -15,7 +10,7 @@ import pytest
 from broker.core.handle import Handle
 from broker.core.secret import Secret
 from broker.errors import StoreError
-from broker.services.handles import Handles
+from broker.services.handles import KIND, Handles
 from broker.services.keyring import Keyring, new_key
 from broker.stores.base import Record
 from broker.stores.memory import MemoryBackend, MemoryStore
