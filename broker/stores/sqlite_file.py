@@ -231,9 +231,16 @@ class SqliteFile:
             try:
                 os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             except FileExistsError:
-                if stat.S_IMODE(self._path.stat().st_mode) & 0o077:
-                    log.warning("store_file_mode_narrowed", extra={"path": str(self._path)})
-                    self._path.chmod(0o600)
+                self._narrow()
+
+    def _narrow(self) -> None:
+        """Take the file from other users' eyes, if it is one, and ours. The files that SQLite makes get its mode."""
+        mode = self._path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise StoreMisplaced("it is no file")
+        if stat.S_IMODE(mode) & 0o077 and _may_be_ours(self._path):
+            log.warning("store_file_mode_narrowed", extra={"path": str(self._path)})
+            self._path.chmod(0o600)
 
     def _connect(self) -> OpenFile:
         identity = self._identity()
@@ -250,6 +257,13 @@ class SqliteFile:
             db.close()
             raise
         return OpenFile(db, identity, epoch)
+
+
+def _may_be_ours(path: Path) -> bool:
+    """Return whether a file is empty, or says of itself that it is ours (SQLite's file format, section 1.3)."""
+    with path.open("rb") as file:
+        head = file.read(72)
+    return not head or head[68:] == APPLICATION_ID.to_bytes(4)
 
 
 @contextmanager

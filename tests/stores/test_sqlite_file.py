@@ -253,6 +253,27 @@ async def test_the_mode_of_a_file_that_others_read_is_narrowed(path: Path, caplo
     assert ["store_file_mode_narrowed"] == [record.message for record in caplog.records]
 
 
+@pytest.mark.parametrize("what", ["a directory", "a text", "another program's database"])
+async def test_ad_02_what_is_no_store_is_refused_and_left_as_it_is(path: Path, what: str) -> None:
+    """A slip in `store.url` takes nothing from other users: not a directory, nor another program's file."""
+    match what:
+        case "a directory":
+            path.mkdir()
+        case "a text":
+            path.write_text("not a database" * 1000)
+        case _:
+            with closing(sqlite3.connect(path)) as db:
+                db.execute("CREATE TABLE theirs (x)")
+    path.chmod(0o755)
+    store = SqliteStore(path, SystemClock(), SeededRandomness())
+
+    with pytest.raises(StoreMisplaced, match=f"^{path}: "):
+        await store.start()
+    await store.close()
+
+    assert 0o755 == stat.S_IMODE(path.stat().st_mode)
+
+
 async def test_a_directory_in_which_everybody_writes_is_refused(path: Path) -> None:
     """Where others could put another file in its place, the store does not start."""
     path.parent.chmod(0o777)
