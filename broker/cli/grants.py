@@ -7,7 +7,7 @@ from pathlib import Path
 
 from broker.cli.admin_client import AdminClient, CommandRefused, printable, quoted
 from broker.cli.bounds import bounds_by_option, handle_bounds, instant
-from broker.cli.running import show_handed_over, show_handle, show_table, with_admin_api
+from broker.cli.running import numbers, show_handed_over, show_handle, show_table, with_admin_api
 from broker.config.settings import Settings
 from broker.core.json_object import at_path, read_object
 from broker.core.lifetimes import date_time, number
@@ -29,7 +29,8 @@ def list_grants(options: argparse.Namespace) -> int:
     async def ask(client: AdminClient, settings: Settings) -> None:
         answer = await client.ask("GET", "/grants", query=query)
         columns = ("id", "provider", "subject", "origin", "state", "generation", "ended", "name")
-        show_table(columns, ([grant.get(name) for name in columns] for grant in answer["grants"]))
+        rows = ([*(grant.get(name) for name in columns), numbers(grant.get("keys"))] for grant in answer["grants"])
+        show_table([*columns, "keys"], rows)
         for grant in answer["grants"]:
             _tell_how_to_fill(grant, settings)
 

@@ -4,7 +4,7 @@ import argparse
 
 from broker.cli.admin_client import AdminClient, printable, quoted
 from broker.cli.bounds import bounds_by_option, handle_bounds, instant
-from broker.cli.running import show_handle, show_table, with_admin_api
+from broker.cli.running import numbers, show_handle, show_table, with_admin_api
 from broker.config.settings import Settings
 
 
@@ -15,7 +15,7 @@ def list_handles(options: argparse.Namespace) -> int:
     async def ask(client: AdminClient, _settings: Settings) -> None:
         answer = await client.ask("GET", "/handles", query=query)
         show_table(
-            ("id", "grant", "label", "routes", "networks", "ends"),
+            ("id", "grant", "label", "routes", "networks", "ends", "keys"),
             (
                 [
                     handle.get("id"),
@@ -24,6 +24,7 @@ def list_handles(options: argparse.Namespace) -> int:
                     ", ".join(handle.get("routes", ())),
                     ", ".join(handle.get("networks", ())),
                     instant(handle.get("ends_at")),
+                    numbers(handle.get("keys")),
                 ]
                 for handle in answer["handles"]
             ),

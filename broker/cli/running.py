@@ -54,6 +54,11 @@ def show_table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
+def numbers(values: Iterable[int] | None) -> str:
+    """Return a list of numbers as the cell of a table."""
+    return ", ".join(map(str, values or ()))
+
+
 def show_handle(answer: dict[str, object]) -> None:
     """Print a credential alone on standard output, for scripts, and what it belongs to on standard error."""
     print(

@@ -4,6 +4,7 @@ import base64
 import json
 import logging
 import math
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from hashlib import sha256
@@ -32,6 +33,20 @@ class StoredHandle:
     handle: Handle
     key: str
     version: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListedHandle:
+    """
+    A handle as operators see it.
+
+    Attributes:
+        handle: What it stands for.
+        keys: The configured keys that its record depends on, by their places there, counted from 1.
+    """
+
+    handle: Handle
+    keys: tuple[int, ...]
 
 
 class Bounds(NamedTuple):
@@ -131,9 +146,14 @@ class Handles:
             return None
         return found.handle
 
-    async def issued(self, grant_id: str | None = None) -> list[Handle]:
+    async def issued(self, grant_id: str | None = None) -> list[ListedHandle]:
         """Return the live handles, of one grant or all. Raises ``StoreError``."""
-        return [stored.handle for stored in await self._tagged("all" if grant_id is None else f"grant:{grant_id}")]
+        tags = self._tags("all" if grant_id is None else f"grant:{grant_id}")
+        return [
+            # Its tags were made with its name, by one key.
+            ListedHandle(stored.handle, self._keyring.needed_for(tags, tag, record.value))
+            async for tag, record, stored in self._under(tags)
+        ]
 
     async def rotate(self, handle_id: str, *, overlap_seconds: float) -> tuple[Handle, Secret] | None:
         """
@@ -206,13 +226,15 @@ class Handles:
         return None if record is None else self._open(key, record)
 
     async def _tagged(self, word: str) -> list[StoredHandle]:
-        found = []
-        for tag in self._tags(word):
+        return [stored async for _, _, stored in self._under(self._tags(word))]
+
+    async def _under(self, tags: Iterable[str]) -> AsyncIterator[tuple[str, Record, StoredHandle]]:
+        for tag in tags:
             for key in await self._store.find(tag):
-                stored = await self._read_key(key)
-                if stored is not None:
-                    found.append(stored)
-        return found
+                record = await self._store.get(key)
+                stored = None if record is None else self._open(key, record)
+                if record is not None and stored is not None:
+                    yield tag, record, stored
 
     def _tags(self, word: str) -> tuple[str, ...]:
         return self._keyring.lookup_keys(_TAG, word)

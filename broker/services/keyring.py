@@ -193,3 +193,19 @@ class Keyring:
         """
         message = _associated_data(kind, name)
         return tuple([f"{kind}:{key.lookup.hexdigest(message)}" for key in self._ring])
+
+    def needed_for(self, names: Sequence[str], name: str, sealed: bytes) -> tuple[int, ...]:
+        """
+        Return which keys a record depends on: the one that made its name, and the one that sealed it last.
+
+        Args:
+            names: What :meth:`lookup_keys` returns of it, or of a tag that it got with its name.
+            name: The one of them under which it was found.
+            sealed: The record.
+
+        Returns:
+            Their places in the configuration, counted from 1.
+        """
+        sealed_by = sealed[len(_FORMAT) : _HEADER_BYTES]
+        made = zip(self._ring, names, strict=True)
+        return tuple([at for at, (key, made_name) in enumerate(made, 1) if name == made_name or key.id == sealed_by])

@@ -352,14 +352,17 @@ class TokenBroker:
         return None if stored is None else stored.grant
 
     async def grants(self, provider: str | None = None, subject: str | None = None) -> list[Grant]:
+        """As :meth:`stored_grants`, without what is said of their records."""
+        return [stored.grant for stored in await self.stored_grants(provider, subject)]
+
+    async def stored_grants(self, provider: str | None = None, subject: str | None = None) -> list[StoredGrant]:
         """
         Return the live grants of a provider's subject, or else all that no browser brought.
 
         Raises:
             StoreError: If the store can't be asked.
         """
-        found = await (self._vault.find_unattended() if subject is None else self._vault.find(provider or "", subject))
-        return [stored.grant for stored in found]
+        return await (self._vault.find_unattended() if subject is None else self._vault.find(provider or "", subject))
 
     async def end(self, grant_id: str, reason: EndReason, *, revoke: bool = True) -> Grant | None:
         """

@@ -36,11 +36,13 @@ class StoredGrant:
         grant: The grant.
         key: Its store key.
         version: The version that a write must name.
+        keys: The configured keys that it depends on, by their places there, counted from 1.
     """
 
     grant: Grant
     key: str
     version: int
+    keys: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ class Vault:
             record = await self._store.get(key)
             if record is not None:
                 grant = self._open(key, record.value)
-                return None if grant is None else StoredGrant(grant, key, record.version)
+                return None if grant is None else self._stored(grant, key, record.version, record.value)
         return None
 
     async def confirm_gone(self, grant_id: str) -> None:
@@ -109,7 +111,10 @@ class Vault:
         """Return the grant under a store key, as :meth:`Store.due` reports it; else as :meth:`read`."""
         record = await self._store.get(key)
         grant = None if record is None else self._open(key, record.value)
-        return None if grant is None or record is None else StoredGrant(grant, key, record.version)
+        return None if grant is None or record is None else self._stored(grant, key, record.version, record.value)
+
+    def _stored(self, grant: Grant, key: str, version: int, sealed: bytes) -> StoredGrant:
+        return StoredGrant(grant, key, version, self._keyring.needed_for(self._keys_of(grant.id), key, sealed))
 
     def is_findable(self, stored: StoredGrant) -> bool:
         """
@@ -148,7 +153,7 @@ class Vault:
         version = await self._store.create(key, sealed, ttl_seconds=ttl_seconds, tags=tags, due_at=due_at)
         if version is None:
             raise GrantExists("a grant with this id exists")
-        return StoredGrant(grant, key, version)
+        return self._stored(grant, key, version, sealed)
 
     async def begin(self, grant: Grant, *, ttl_seconds: float) -> bool:
         """Store a grant that has no tokens yet, unless it is there. Returns whether it was stored. ``StoreError``."""
@@ -178,7 +183,7 @@ class Vault:
         """
         sealed = self._keyring.seal(KIND, stored.key, encode(grant))
         version = await self._store.replace(stored.key, sealed, stored.version, due_at=due_at, ttl_seconds=ttl_seconds)
-        return None if version is None else StoredGrant(grant, stored.key, version)
+        return None if version is None else self._stored(grant, stored.key, version, sealed)
 
     async def delete(self, grant_id: str) -> bool:
         """Delete the grant's record. Returns whether there was one. Raises ``StoreError``."""

@@ -119,8 +119,8 @@ class AdminApi:
         provider, subject = request.query.get("provider"), request.query.get("subject")
         if (provider is None) != (subject is None):
             raise BadRequest("provider and subject go together")
-        grants = await self._tokens.grants(provider, subject)
-        return web.json_response({"grants": [self._describe(grant) for grant in grants]})
+        grants = await self._tokens.stored_grants(provider, subject)
+        return web.json_response({"grants": [{**self._describe(each.grant), "keys": each.keys} for each in grants]})
 
     async def show_grant(self, request: web.Request) -> web.Response:
         """One grant."""
@@ -225,7 +225,9 @@ class AdminApi:
         # Handles may outlive their grant: only where there are none either, nobody meant one.
         if grant_id is not None and not handles and await self._tokens.grant(grant_id) is None:
             raise NoRoute("there is no such grant")
-        return web.json_response({"handles": [_describe_handle(handle) for handle in handles]})
+        return web.json_response(
+            {"handles": [{**_describe_handle(each.handle), "keys": each.keys} for each in handles]}
+        )
 
     async def issue_handle(self, request: web.Request) -> web.Response:
         """Issue a handle for a grant."""

@@ -142,7 +142,7 @@ async def test_se_07_a_revoked_handle_has_no_successor(
     handles, rotated = await interrupted(clock, call, meanwhile)
 
     assert rotates == (rotated is not None)
-    left = [handle.id for handle in await handles.issued()]
+    left = [each.handle.id for each in await handles.issued()]
     assert left == ([] if rotated is None or revoke_all else [rotated[0].id])
 
 
@@ -154,7 +154,7 @@ async def test_a_handle_may_be_rotated_twice_at_once(clock: ManualClock) -> None
         rotated.append(await handles.rotate(issued.id, overlap_seconds=30))
 
     handles, second = await interrupted(clock, 4, meanwhile)
-    ends = sorted(handle.ends_at or 0 for handle in await handles.issued())
+    ends = sorted(each.handle.ends_at or 0 for each in await handles.issued())
     (first,) = rotated
 
     assert first is not None
@@ -175,7 +175,7 @@ async def test_what_has_ended_is_not_rotated(clock: ManualClock) -> None:
 
     handles, second = await interrupted(clock, 4, meanwhile)
     assert None is second
-    assert 1 == sum(handle.ends_at is None for handle in await handles.issued())
+    assert 1 == sum(each.handle.ends_at is None for each in await handles.issued())
 
 
 async def test_a_rotation_that_is_written_succeeds(clock: ManualClock) -> None:
@@ -229,7 +229,26 @@ async def test_the_handles_of_a_grant_are_listed_and_revoked_together(clock: Man
     await handles.revoke_all("g1")
 
     assert [] == await handles.issued("g1")
-    assert ["g2"] == [handle.grant_id for handle in await handles.issued()]
+    assert ["g2"] == [each.handle.grant_id for each in await handles.issued()]
+
+
+async def test_cr_04_listed_handles_say_which_keys_they_need(clock: ManualClock) -> None:
+    """That under which each was issued, and that which sealed it last."""
+    store = MemoryStore(MemoryBackend(clock))
+    await store.start()
+    newer = new_key(SeededRandomness(9))
+    before = Handles(store, Keyring(KEYS), clock, SeededRandomness(1))
+    after = Handles(store, Keyring([newer, *KEYS]), clock, SeededRandomness(2))
+    first = before.new("g1", label="old")
+    await before.issue(first)
+    assert [(2,)] == [each.keys for each in await after.issued()]
+
+    assert await after.rotate(first.id, overlap_seconds=60)
+
+    assert [(1,), (1, 2)] == sorted(each.keys for each in await after.issued("g1"))
+    await after.revoke(first.id)
+    last = Handles(store, Keyring([newer]), clock, SeededRandomness(3))
+    assert ["old"] == [each.handle.label for each in await last.issued()]
 
 
 async def test_many_first_calls_with_one_handle_read_it_once(clock: ManualClock) -> None:

@@ -99,6 +99,18 @@ def test_cr_04_rotation_keeps_old_records_until_the_old_key_is_removed() -> None
         Keyring([NEW]).open("grant", "g1", sealed)
 
 
+def test_cr_04_a_record_needs_the_key_of_its_name_and_the_key_of_its_seal() -> None:
+    """Each by its place in the configuration; a name that no key made needs only the other."""
+    other = new_key(SystemRandomness())
+    ring = Keyring([NEW, other, OLD])
+    names = ring.lookup_keys("grant", "g1")
+
+    by_old, by_new = (Keyring([key]).seal("grant", names[2], b"token") for key in (OLD, NEW))
+    assert (3,) == ring.needed_for(names, names[2], by_old)
+    assert (1, 3) == ring.needed_for(names, names[2], by_new)
+    assert (1,) == ring.needed_for(names, "grant:of-a-key-that-is-gone", by_new)
+
+
 @pytest.mark.parametrize("key", ["", "short", "A" * 43, "!" * 43, "AAAA" * 11, "x" * 44, "é" * 43])
 def test_cr_04_a_weak_key_is_refused(key: str) -> None:
     """Short, long, repeated or undecodable keys stop the start."""

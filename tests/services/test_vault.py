@@ -128,6 +128,21 @@ async def test_cr_04_a_grant_outlives_a_change_of_keys(vault: Vault, store: Trou
     assert not await both.delete(grant().id)
 
 
+async def test_cr_04_a_stored_grant_says_which_keys_it_needs(store: TroubledStore) -> None:
+    """That under which it began, for ever, and that which sealed it last."""
+    before, after = Vault(store, Keyring([OLD])), Vault(store, Keyring([NEW, OLD]))
+    created = await before.create(grant(), ttl_seconds=TTL, due_at=None)
+    found = await after.read(grant().id)
+    assert found is not None
+    replaced = await after.replace(found, grant(), due_at=NOW)
+    assert replaced is not None
+
+    assert [(1,), (2,), (1, 2)] == [each.keys for each in (created, found, replaced)]
+    assert [(1, 2)] == [each.keys for each in await after.find("corp", "alice")]
+    assert replaced == await after.read_key(replaced.key)
+    assert (1,) == (await after.create(grant(id="b" * 32), ttl_seconds=TTL, due_at=None)).keys
+
+
 async def test_cr_04_a_record_under_a_newer_key_is_not_gone(vault: Vault, store: TroubledStore) -> None:
     """A replica that doesn't have the key yet can't read it, and can tell it from one that isn't there."""
     created = await vault.create(grant(), ttl_seconds=TTL, due_at=None)

@@ -10,6 +10,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from broker.services.clock import SystemRandomness
+from broker.services.keyring import new_key
 from tests.support.broker_process import ROOT, BrokerProcess, provider_options
 from tests.support.remote_authorization_server import RemoteLedgerServer
 from tests.support.upstream import Upstream
@@ -72,7 +74,7 @@ async def test_a_grants_life_by_commands(broker: BrokerProcess, provider: Remote
 
     printed += await command(broker, "grants", "list")
     rows = {line.split()[0]: line.split()[1:] for line in printed[0].splitlines()}
-    assert ["corp", "batch", "imported", "fresh", "1", "-", "-"] == rows[grant]
+    assert ["corp", "batch", "imported", "fresh", "1", "-", "-", "1"] == rows[grant]
     printed += await command(broker, "grants", "show", grant)
     assert "subject: batch\n" in printed[-2]
 
@@ -98,9 +100,9 @@ async def test_a_grants_life_by_commands(broker: BrokerProcess, provider: Remote
 async def test_a_configured_grant_goes_by_its_name(broker: BrokerProcess, provider: RemoteLedgerServer) -> None:
     """As routes and ``import --grant`` name it; its id is as good."""
     listed, hint = await command(broker, "grants", "list")
-    (row,) = (line.split() for line in listed.splitlines() if line.endswith("  nightly"))
+    (row,) = (line.split() for line in listed.splitlines() if line.split()[-2] == "nightly")
     grant = row[0]
-    assert ["corp", "nightly", "standing", "empty", "0", "-", "nightly"] == row[1:]
+    assert ["corp", "nightly", "standing", "empty", "0", "-", "nightly", "1"] == row[1:]
     assert hint.startswith("nightly: it waits for tokens: hand them over by `token-broker grants import --grant nightl")
     await command(broker, "grants", "import", "--grant", "nightly", given=json.dumps(await provider.issue("nightly")))
 
@@ -114,6 +116,35 @@ async def test_a_configured_grant_goes_by_its_name(broker: BrokerProcess, provid
     out, _ = await command(broker, "grants", "revoke", "nightly")
     assert f"{grant}: ended here, and at the provider\n" == out
     assert 401 == await call(broker, handle.strip())
+
+
+async def test_cr_04_lists_say_which_keys_are_needed_still(broker: BrokerProcess, provider: RemoteLedgerServer) -> None:
+    """Once no row says the number of an old key, what is listed goes on without it."""
+    importing = ("grants", "import", "--provider", "corp", "--subject")
+
+    async def imported(subject: str) -> tuple[str, str]:
+        """Import a grant, and return its id, and that of its handle."""
+        _, said = await command(broker, *importing, subject, given=json.dumps(await provider.issue(subject)))
+        (ids,) = re.findall(r"handle (\S+) of grant (\S+);", said)
+        return ids[1], ids[0]
+
+    async def needed() -> dict[str, str]:
+        """What each list says of the keys, by ids."""
+        lists = [await command(broker, each, "list") for each in ("grants", "handles")]
+        rows = [re.split(" {2,}", line) for listed, _ in lists for line in listed.splitlines()[1:]]
+        return {row[0]: row[-1] for row in rows}
+
+    old_grant, old_handle = await imported("before")
+    broker.settings["keys"].insert(0, {"value": new_key(SystemRandomness()).reveal()})
+    broker.write_settings()
+    await broker.reload()
+    new_grant, new_handle = await imported("after")
+    assert {old_grant: "2", old_handle: "2", new_grant: "1", new_handle: "1"}.items() <= (await needed()).items()
+
+    successor, said = await command(broker, "handles", "rotate", old_handle, "--overlap", "1h")
+    (successor_id,) = re.findall(r"handle (\S+) of", said)
+    assert 200 == await call(broker, successor.strip())
+    assert {old_grant: "2", old_handle: "1, 2", successor_id: "1"}.items() <= (await needed()).items()
 
 
 async def test_an_operator_needs_no_secret_but_the_admin_token(broker: BrokerProcess) -> None:
