@@ -65,6 +65,15 @@ def check_framed(request: web.Request) -> None:
         raise Forbidden("a silent login runs in a frame")
 
 
+def is_led_by_another_site(request: web.Request) -> bool:
+    """
+    Return whether another site led here, a sibling subdomain included.
+
+    A browser leaves out the SameSite=Strict cookies then, so what it shows says nothing of what it has.
+    """
+    return request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin")
+
+
 def comes_from_here(request: web.Request) -> bool:
     """Return whether one of our own pages led here, with no other site on the way."""
     return request.headers.get("Sec-Fetch-Site") == "same-origin"

@@ -26,7 +26,7 @@ from broker.services.login_cookies import WayBack
 from broker.services.logins import AuthorizationResponse, Declined, LoggedIn, Unanswered
 from broker.web.attempts import Attempts
 from broker.web.auth_context import AuthContext
-from broker.web.guards import check_top_level, single_values
+from broker.web.guards import check_top_level, is_led_by_another_site, single_values
 from broker.web.middleware import SET_COOKIES
 from broker.web.pages import choice_page, continue_page
 from broker.web.problems import page_response, see_other
@@ -85,8 +85,7 @@ class LoginEndpoints:
         Whoever comes by a link on another site would log in again each time. So they come once more, led by our own
         page, and go on with the session that they have.
         """
-        site = request.headers.get("Sec-Fetch-Site", "none")
-        return self._same_site is SameSite.STRICT and site not in ("none", "same-origin")
+        return self._same_site is SameSite.STRICT and is_led_by_another_site(request)
 
     def _return_url(self, query: Mapping[str, str]) -> str:
         given = [query[name] for name in RETURN_PARAMETERS if name in query]

@@ -22,9 +22,9 @@ from broker.errors import BadRequest, CsrfFailed, NoRoute, PayloadTooLarge, Prov
 from broker.services.keyring import Keyring
 from broker.services.sessions import LiveSession
 from broker.web.auth_context import AuthContext
-from broker.web.guards import check_top_level, single_values
+from broker.web.guards import check_top_level, is_led_by_another_site, single_values
 from broker.web.middleware import client_address
-from broker.web.pages import log_out_page
+from broker.web.pages import continue_page, log_out_page
 from broker.web.problems import is_navigation, json_response, page_response, see_other
 
 MAX_LOGOUT_TOKEN_BYTES = 64 * 1024
@@ -80,6 +80,8 @@ class LogoutEndpoints:
         """End the browser's session, here and at the provider."""
         token = single_values(request.query).get("token")
         live = await self._browser_sessions.current(request)
+        if not self._browser_sessions.is_shown(request):
+            return self._without_cookie(request)
         if live is not None and not self._is_wanted(request, live, token):
             return page_response(log_out_page(self.logout_url(live)))
         grant = None if live is None else await self._logins.end_grant(live.grant_id)
@@ -88,9 +90,22 @@ class LogoutEndpoints:
         if ended is not None:
             self._note(request, ended)
             location = await self._location(ended, None if grant is None else grant.id_token)
-        if is_navigation(request):
-            return see_other(location)
-        return json_response({"redirect": location})
+        return _go_on(request, location)
+
+    def _without_cookie(self, request: web.Request) -> web.Response:
+        """
+        Answer who shows no cookie, and never expire it: a browser that another site led here may have one.
+
+        Raises:
+            CsrfFailed: If another site asks for more than a page.
+        """
+        if not is_led_by_another_site(request):
+            return _go_on(request, self._options.logout_url)
+        if request.method != "GET":
+            raise CsrfFailed("another site asks for a logout")
+        check_top_level(request)
+        # Once more, led by our own page: then the cookie comes along, and the user is asked.
+        return page_response(continue_page(request.raw_path))
 
     def logout_url(self, live: LiveSession) -> str:
         """Return the URL that ends a session by a link or a form."""
@@ -191,6 +206,10 @@ class LogoutEndpoints:
         seconds = min(max(claims.exp - self._clock.now(), 0.0) + 1200.0, MAX_REMEMBERED_SECONDS)
         for name in names:
             await self._store.create(name, USED, ttl_seconds=seconds)
+
+
+def _go_on(request: web.Request, location: str) -> web.Response:
+    return see_other(location) if is_navigation(request) else json_response({"redirect": location})
 
 
 async def _read_logout_token(request: web.Request) -> str:

@@ -88,7 +88,15 @@ class BrowserSessions:
 
     def __init__(self, sessions: Sessions, cookies: CookieNames, same_site: SameSite) -> None:
         self._sessions = sessions
+        self._name = cookies.session.encode()
         self.middleware = aiohttp_session.session_middleware(SessionStorage(sessions, cookies, same_site))
+
+    def is_shown(self, request: web.Request) -> bool:
+        """Return whether the session cookie came, once or more often, whatever it is worth."""
+        try:
+            return read_cookie(cookie_lines(request), self._name) is not None
+        except BadRequest:
+            return True
 
     async def current(self, request: web.Request) -> LiveSession | None:
         """

@@ -71,3 +71,21 @@ async def test_a_login_over_another_site_ends_in_a_session(site: Site, same_site
         assert [] == await context.cookies(broker)
         refused = [text for text in complaints if "Failed to load resource" not in text]  # no server has an icon
         assert [] == refused, "no page of ours is against its own policy"
+
+
+@pytest.mark.parametrize("same_site", list(SameSite))
+async def test_br_01_a_link_on_another_site_asks_before_it_logs_out(
+    site: Site, same_site: SameSite, tmp_path: Path
+) -> None:
+    """Whether or not the browser shows the cookie on the way, it still has it, and the user is asked."""
+    broker = (await site.start(same_site=same_site, tls=tls(tmp_path))).url
+    async with chromium() as context:
+        page = await context.new_page()
+        await page.goto(f"{broker}/bff/login?provider=corp&returnUrl=/app")
+        await shown(page, "/app")
+
+        await page.goto(f"{site.provider.url}/style.css")
+        await page.evaluate("url => { location.href = url }", f"{broker}/bff/logout")
+        await page.wait_for_selector("text=Log out?")
+
+        assert [SESSION] == [cookie["name"] for cookie in await context.cookies(broker)]

@@ -150,6 +150,26 @@ async def test_br_01_a_bare_link_asks_before_it_logs_out(site: Site, from_origin
     assert not await is_alive(process, session_id)
 
 
+@pytest.mark.parametrize("from_origin", ["https://evil.test", "https://blog.example.com"])
+async def test_br_01_another_site_takes_no_cookie_away_that_it_hides(site: Site, from_origin: str) -> None:
+    """
+    Browsers leave out a Strict cookie where another site leads, by a link, a frame or a form. It isn't expired then: the
+    link is taken up once more by our own page, where the user is asked.
+    """
+    process = await site.start()
+    browser, session_id = await logged_in(site)
+
+    link = await browser.go(LOGOUT, from_origin=from_origin, follow=False)
+    form = await browser.go(LOGOUT, method="POST", from_origin=from_origin, follow=False)
+    frame = await browser.go(LOGOUT, from_origin=from_origin, headers={"Sec-Fetch-Dest": "iframe"}, follow=False)
+
+    assert [200, 403, 403] == [link.status, form.status, frame.status]
+    assert [] == [*link.set_cookies, *form.set_cookies, *frame.set_cookies]
+    assert ["/bff/logout"] == link.links
+    assert 1 == len((await browser.go(SITE + link.links[0], from_origin=SITE, follow=False)).links)
+    assert await is_alive(process, session_id)
+
+
 @pytest.mark.parametrize(
     "headers", [{"Sec-Purpose": "prefetch"}, {"Sec-Fetch-Dest": "iframe"}, {"Sec-Fetch-Dest": "image", "Sec-Fetch-Mode": "no-cors"}]
 )  # fmt: skip
@@ -165,7 +185,7 @@ async def test_lg_09_nobody_is_logged_out_ahead_of_their_coming(site: Site, head
 
 
 async def test_a_logout_without_a_session_is_done_already(site: Site) -> None:
-    """By script, by link and by form, with a dead cookie or none; the cookie is deleted."""
+    """By script, by link and by form, with a dead cookie or none; a cookie that is shown is deleted."""
     await site.start()
     browser = await site.browser()
 
@@ -175,7 +195,7 @@ async def test_a_logout_without_a_session_is_done_already(site: Site) -> None:
 
         assert (200, "/") == (script.status, script.json()["redirect"])
         assert (303, "/") == (link.status, link.header("Location"))
-        assert [True] == [line.startswith(f"{SESSION}=; Max-Age=0") for line in link.set_cookies]
+        assert [True] * len(jar) == [line.startswith(f"{SESSION}=; Max-Age=0") for line in link.set_cookies]
 
 
 async def test_tk_07_a_provider_that_is_down_keeps_nobody_logged_in(site: Site) -> None:
