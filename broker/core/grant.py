@@ -40,6 +40,8 @@ class EndReason(StrEnum):
     CHAIN_END = "chain_end"
     SUBJECT_CHANGED = "subject_changed"
     """A refreshed id token names another subject (OpenID Connect Core section 12.2)."""
+    IDENTITY_REFUSED = "identity_refused"
+    """A refreshed id token names an email address with which nobody may log in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -194,7 +194,10 @@ class ProviderOptions:
         default=tuple(sorted(ID_TOKEN_ALGORITHMS)),
     )
     clock_skew_seconds: float = option("How far the server's clock may be off.", default=30.0)
-    userinfo: bool = option("Ask userinfo at login even where there is an id token.", default=False)
+    userinfo: bool = option(
+        "Ask userinfo, too, where there is an id token: at a login, and after a refresh that brings a new one.",
+        default=False,
+    )
     userinfo_members: Mapping[str, str] = option(
         "Paths of claims in a userinfo answer that has other names.", default_factory=dict, example="{sub: id}"
     )

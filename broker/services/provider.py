@@ -205,16 +205,36 @@ class AuthorizationServer:
         elif "openid" in self.options.scope.split():
             raise LoginFailed("the id token is missing, although the scope asks for openid")
         if id_token is None or self.options.userinfo:
-            said = await self._userinfo.fetch(access_token, dpop_key)
-            if claims and said.get("sub") != claims["sub"]:
-                raise LoginFailed("userinfo speaks of another subject")  # OpenID Connect Core section 5.3.2
+            said = await self._ask_userinfo(str(claims["sub"]) if claims else None, access_token, dpop_key)
             claims = {**said, **claims}
-        refusal = email_refusal(
-            claims, domains=self.options.email_domains, verified=self.options.require_verified_email
-        )
+        refusal = self.email_refusal(claims)
         if refusal is not None:
             raise LoginFailed(refusal)
         return self._identity(claims)
+
+    def email_refusal(self, claims: Mapping[str, object]) -> str | None:
+        """Return why nobody may log in with *claims*, by the email address among them; None if it isn't refused."""
+        return email_refusal(claims, domains=self.options.email_domains, verified=self.options.require_verified_email)
+
+    async def userinfo(
+        self, subject: str, access_token: AccessToken, dpop_key: RefreshToken | None
+    ) -> Mapping[str, object]:
+        """
+        Return what userinfo says of *subject*, as :meth:`identify` takes it.
+
+        Raises:
+            LoginFailed: If it refuses the token, or speaks of somebody else.
+            ProviderError: If it can't be had.
+        """
+        return self._identity(await self._ask_userinfo(subject, access_token, dpop_key)).claims
+
+    async def _ask_userinfo(
+        self, subject: str | None, access_token: AccessToken, dpop_key: RefreshToken | None
+    ) -> dict[str, object]:
+        said = await self._userinfo.fetch(access_token, dpop_key)
+        if subject is not None and said.get("sub") != subject:
+            raise LoginFailed("userinfo speaks of another subject")  # OpenID Connect Core section 5.3.2
+        return said
 
     async def check_refreshed(self, id_token: IdToken) -> Identity | None:
         """

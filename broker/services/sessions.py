@@ -335,17 +335,23 @@ class Sessions:
         found = await self._records.find(index, words)
         return [stored for stored in found if self._lifetime_seconds(stored.session) > 0]
 
-    async def renew_claims(self, grant_id: str, claims: Mapping[str, object]) -> None:
+    async def renew_claims(self, grant_id: str, claims: Mapping[str, object], *, keeps_others: bool = False) -> None:
         """
         Write anew who the user of a grant is, after a refresh said so (SECURITY RT-10).
 
         A session that changes or ends at the same time is left as it then is: the next refresh says it again.
 
+        Args:
+            grant_id: The grant.
+            claims: What was said.
+            keeps_others: Whether claims of which nothing was said stay as they were.
+
         Raises:
             StoreError: If the store is down.
         """
         for stored in await self._records.find(Index.GRANT, [grant_id]):
-            if await self._records.replace(stored, replace(stored.session, claims=claims)) is not None:
+            renewed = {**stored.session.claims, **claims} if keeps_others else claims
+            if await self._records.replace(stored, replace(stored.session, claims=renewed)) is not None:
                 await self._tell_changed(stored.key)
 
     async def _tell_changed(self, key: str) -> None:

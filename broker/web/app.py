@@ -20,6 +20,7 @@ from broker.core.session import Index
 from broker.errors import ConfigError, StoreError, StoreMisplaced
 from broker.services import metrics
 from broker.services.callers import Callers
+from broker.services.claims import ClaimsRenewal
 from broker.services.clock import Clock, Randomness, SystemClock, SystemRandomness
 from broker.services.handles import Handles
 from broker.services.imports import Imports
@@ -155,6 +156,7 @@ class Installation:
         self._memory = MemoryWatch(
             self.proxy.gate.shedding, max_bytes=settings.limits.max_memory_bytes, groups=control_groups()
         )
+        self._claims = ClaimsRenewal(self.servers, self.tokens, self.sessions)
         self.tokens.on_identified(self._renew_claims)
         self._keyring = keyring
         self._clock = clock
@@ -296,13 +298,7 @@ class Installation:
         return bool(await self.sessions.find_by(Index.GRANT, grant_id))
 
     def _renew_claims(self, grant: Grant, identity: Identity) -> None:
-        self._tasks.launch(self._write_claims(grant.id, identity), name="claims")
-
-    async def _write_claims(self, grant_id: str, identity: Identity) -> None:
-        try:
-            await self.sessions.renew_claims(grant_id, identity.claims)
-        except StoreError as fault:
-            log.warning("claims_not_renewed", extra={"grant": grant_id, "error": str(fault)})
+        self._tasks.launch(self._claims.renew(grant, identity), name="claims")
 
 
 def _tell_unavailable(fault: StoreError) -> None:
