@@ -173,7 +173,8 @@ class ProviderOptions:
 
     scope: str = option("What is asked for at login; empty asks for nothing.", default="openid", may_be_empty=True)
     authorization_parameters: Mapping[str, str] = option(
-        "Sent with every login, beside what the broker says itself.",
+        "Sent with every login, beside what the broker says itself. `acr_values` and `max_age` are checked in the id "
+        "token that comes back: a login that doesn't fit them is refused.",
         default_factory=dict,
         example="{prompt: consent}",
     )
@@ -282,6 +283,10 @@ class ProviderOptions:
         """Whether standing grants can be had by assertions about their users."""
         return (self.user_assertion or self.client_assertion or AssertionOptions()).has_key
 
+    def asked_at_login(self, chosen: Mapping[str, str]) -> dict[str, str]:
+        """Return what a login asks for beside what the broker says itself: the caller's choices over the configured."""
+        return {**self.authorization_parameters, **chosen}
+
     def _check_client_auth(self) -> None:
         if not self.client_id:
             raise OptionError("client_id", "the client identifier")
@@ -312,6 +317,8 @@ class ProviderOptions:
             if name in RESERVED_PARAMETERS:
                 key, expected = f"authorization_parameters.{name}", "another parameter: the broker says this one itself"
                 raise OptionError(key, expected, found=name)
+        if not self.authorization_parameters.get("max_age", "0").isdecimal():
+            raise OptionError("authorization_parameters.max_age", "a whole number of seconds")
 
     def _check_names(self) -> None:
         if strange := set(self.token_response) - TOKEN_MEMBERS:

@@ -1,5 +1,7 @@
 """Which key of the YAML to look at when an authorization server refuses the broker."""
 
+from collections.abc import Container
+
 from broker.core.client_auth import ClientAuthMethod
 from broker.core.oauth import FailureKind, TokenFailure
 from broker.core.provider import ProviderOptions
@@ -36,9 +38,10 @@ _BY_CLAIM = {
     "iat": "clock_skew",
     "nbf": "clock_skew",
     "alg": "id_token_algorithms",
-    "acr": "allowed_parameters",
-    "auth_time": "allowed_parameters",
 }
+
+_ASKED_BY = {"acr": "acr_values", "auth_time": "max_age"}
+"""Claims that must fit a parameter of the login (OpenID Connect Core section 3.1.2.1)."""
 
 _BY_AUTHORIZATION_ERROR = {
     "unauthorized_client": "client_id",
@@ -56,8 +59,16 @@ _ELSEWHERE = {"audience": "routes.audience", "redirect_uri": "public_url"}
 """Keys that are no provider's own."""
 
 
-def key_of_claim(claim: str) -> str | None:
-    """Return the key of the provider that an id token's refused *claim* points to; None where the YAML can't help."""
+def key_of_claim(claim: str, *, chosen: Container[str] = ()) -> str | None:
+    """
+    Return the key of the provider that an id token's refused *claim* points to; None where the YAML can't help.
+
+    Args:
+        claim: Its name.
+        chosen: The names of the parameters that the login's caller chose; others are the configuration's.
+    """
+    if claim in _ASKED_BY:
+        return "allowed_parameters" if _ASKED_BY[claim] in chosen else "authorization_parameters"
     return _BY_CLAIM.get(claim)
 
 

@@ -86,9 +86,9 @@ class Authorization:
         """Return the request. Its caller's choices count only where the configuration lists them."""
         allowed = set(self._options.allowed_parameters)
         secured = {"response_mode": "jwt"} if self._options.response_mode is ResponseMode.JWT else {}
+        chosen = {name: value for name, value in request.parameters.items() if name in allowed}
         return {
-            **self._options.authorization_parameters,
-            **{name: value for name, value in request.parameters.items() if name in allowed},
+            **self._options.asked_at_login(chosen),
             **({"scope": self._options.scope} if self._options.scope else {}),
             **secured,
             **({"prompt": "none"} if request.silent else {}),

@@ -42,7 +42,14 @@ MAX_CANDIDATE_KEYS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Login:
-    """What an id token from a login must fit."""
+    """
+    What an id token from a login must fit.
+
+    Attributes:
+        nonce: Of the login.
+        access_token: What came with it.
+        parameters: What the login's caller chose among what the configuration allows.
+    """
 
     nonce: str
     access_token: AccessToken
@@ -73,9 +80,10 @@ class IdTokens:
             check_id_token(claims, expected)
             check_nonce(claims, login.nonce)
             check_access_token_hash(claims, str(jws.header["alg"]), login.access_token.reveal())
-            check_authentication(claims, login.parameters, expected)
+            check_authentication(claims, self._options.asked_at_login(login.parameters), expected)
         except ClaimsRefused as refusal:
-            raise LoginFailed(f"id token refused: {refusal}", look_at=key_of_claim(refusal.claim)) from None
+            key = key_of_claim(refusal.claim, chosen=login.parameters)
+            raise LoginFailed(f"id token refused: {refusal}", look_at=key) from None
         return claims
 
     async def check_refreshed(self, id_token: IdToken) -> dict[str, object]:

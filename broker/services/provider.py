@@ -191,7 +191,8 @@ class AuthorizationServer:
             id_token: From the token response.
             access_token: For userinfo, and for the id token's ``at_hash``.
             nonce: The login's nonce.
-            parameters: What was asked for; ``max_age`` and ``acr_values`` are checked against the answer.
+            parameters: What the login's caller chose. ``max_age`` and ``acr_values`` are checked against the answer, as
+                are the configured ones.
             dpop_key: What the access token is bound to, if it is.
 
         Raises:

@@ -25,6 +25,7 @@ ISSUER = "https://as.example"
         ({"allowed_parameters": ("prompt", "scope")}, "allowed_parameters[1]"),
         ({"allowed_parameters": ("kc_idp_hint", "login_hints")}, "allowed_parameters[1]"),
         ({"authorization_parameters": {"prompt": "login", "nonce": "n"}}, "authorization_parameters.nonce"),
+        ({"authorization_parameters": {"max_age": "1h"}}, "authorization_parameters.max_age"),
         ({"rotation_grace_seconds": -1.0}, "rotation_grace"),
         ({"rotation_grace_seconds": float("nan")}, "rotation_grace"),
         ({"token_endpoint_timeout_seconds": 0.0}, "token_endpoint_timeout"),

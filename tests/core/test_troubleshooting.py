@@ -89,6 +89,10 @@ def test_every_key_that_is_named_is_there(keys: dict[object, str]) -> None:
 def test_a_key_is_named_by_where_it_is() -> None:
     """Most are the provider's, but not all."""
     assert "providers.corp.clock_skew" == yaml_path("corp", key_of_claim("iat"))
+    assert ("allowed_parameters", "authorization_parameters") == (
+        key_of_claim("acr", chosen={"acr_values"}),
+        key_of_claim("acr"),
+    )
     assert "providers.corp.scope" == yaml_path("corp", key_of_authorization_error("invalid_scope"))
     assert "routes.audience" == yaml_path("corp", "audience")
     assert (None, None) == (yaml_path("corp", key_of_claim("nonce")), key_of_authorization_error("access_denied"))

@@ -222,6 +222,41 @@ async def test_lg_08_what_was_asked_for_is_checked_in_the_token(
         await identify(provider, token(server, acr="bronze"), acr_values="gold")
 
 
+@pytest.mark.parametrize(
+    ("configured", "chosen", "claims", "refused"),
+    [
+        ({"acr_values": "phr phrh"}, {}, {"acr": "phrh"}, None),
+        ({"acr_values": "phr phrh"}, {}, {"acr": "pwd"}, "authorization_parameters"),
+        ({"acr_values": "phr phrh"}, {}, {}, "authorization_parameters"),
+        ({"max_age": "60"}, {}, {"auth_time": NOW - 60}, None),
+        ({"max_age": "60"}, {}, {"auth_time": NOW - 3600}, "authorization_parameters"),
+        ({"max_age": "60"}, {}, {}, "authorization_parameters"),
+        ({"acr_values": "pwd"}, {"acr_values": "phr"}, {"acr": "phr"}, None),
+        ({"acr_values": "pwd"}, {"acr_values": "phr"}, {"acr": "pwd"}, "allowed_parameters"),
+        ({"acr_values": "phr"}, {"max_age": "60"}, {"acr": "pwd", "auth_time": NOW}, "authorization_parameters"),
+        ({"acr_values": "phr"}, {"max_age": "60"}, {"acr": "phr", "auth_time": 0}, "allowed_parameters"),
+    ],
+)
+async def test_lg_08_what_the_configuration_asks_for_is_checked_in_the_token(
+    server: DocumentServer,
+    configured: dict[str, str],
+    chosen: dict[str, str],
+    claims: dict[str, Any],
+    refused: str | None,
+) -> None:
+    """So is each of its parameters in whose place the caller chose none, and the log names the key."""
+    options: dict[str, Any] = {"authorization_parameters": configured, "allowed_parameters": tuple(chosen)}
+    async with authorization_server(issuer=server.url, clock=ManualClock(NOW), **options) as provider:
+        asked = query(await provider.authorization_url(replace(REQUEST, parameters=chosen)))
+        assert {**configured, **chosen}.items() <= asked.items()
+        if refused is None:
+            assert await identify(provider, token(server, **claims), **chosen)
+        else:
+            with pytest.raises(LoginFailed, match=r"acr|auth_time") as raised:
+                await identify(provider, token(server, **claims), **chosen)
+            assert refused == raised.value.look_at
+
+
 async def test_userinfo_adds_claims_where_it_is_configured(server: DocumentServer) -> None:
     """With userinfo: true its claims come along, below those of the id token."""
     async with authorization_server(issuer=server.url, userinfo=True, clock=ManualClock(NOW)) as provider:
