@@ -30,7 +30,7 @@ class Userinfo:
             dpop_key: What it is bound to (RFC 9449); None for a bearer token.
 
         Raises:
-            ProviderError: If the server can't be reached or fails.
+            ProviderError: If the server can't be reached or fails, or its answer doesn't come whole.
             LoginFailed: If it refuses the token, or names nobody.
         """
         url = await self._metadata.need("userinfo_endpoint")
@@ -43,6 +43,8 @@ class Userinfo:
             exchange = await self._get(url, access_token, dpop_key)
         if exchange.status >= 500 or exchange.status == 429:
             raise ProviderError(f"userinfo: status {exchange.status}")
+        if exchange.status == 200 and exchange.content is None:
+            raise ProviderError("userinfo: the answer was cut off, or can't be read")
         claims = read_object(exchange.content or b"") if exchange.status == 200 else None
         if claims is None:
             raise LoginFailed(f"userinfo: status {exchange.status} without a JSON object")

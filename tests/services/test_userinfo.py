@@ -19,6 +19,7 @@ from broker.services.outbound import Outbound
 from broker.services.userinfo import Userinfo
 from tests.support.clock import ManualClock
 from tests.support.document_server import DocumentServer, Request
+from tests.support.raw_upstream import RawUpstream, answering
 
 
 @pytest.fixture
@@ -27,7 +28,9 @@ async def server() -> AsyncIterator[DocumentServer]:
         yield server
 
 
-async def fetch(server: DocumentServer, *, dpop_key: RefreshToken | None = None, **options: Any) -> dict[str, object]:
+async def fetch(
+    server: DocumentServer | RawUpstream, *, dpop_key: RefreshToken | None = None, **options: Any
+) -> dict[str, object]:
     provider = ProviderOptions(
         client_id="c", token_endpoint=f"{server.url}/t", userinfo_endpoint=f"{server.url}/me", **options
     )
@@ -96,6 +99,15 @@ async def test_a_failure_is_the_servers_or_the_logins(
 
     with pytest.raises(error):
         await fetch(server)
+
+
+async def test_an_answer_that_is_cut_off_is_the_servers_fault() -> None:
+    """Half an answer says nothing of the user, so the login may be tried again."""
+
+    half = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{"sub": "al'
+    async with RawUpstream(answering(half, close=True)) as server:
+        with pytest.raises(ProviderError, match="cut off"):
+            await fetch(server)
 
 
 async def test_a_server_that_is_gone_is_unavailable() -> None:
