@@ -78,7 +78,7 @@ class _Request:
 class FastConnection(TurnTaking):
     """A connection with the fast path."""
 
-    __slots__ = ("_known_block", "_known_fields", "_peer", "_proxy", "_serving")
+    __slots__ = ("_known_block", "_known_fields", "_max_line_bytes", "_peer", "_proxy", "_serving")
     _current: _Request | None
 
     def __init__(self, server: Any, *, proxy: Proxy, **kwargs: Any) -> None:
@@ -86,6 +86,7 @@ class FastConnection(TurnTaking):
         self._proxy = proxy
         self._serving: asyncio.Task[None] | None = None  # serves the request, unless that goes directly
         self._peer: str | None = None
+        self._max_line_bytes = self._limits.max_header_field_bytes  # aiohttp measures a longer line, and refuses it
         self._known_fields = b""
         self._known_block: FieldBlock | None = None
 
@@ -95,7 +96,7 @@ class FastConnection(TurnTaking):
         """Serve the request that *data* begins with. Returns False, with nothing done, if aiohttp has to."""
         line_end = data.find(b"\r\n")
         request_line = data[:line_end].split(b" ")
-        if line_end < 0 or len(request_line) != 3:
+        if not 0 <= line_end <= self._max_line_bytes or len(request_line) != 3:
             return False
         name, target, said_version = request_line
         method, version = _METHODS.get(name), _VERSIONS.get(said_version)
@@ -159,7 +160,10 @@ class FastConnection(TurnTaking):
         """Read the field lines, given with the line breaks around them."""
         if fields.count(b"\r\n") > MAX_FIELDS + 2 or (b"\t" in fields and _DISPUTED.search(fields)):
             raise BadRequest("too many fields for the fast path, or white space about which parsers disagree")
-        block = self._proxy.gate.fields.read(fields.split(b"\r\n")[1:-2])
+        lines = fields.split(b"\r\n")[1:-2]
+        if len(fields) > self._max_line_bytes and max(map(len, lines)) > self._max_line_bytes:
+            raise BadRequest("a field is too long")
+        block = self._proxy.gate.fields.read(lines)
         self._known_fields, self._known_block = fields, block
         return block
 

@@ -5,13 +5,14 @@ import itertools
 import json
 import resource
 import time
+from collections.abc import Callable
 
 import pytest
 
 from broker.core.limit_options import LimitOptions
 from broker.core.routing import Route
 from broker.web.connection import Watch
-from tests.support.proxying import ANONYMOUS, ProxyUnderTest, RawCaller, request
+from tests.support.proxying import ANONYMOUS, ProxyUnderTest, RawCaller, Way, request
 from tests.support.raw_upstream import OK, RawRequest, RawUpstream, Wire
 from tests.support.waiting import until
 
@@ -19,10 +20,10 @@ pytestmark = pytest.mark.usefixtures("either_way")
 
 
 def proxied(
-    upstream: RawUpstream, *, fast: bool = True, max_body_bytes: int = 100 << 20, **limits: float
+    upstream: RawUpstream, *, fast: bool | None = None, max_body_bytes: int = 100 << 20, **limits: float
 ) -> ProxyUnderTest:
     route = Route(path="/", upstream=upstream.url, token=ANONYMOUS, max_body_bytes=max_body_bytes)
-    return ProxyUnderTest([route], fast=fast, limits=LimitOptions(**limits))  # type: ignore[arg-type]
+    return ProxyUnderTest([route], fast=Way.fast if fast is None else fast, limits=LimitOptions(**limits))  # type: ignore[arg-type]
 
 
 async def test_ds_01_a_head_that_drips_is_cut() -> None:
@@ -71,6 +72,28 @@ REFUSED = {
     "a body that is too large": (request("/x", "Content-Length: 5000000", method="POST"), {413}),
     "a body framed twice": (request("/x", "Content-Length: 5", "Transfer-Encoding: chunked", method="POST"), {400}),
 }
+
+
+LONGEST = 1024
+SIZED: dict[str, Callable[[int], bytes]] = {
+    "field": lambda size: request("/x", "X-Long: " + "a" * size),
+    "target": lambda size: request("/" + "a" * (size - 1)),
+}
+
+
+@pytest.mark.parametrize("sized", SIZED.values(), ids=SIZED)
+async def test_ds_02_a_limit_on_fields_holds_for_the_target_and_each_field(sized: Callable[[int], bytes]) -> None:
+    """To the byte, also for what is much smaller than a head may be."""
+    async with RawUpstream() as upstream, proxied(upstream, max_header_field_bytes=LONGEST) as proxy:
+        statuses = []
+        for size in (LONGEST - 10, LONGEST, LONGEST + 1, 8 * LONGEST):
+            async with await proxy.connect() as caller:
+                await caller.send(request("/before"))
+                assert 200 == (await caller.answer()).status
+                await caller.send(sized(size))
+                statuses.append((await caller.answer()).status)
+
+    assert [200, 200, 400, 400] == statuses
 
 
 async def go_on_sending(caller: RawCaller, *, seconds: float) -> None:
