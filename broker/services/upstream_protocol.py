@@ -238,11 +238,7 @@ class UpstreamConnection(asyncio.Protocol):
         if head is not None and exc is None and (self._is_tunnel or (head.until_close and self._is_end_said)):
             exchange.ended = True
             exchange.receiver.on_end()
-        elif head is None and self._used and not self._buffer and not self._informational and exchange.replayable:
-            # It was closed while it was idle, and the request crossed the close on its way (RFC 9112 section 9.3.1).
-            exchange.replayable = False
-            self._owner.restart(exchange)
-        else:
+        elif head is not None or not self._repeat(exchange):
             if head is None:
                 self._owner.failed()
             elif head.until_close:
@@ -293,7 +289,8 @@ class UpstreamConnection(asyncio.Protocol):
                 return
             data = data[end:]
             if head.status >= 200:
-                self._begin_body(exchange, head, data)
+                if head.status != 408 or head.reusable or not self._repeat(exchange):
+                    self._begin_body(exchange, head, data)
                 return
             if head.status == 101:
                 self._switch(exchange, head, data)
@@ -301,6 +298,22 @@ class UpstreamConnection(asyncio.Protocol):
             self._inform(exchange, head)
             if self.exchange is not exchange:
                 return
+
+    def _repeat(self, exchange: Exchange) -> bool:
+        """
+        Have a request sent once more that crossed the end of an idle connection: its close, or the 408 that says it.
+
+        Returns False, with nothing done, if that isn't how it ended, or if the request may not be repeated.
+
+        Source: RFC 9112 section 9.3.1; RFC 9110 section 15.5.9.
+        """
+        if not self._used or self._buffer or self._informational or not exchange.replayable:
+            return False
+        exchange.replayable = False
+        self.exchange = None
+        self.close()
+        self._owner.restart(exchange)
+        return True
 
     def _inform(self, exchange: Exchange, head: ResponseHead) -> None:
         self._informational += 1

@@ -272,6 +272,44 @@ async def test_a_caller_that_leaves_is_no_failure_of_the_host() -> None:
     assert (0.0, 0) == (pool.hosts[0].resting_until, pool.hosts[0].load)
 
 
+TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n"
+TIMED_OUT_AND_CLOSED = TIMED_OUT.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("method", "answers", "status"),
+    [
+        ("GET", [OK, TIMED_OUT_AND_CLOSED, OK], 200),
+        ("GET", [OK, TIMED_OUT_AND_CLOSED, TIMED_OUT_AND_CLOSED], 408),
+        ("GET", [OK, TIMED_OUT], 408),
+        ("POST", [OK, TIMED_OUT_AND_CLOSED], 408),
+    ],
+)
+async def test_a_408_on_an_idle_connection_is_its_end(method: str, answers: list[bytes], status: int) -> None:
+    """It crossed the request, which may be repeated on a new connection, once (RFC 9110 section 15.5.9)."""
+    left = list(answers)
+
+    async def script(got: RawRequest, wire: Wire) -> None:
+        await wire.send(left.pop(0))
+
+    async with RawUpstream(script) as upstream, pooled(upstream) as pool:
+        await ask(pool)
+        recorder = await ask(pool, method=method)
+
+    assert recorder.head is not None
+    assert (status, None, []) == (recorder.head.status, recorder.error, left)
+    assert len(answers) - 1 == upstream.connections
+
+
+async def test_a_408_on_a_new_connection_is_an_answer() -> None:
+    """It is about this request, and no other."""
+    async with RawUpstream(answering(TIMED_OUT_AND_CLOSED)) as upstream, pooled(upstream) as pool:
+        recorder = await ask(pool)
+
+    assert recorder.head is not None
+    assert (408, 1) == (recorder.head.status, len(upstream.requests))
+
+
 async def dying_once(method: str, *, answer_first: bytes = b"") -> tuple[Recorder, RawUpstream]:
     """Ask on a connection that dies instead of answering its second request."""
 
