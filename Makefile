@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+.DEFAULT_GOAL := help
+
 .PHONY: help install demo test browser interop faults soak bench fuzz lint format types docs constraints clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -16,8 +18,8 @@ help:  ## these targets
 
 install: $(VENV)/installed  ## .venv with the broker and what its tests need
 
-demo: install  ## a whole installation on loopback: log in, watch tokens rotate
-	$(BIN)/token-broker demo
+demo: install  ## a whole installation on loopback: log in, watch tokens rotate (PORT=8080 for another port)
+	$(BIN)/token-broker demo $(if $(PORT),--port $(PORT))
 
 test: install  ## every test that needs nothing but Python: no root, no browser, no other servers
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not browser and not interop"

@@ -23,6 +23,7 @@ from broker.services.clock import Clock, Randomness
 from broker.services.health import Provider
 from broker.services.refresher import Refresher, Want
 from broker.services.revocations import Revocations
+from broker.services.store_watch import StoreWatch
 from broker.services.vault import ForeignRecord, StoredGrant, Vault
 
 SCAN_SECONDS = 1.0
@@ -56,6 +57,7 @@ class KeepAlive:
         self._revocations = revocations
         self._clock = clock
         self._randomness = randomness
+        self._store_watch = StoreWatch(clock)  # nobody else asks the store so regularly
         self._clocks = clock.now(), clock.monotonic()
         self._ahead_seconds = 0.0
 
@@ -65,8 +67,9 @@ class KeepAlive:
             await asyncio.sleep(SCAN_SECONDS * self._randomness.uniform(0.5, 1.5))
             try:
                 await self.scan()
+                self._store_watch.worked()
             except StoreError as fault:
-                log.warning("keep_alive_without_store", extra={"error": str(fault)})
+                self._store_watch.failed(fault)
             except Exception:  # a fault of ours must not end it: idle grants would end one after the other, unnoticed
                 log.exception("keep_alive_failed")
 

@@ -150,6 +150,10 @@ PROVIDER_DEGRADED = Gauge(
 PROVIDER_BEHAVIOUR = Counter(
     "provider_behaviour_total", "What refreshes showed of the authorization server.", ["provider", "seen"]
 )
+STORE_UP = Gauge(
+    "store_up", "0 if a process couldn't reach the store when it looked last, about once a second.",
+    multiprocess_mode="livemin",
+)  # fmt: skip
 SPOOL_RECORDS = Gauge("spool_records", "Token responses that the store doesn't have yet.", multiprocess_mode="livesum")
 KEEP_ALIVE = Counter("keep_alive_total", "Refreshes of grants that nobody used.", ["provider", "result"])
 

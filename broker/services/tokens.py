@@ -227,7 +227,7 @@ class TokenBroker:
             self._store_rests_until = self._clock.monotonic() + STORE_RETRY_SECONDS
         if (token := self._live(seen, audience, rejected_generation)) is not None:
             return token
-        log.warning("no_token_without_store", extra={"error": str(fault)})
+        log.debug("no_token_without_store", extra={"error": str(fault)})
         return Unavailable(Cause.STORE, STORE_RETRY_SECONDS)
 
     async def _read(self, grant_id: str) -> Known | None:

@@ -61,10 +61,17 @@ def admin_app(readiness: Readiness, reloads: metrics.ReloadCounts | None = None)
         return web.Response(body=metrics.exposition(reloads), headers={"Content-Type": metrics.CONTENT_TYPE})
 
     app = web.Application(middlewares=[_host_guard])
+    app.on_response_prepare.append(_name_no_software)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", exposition)
     return app
+
+
+async def _name_no_software(_request: web.Request, response: web.StreamResponse) -> None:
+    """As on the public listener, callers aren't told which parts of which versions they might attack."""
+    response.headers["Server"] = "token-broker"
+    response.headers["X-Content-Type-Options"] = "nosniff"
 
 
 @web.middleware

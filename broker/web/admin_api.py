@@ -15,7 +15,7 @@ from aiohttp import web
 from broker.core.audience import DEFAULT_AUDIENCE
 from broker.core.behaviour import Seen, judge_behaviour
 from broker.core.grant import EndReason, Grant, is_empty
-from broker.core.handle import Handle
+from broker.core.handle import Handle, is_handle
 from broker.core.oauth import TokenSet
 from broker.core.refresh import State, assess
 from broker.core.routing import Route
@@ -249,15 +249,21 @@ class AdminApi:
         content.refuse_others()
         rotated = await self._handles.rotate(request.match_info["handle"], overlap_seconds=overlap)
         if rotated is None:
-            raise NoRoute("there is no such handle")
+            raise _no_handle(request.match_info["handle"])
         handle, credential = rotated
         return web.json_response({**_describe_handle(handle), "handle": credential.reveal()}, status=201)
 
     async def revoke_handle(self, request: web.Request) -> web.Response:
         """End a handle now."""
         if not await self._handles.revoke(request.match_info["handle"]):
-            raise NoRoute("there is no such handle")
+            raise _no_handle(request.match_info["handle"])
         return web.json_response({"revoked": request.match_info["handle"]})
+
+
+def _no_handle(named: str) -> NoRoute:
+    if is_handle(named.encode()):
+        return NoRoute("that is a handle itself, and a secret: name its id, as the list of handles shows it")
+    return NoRoute("there is no such handle")
 
 
 def _describe_handle(handle: Handle) -> dict[str, object]:

@@ -20,6 +20,7 @@ from broker.errors import (
     Overloaded,
     PayloadTooLarge,
     RequestTimeout,
+    StoreError,
 )
 from broker.services import logs, metrics
 from broker.services.clock import Clock, Randomness
@@ -107,8 +108,8 @@ class Outermost:
 
     def refuse(self, request: web.Request, error: BrokerError) -> web.Response:
         """Log and count *error*, and return what the caller of *request* is told of it."""
-        # Of an overload there is one warning when it begins: a line for each request would make it worse.
-        level = logging.INFO if isinstance(error, CallerError | Overloaded) else logging.WARNING
+        # Of an overload, or a store that is lost, there is one warning when it begins, and not one for each request.
+        level = logging.INFO if isinstance(error, CallerError | Overloaded | StoreError) else logging.WARNING
         log.log(level, "request_refused", extra=self._described(request, error))
         return self._problem(request, error)
 

@@ -404,7 +404,8 @@ async def test_it_runs_until_it_is_cancelled_and_survives_the_store(
     running = tasks.spawn(stage.one.keep_alive.run(), name="keep-alive")
 
     await until(lambda: len(stage.presented()) == 1, seconds=5)
-    assert "keep_alive_without_store" in caplog.text
+    await until(lambda: "store_back" in caplog.text, seconds=5)
+    assert 1 == caplog.text.count("store_lost")
     running.cancel()
     await asyncio.wait([running])
 

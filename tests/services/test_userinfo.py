@@ -103,7 +103,6 @@ async def test_a_failure_is_the_servers_or_the_logins(
 
 async def test_an_answer_that_is_cut_off_is_the_servers_fault() -> None:
     """Half an answer says nothing of the user, so the login may be tried again."""
-
     half = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{"sub": "al'
     async with RawUpstream(answering(half, close=True)) as server:
         with pytest.raises(ProviderError, match="cut off"):

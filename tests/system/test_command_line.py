@@ -197,6 +197,11 @@ async def test_what_the_broker_refuses_is_1(broker: BrokerProcess) -> None:
         ),
         (("handles", "issue", "nothing"), "", "there is no such grant\n"),
         (("handles", "revoke", "nothing"), "", "there is no such handle\n"),
+        (
+            ("handles", "revoke", "tbh_" + "A" * 43),
+            "",
+            "that is a handle itself, and a secret: name its id, as the list of handles shows it\n",
+        ),
     ):
         assert ("", said) == await command(broker, *words, given=given, code=1)
 

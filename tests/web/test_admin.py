@@ -101,3 +101,13 @@ async def test_ad_01_a_name_that_leads_to_loopback_is_refused(
 ) -> None:
     """A page of whoever owns the name would read the answer as its own origin's."""
     assert (421, '{"status": "unknown_host"}') == await get(client, path, Host=host)
+
+
+async def test_the_listener_names_no_software(client: aiohttp.ClientSession) -> None:
+    """Neither where something is, nor where nothing is."""
+    for path in ("/healthz", "/nowhere"):
+        async with client.get(path) as response:
+            assert ("token-broker", "nosniff") == (
+                response.headers["Server"],
+                response.headers["X-Content-Type-Options"],
+            )
