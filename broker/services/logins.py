@@ -359,6 +359,9 @@ class Logins:
         await self._tasks.drain(timeout_seconds)
 
 
+_SERVER_FAULTS = frozenset({"server_error", "temporarily_unavailable"})
+"""What stands for the statuses 500 and 503, which a redirect can't have (RFC 6749 section 4.1.2.1)."""
+
 _SILENT_ERRORS = frozenset({"login_required", "interaction_required", "consent_required", "account_selection_required"})
 """What ``prompt=none`` is answered where somebody must be asked (OpenID Connect Core section 3.1.2.6)."""
 
@@ -368,7 +371,10 @@ def _judge_error(transaction: LoginTransaction, error: str) -> Unanswered:
     if asked_nothing and error in _SILENT_ERRORS:
         return Unanswered()
     shown = error if len(error) <= 64 and error.isascii() and error.isprintable() else "an unprintable error"
-    raise LoginFailed(f"the authorization server answered {shown}", look_at=key_of_authorization_error(error))
+    detail = f"the authorization server answered {shown}"
+    if error in _SERVER_FAULTS:
+        raise ProviderError(detail)
+    raise LoginFailed(detail, look_at=key_of_authorization_error(error))
 
 
 def _failure(failure: TokenFailure) -> BrokerError:

@@ -866,6 +866,22 @@ async def test_a_provider_that_is_down_is_a_503_with_a_way_on(site: Site) -> Non
     assert SESSION in again.json()["cookie"]
 
 
+@pytest.mark.parametrize("error", ["server_error", "temporarily_unavailable"])
+async def test_a_provider_that_says_it_is_down_is_a_503_with_a_way_on(site: Site, error: str) -> None:
+    """These two words stand for statuses that a redirect can't have: it isn't the login that failed."""
+    await site.start()
+    browser = await site.browser()
+
+    page = await refused(
+        site, browser, with_query(await answered(browser, returnUrl="/wanted"), code=None, error=error), status=503
+    )
+
+    assert int(page.header("Retry-After") or 0) > 0
+    assert "Try again" in page.text
+    again = await browser.go(SITE + page.links[0], from_origin=SITE)
+    assert "/wanted" == again.json()["path"]
+
+
 # --- OR-01: where it may end
 
 
