@@ -132,6 +132,16 @@ def attempt_of(state: str) -> str:
     return hashlib.sha256(state.encode()).hexdigest()[:8]
 
 
+def use_of(state: str) -> str:
+    """
+    Return the store key under which it is remembered that *state* was used.
+
+    It depends on no key of the installation: during a rotation processes differ in which they have, and a second name
+    could be missing where the first is there. Of 256 random bits a plain hash tells nothing.
+    """
+    return f"state:{hashlib.sha256(state.encode()).hexdigest()}"
+
+
 class UnknownTransaction(ValueError):
     """The cookie's content was written by another release."""
 

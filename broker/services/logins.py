@@ -23,7 +23,6 @@ from broker.core.session import Session, same_user
 from broker.core.troubleshooting import key_of_authorization_error, yaml_path
 from broker.errors import BrokerError, LoginFailed, ProviderError
 from broker.services.clock import Clock, Randomness
-from broker.services.keyring import Keyring
 from broker.services.provider import AuthorizationRequest, AuthorizationServer
 from broker.services.sessions import Sessions
 from broker.services.spool import Entry
@@ -94,7 +93,6 @@ class Logins:
         tokens: TokenBroker,
         sessions: Sessions,
         store: Store,
-        keyring: Keyring,
         options: LoginOptions,
         public_url: str,
         clock: Clock,
@@ -106,7 +104,6 @@ class Logins:
             tokens: Keeps the grants.
             sessions: Says how long sessions live.
             store: Remembers used states.
-            keyring: Names used states.
             options: How users log in.
             public_url: The origin of every ``redirect_uri``.
             clock: Time.
@@ -116,7 +113,6 @@ class Logins:
         self._tokens = tokens
         self._sessions = sessions
         self._store = store
-        self._keyring = keyring
         self._options = options
         self._public_url = public_url
         self._clock = clock
@@ -183,13 +179,12 @@ class Logins:
 
         Raises:
             LoginFailed: If it was used before.
-            StoreError: If that can't be written down; the attempt is still good.
+            StoreError: If that can't be written down; the attempt is still good, unless the store did it without
+                saying so.
         """
-        # A name for each key: during a rotation of keys, processes differ in which one is the newest.
-        for key in self._keyring.lookup_keys("state", transaction.state):
-            created = await self._store.create(key, USED, ttl_seconds=self._options.timeout_seconds)
-            if created is None:
-                raise LoginFailed("the state was used before")
+        key = core.use_of(transaction.state)
+        if await self._store.create(key, USED, ttl_seconds=self._options.timeout_seconds) is None:
+            raise LoginFailed("the state was used before")
 
     async def complete(
         self, transaction: LoginTransaction, response: AuthorizationResponse, begin_session: BeginSession

@@ -77,7 +77,6 @@ def auth_app(
         tokens=tokens,
         sessions=sessions,
         store=store,
-        keyring=keyring,
         options=options,
         public_url=public_url,
         clock=clock,

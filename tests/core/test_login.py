@@ -3,7 +3,17 @@ from dataclasses import replace
 import pytest
 
 from broker.core import login
-from broker.core.login import LoginOptions, OpenAttempt, UnknownTransaction, attempt_of, begin, decode, encode, given_up
+from broker.core.login import (
+    LoginOptions,
+    OpenAttempt,
+    UnknownTransaction,
+    attempt_of,
+    begin,
+    decode,
+    encode,
+    given_up,
+    use_of,
+)
 from broker.core.options import OptionError
 from broker.core.secret import Secret
 
@@ -57,6 +67,15 @@ def test_lg_04_parallel_attempts_have_names_of_their_own() -> None:
     assert 8 == len(name)
     assert name not in TRANSACTION.state
     assert name != attempt_of("another")
+
+
+def test_the_name_of_a_use_shows_no_state() -> None:
+    """Each state has its own, which the store keeps and which leads back to nothing."""
+    kind, _, name = use_of(TRANSACTION.state).partition(":")
+
+    assert ("state", 64) == (kind, len(name))
+    assert TRANSACTION.state not in name
+    assert name != use_of("another").partition(":")[2]
 
 
 def attempt(name: str, age: float | None, size: int = 700) -> OpenAttempt:
