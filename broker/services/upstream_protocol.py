@@ -20,7 +20,7 @@ import httptools
 
 from broker.core.response_head import ResponseHead
 from broker.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
-from broker.services.transports import is_end_said, unsent_bytes
+from broker.services.transports import is_end_said, probe, unsent_bytes
 from broker.services.upstream import Exchange
 
 MAX_HEAD_BYTES = 64 << 10
@@ -415,6 +415,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._parser = None
         self._is_tunnel = True
         self.deadline = math.inf
+        if self._transport is not None:
+            probe(self._transport)
         self._owner.answered()
         exchange.receiver.on_upgraded(head, data)
 

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from broker.core.response_head import ResponseHead
 from broker.errors import BrokerError, UpstreamError
+from broker.services.transports import probe
 from broker.services.upstream import Exchange
 from broker.web.connection import CallerConnection
 from broker.web.lingering import Lingering
@@ -177,6 +178,8 @@ class Relay:
         self.started = True
         self._tunnel = True
         self.keep_alive = False
+        if self._connection.transport is not None:
+            probe(self._connection.transport)
         self._write(b"%bConnection: Upgrade\r\nUpgrade: %b\r\n\r\n%b" % (head.passed, head.upgrade, body))
         self.be_watched()
         assert self.exchange is not None

@@ -1,6 +1,7 @@
 """Forwarding in all its forms, on both event loops."""
 
 import asyncio
+import socket
 
 import pytest
 
@@ -17,6 +18,7 @@ from broker.core.routing import (
     TokenKind,
 )
 from broker.core.upstream_options import UpstreamOptions
+from broker.services.transports import PROBED_AFTER_SECONDS
 from tests.support.loops import on_both_loops
 from tests.support.proxying import (
     ALICE,
@@ -521,6 +523,37 @@ async def test_sm_06_a_refused_handshake_is_an_answer() -> None:
         assert 200 == (await caller.answer()).status
 
     assert (426, b"no") == (got.status, got.body)
+
+
+@on_both_loops
+async def test_both_ends_of_a_socket_are_probed() -> None:
+    """It may be silent for ever, and a machine that has vanished says nothing either: only the kernel can tell."""
+
+    async def accept(got: RawRequest, wire: Wire) -> None:
+        await wire.send(SWITCH)
+        await wire.reader.read()
+
+    async with (
+        RawUpstream(accept) as upstream,
+        proxied(upstream, websocket=True) as proxy,
+        await proxy.connect() as caller,
+    ):
+        await caller.send(request("/", *HANDSHAKE))
+        assert 101 == (await caller.answer()).status
+        assert proxy.pools is not None
+        (pool,) = proxy.pools.values()
+        (upwards,) = pool.hosts[0].connections
+        assert proxy._runner is not None
+        assert proxy._runner.server is not None
+        (downwards,) = proxy._runner.server.connections
+        probing = []
+        for transport in (upwards._transport, downwards.transport):
+            assert transport is not None
+            raw = transport.get_extra_info("socket")
+            is_probed = raw.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            probing.append((is_probed, raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)))
+
+    assert [(1, PROBED_AFTER_SECONDS)] * 2 == probing
 
 
 @on_both_loops
