@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from broker.core.client_auth import TlsOptions
 from broker.core.options import OptionError, option
 
-_LABEL = "[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
+_LABEL = "[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"  # of at most 63 characters (RFC 1035 section 2.3.4)
 _HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
 _VISIBLE = re.compile(r"[!-~]+")
 _URL_EXPECTED = "http://HOST[:PORT], https://HOST[:PORT] or unix:/PATH, without a path, query or credentials"
