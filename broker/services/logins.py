@@ -182,6 +182,7 @@ class Logins:
             StoreError: If that can't be written down; the attempt is still good, unless the store did it without
                 saying so.
         """
+        self._unanswered.answered(transaction.provider)  # whatever comes of it
         key = core.use_of(transaction.state)
         if await self._store.create(key, USED, ttl_seconds=self._options.timeout_seconds) is None:
             raise LoginFailed("the state was used before")
@@ -205,7 +206,6 @@ class Logins:
             ProviderError: If the server is down, or refuses the broker itself.
             StoreError: If the grant or the session can't be kept.
         """
-        self._unanswered.answered(transaction.provider)
         try:
             return await self._complete(transaction, response, begin_session)
         except LoginFailed as failure:

@@ -45,6 +45,8 @@ class Userinfo:
             raise ProviderError(f"userinfo: status {exchange.status}")
         if exchange.status == 200 and exchange.content is None:
             raise ProviderError("userinfo: the answer was cut off, or can't be read")
+        if exchange.status in (401, 403):  # OpenID Connect Core section 5.3.1: without openid it may refuse the token
+            raise LoginFailed(f"userinfo: the access token is refused with {exchange.status}", look_at="scope")
         claims = read_object(exchange.content or b"") if exchange.status == 200 else None
         if claims is None:
             raise LoginFailed(f"userinfo: status {exchange.status} without a JSON object")

@@ -20,6 +20,7 @@ from broker.services.provider import AuthorizationRequest, AuthorizationServer, 
 from broker.services.sessions import Sessions
 from broker.services.spool import Spool
 from broker.services.tokens import TokenBroker
+from broker.services.unanswered import SUSPICIOUS
 from broker.services.vault import Vault
 from broker.stores.memory import MemoryBackend, MemoryStore
 from tests.support.clock import ManualClock
@@ -187,6 +188,20 @@ async def test_a_state_that_could_not_be_consumed_is_still_good(bench: Bench) ->
     await rotated.consume(transaction)
 
     assert 2 == bench.store.calls["create"]
+
+
+async def test_whoever_comes_back_has_answered_whatever_the_store_does(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A store that is down says nothing of the redirect URI."""
+    for _ in range(SUSPICIOUS + 1):
+        transaction = await bench.begin()
+        bench.store.down = True
+        with pytest.raises(StoreError):
+            await bench.logins.consume(transaction)
+        bench.store.down = False
+
+    assert "logins_stay_unanswered" not in caplog.text
 
 
 async def test_the_code_goes_out_with_its_verifier_and_redirect_uri(bench: Bench) -> None:

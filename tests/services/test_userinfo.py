@@ -101,6 +101,16 @@ async def test_a_failure_is_the_servers_or_the_logins(
         await fetch(server)
 
 
+async def test_a_token_that_userinfo_refuses_names_the_scope(server: DocumentServer) -> None:
+    """Without openid a server needn't say whose it is (OpenID Connect Core section 5.3.1)."""
+    server.answers["/me"] = (401, {"error": "invalid_token"})
+
+    with pytest.raises(LoginFailed) as refused:
+        await fetch(server)
+
+    assert "scope" == refused.value.look_at
+
+
 async def test_an_answer_that_is_cut_off_is_the_servers_fault() -> None:
     """Half an answer says nothing of the user, so the login may be tried again."""
     half = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{"sub": "al'
