@@ -175,6 +175,9 @@ class Doctor:
         try:
             if await self._metadata.find("authorization_endpoint") is None:
                 return
+            if self._options.issuer is None and (await self._metadata.server()).issuer is None:
+                text = "without an issuer no login succeeds once the server says who it is in its answers (RFC 9207)"
+                yield Finding(verdict=Verdict.NOTE, key="issuer", text=text)
             url = await self._authorization_url()
         except (ProviderError, ConfigError) as fault:
             key = fault.look_at if isinstance(fault, ProviderError) else None

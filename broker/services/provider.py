@@ -121,16 +121,20 @@ class AuthorizationServer:
         Check the ``iss`` of an authorization response, before any code in it is sent anywhere.
 
         Raises:
-            LoginFailed: If it names another server, or is missing although the server promises it.
+            LoginFailed: If it names another server or one that nobody knows to be the right one, or is missing although
+                the server promises it.
             ProviderError: If the metadata can't be had.
 
         Source: RFC 9207 section 2.4.
         """
         server = await self._metadata.server()
+        issuer = self.options.issuer or server.issuer
         if iss is None:
             if server.issuer_in_response:
                 raise LoginFailed("iss is missing from the authorization response, although the server promises it")
-        elif iss != (self.options.issuer or server.issuer):
+        elif issuer is None:
+            raise LoginFailed("iss: there is no issuer to compare the authorization response's with", look_at="issuer")
+        elif iss != issuer:
             raise LoginFailed("iss: the authorization response is from another server")
 
     def new_dpop_key(self) -> RefreshToken | None:

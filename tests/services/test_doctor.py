@@ -124,6 +124,18 @@ async def test_without_discovery_the_client_is_examined_all_the_same() -> None:
         assert ["client_secret"] == errors(await examine(server.url, **named, client_secret=Secret("wrong")))
 
 
+async def test_a_server_of_which_no_issuer_is_known_is_noted() -> None:
+    """It may begin to say who it is whenever it likes, and then logins fail (RFC 9207)."""
+    async with LedgerServer() as server:
+        named: dict[str, Any] = {"discovery": False, "scope": "api", "token_endpoint": f"{server.url}/token"}
+        there: dict[str, Any] = {"authorization_endpoint": f"{server.url}/authorize"}
+        found = [
+            [finding.key for finding in await examine(server.url, **named, **more) if finding.verdict is Verdict.NOTE]
+            for more in ({"issuer": None, **there}, there, {"issuer": None})
+        ]
+    assert [["issuer"], [], []] == found
+
+
 async def test_a_client_that_should_have_a_secret_is_told() -> None:
     """Without one it is the client_id that is refused."""
     async with LedgerServer() as server:

@@ -119,6 +119,15 @@ def test_every_value_can_be_overridden() -> None:
     assert ClientAuthMethod.CLIENT_SECRET_BASIC is options.client_token.auth_method
 
 
+@pytest.mark.parametrize("base_url", ["https://github.com", "https://github.example"])
+def test_github_has_an_issuer_to_compare_and_none_to_discover(base_url: str) -> None:
+    """GitHub says who it is in authorization responses, and publishes no metadata and no id tokens."""
+    options = provider("github", "" if base_url == "https://github.com" else f"base_url: {base_url}")
+
+    assert (f"{base_url}/login/oauth", False) == (options.issuer, options.discovery)
+    assert "openid" not in options.scope.split()
+
+
 def test_mosaic_oidc_is_as_its_page_says() -> None:
     """Seed 001: offline_access with consent, the secret in the form, rotation on each use, 14 days in all."""
     options = provider("transmit-mosaic")

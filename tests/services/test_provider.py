@@ -173,6 +173,21 @@ async def test_lg_02_an_answer_of_another_server_is_refused(
     assert 0 == server.count("/token")
 
 
+async def test_lg_02_an_issuer_is_compared_where_no_metadata_name_it(server: DocumentServer) -> None:
+    """With the configured one, whether the server says it or not; without that, what it says can't be believed."""
+    named: dict[str, Any] = {"discovery": False, "token_endpoint": f"{server.url}/token"}
+    async with authorization_server(issuer=server.url, **named) as provider:
+        await provider.check_issuer(None)
+        await provider.check_issuer(server.url)
+        with pytest.raises(LoginFailed, match="another server"):
+            await provider.check_issuer("https://evil.example")
+    async with authorization_server(issuer=None, **named) as provider:
+        await provider.check_issuer(None)
+        with pytest.raises(LoginFailed, match="iss") as raised:
+            await provider.check_issuer(server.url)
+    assert "issuer" == raised.value.look_at
+
+
 async def test_lg_02_a_code_goes_to_the_issuers_own_token_endpoint(server: DocumentServer) -> None:
     """With two providers, a code goes where the provider's own metadata say, whatever the other says."""
 

@@ -14,6 +14,7 @@ from broker.core.session import Index, SameSite
 from broker.services.clock import SystemRandomness
 from broker.services.keyring import new_key
 from tests.support.browser import Browser, Page, origin_of
+from tests.support.document_server import DocumentServer
 from tests.support.waiting import until, until_async
 from tests.web.conftest import KEY, SITE, Process, Site
 
@@ -880,6 +881,30 @@ async def test_a_provider_that_says_it_is_down_is_a_503_with_a_way_on(site: Site
     assert "Try again" in page.text
     again = await browser.go(SITE + page.links[0], from_origin=SITE)
     assert "/wanted" == again.json()["path"]
+
+
+@pytest.mark.parametrize("says_it", [True, False])
+async def test_a_server_without_metadata_and_id_tokens_may_say_who_it_is(site: Site, says_it: bool) -> None:
+    """As GitHub does at times: with an issuer that is configured, the login succeeds both ways."""
+    url = site.provider.url
+    async with DocumentServer() as api:
+        api.answers["/user"] = (200, {"id": 583231})
+        plain: dict[str, Any] = {
+            "discovery": False,
+            "scope": "profile",
+            "authorization_endpoint": f"{url}/authorize",
+            "token_endpoint": f"{url}/token",
+            "userinfo_endpoint": f"{api.url}/user",
+            "userinfo_members": {"sub": "id"},
+        }
+        await site.start(provider=plain)
+        browser = await site.browser()
+        callback = await answered(browser)
+        assert [url] == parse_qs(urlsplit(callback).query)["iss"]
+
+        page = await arrive(browser, callback if says_it else with_query(callback, iss=None))
+
+        assert SESSION in page.json()["cookie"]
 
 
 # --- OR-01: where it may end
