@@ -264,15 +264,21 @@ def _subject(claims: Mapping[str, object]) -> str:
 
 
 def _text(claims: Mapping[str, object], name: str) -> str:
-    value = claims.get(name)
+    value = _claim(claims, name)
     if not isinstance(value, str) or not 0 < len(value) <= 512 or not value.isprintable():
-        raise ClaimsRefused(f"{name}: missing or no text")
+        raise ClaimsRefused(f"{name}: no text")
     return value
 
 
 def _instant(claims: Mapping[str, object], name: str) -> float:
     """Return a NumericDate (RFC 7519 section 2): a number, no text, no boolean, and none that wraps."""
-    value = claims.get(name)
+    value = _claim(claims, name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_INSTANT:
-        raise ClaimsRefused(f"{name}: missing or no sensible instant")
+        raise ClaimsRefused(f"{name}: no sensible instant")
     return float(value)
+
+
+def _claim(claims: Mapping[str, object], name: str) -> object:
+    if name not in claims:
+        raise ClaimsRefused(f"{name}: missing")
+    return claims[name]

@@ -1,6 +1,7 @@
 """Signed tokens of one issuer that say who somebody is: the signature here, the claims by ``core.id_token``."""
 
 import hmac
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -38,6 +39,8 @@ AUTHORIZATION_RESPONSE_TYPES = frozenset({"jwt", "oauth-authz-resp+jwt"})
 
 MAX_CANDIDATE_KEYS = 8
 """A signature without ``kid`` is tried with so many keys."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,12 +108,19 @@ class IdTokens:
         """
         Return what a logout token tells.
 
+        One that is the issuer's, and still can't be believed, is logged: its user goes on here.
+
         Raises:
             ClaimsRefused: If it must not be believed.
             ProviderError: If the keys can't be had.
         """
         _jws, claims, expected = await self._verified(logout_token, LOGOUT_TOKEN_TYPES)
-        return check_logout_token(claims, expected)
+        try:
+            return check_logout_token(claims, expected)
+        except ClaimsRefused as refusal:
+            provider = self._metadata.at.removeprefix("providers.")
+            log.warning("logout_token_refused", extra={"provider": provider, "reason": str(refusal)})
+            raise
 
     async def check_caller(self, token: str, *, subject_claim: str) -> tuple[str, float]:
         """

@@ -3,10 +3,12 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 
 from broker.core.forwarded import TrustedProxies
+from broker.core.id_token import LOGOUT_EVENT
 from broker.demo.signing import SigningKey
 from broker.services.clock import SystemRandomness
 from broker.services.keyring import new_key
 from broker.services.last_good import FAILURE_REST_SECONDS
+from tests.support.authorization_server import CLIENT_ID
 from tests.support.browser import Browser, Page
 from tests.support.waiting import until
 from tests.web.conftest import KEY, SITE, Process, Site
@@ -353,6 +355,32 @@ async def test_jw_06_a_store_that_fails_is_no_success(site: Site) -> None:
 
     assert 200 == (await backchannel(site, token)).status
     assert not await is_alive(process, session_id)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"exp": None}, "exp: missing"),
+        ({"exp": "soon"}, "exp: no sensible instant"),
+        ({"jti": None}, "jti: missing"),
+        ({"events": {}}, "events: the token tells of no logout"),
+    ],
+)
+async def test_jw_06_a_providers_token_that_is_refused_is_logged_with_the_claim(
+    site: Site, caplog: pytest.LogCaptureFixture, changes: dict[str, object], reason: str
+) -> None:
+    """Its operator must see why logouts don't arrive; what anybody else sends is in no warning."""
+    process = await site.start()
+    _, session_id = await logged_in(site)
+    now = int(site.clock.now())
+    claims = {"iss": site.provider.url, "aud": CLIENT_ID, "iat": now, "exp": now + 120, "jti": "j-1"}
+    claims |= {"sid": await sid_of(process, session_id), "events": {LOGOUT_EVENT: {}}} | changes
+    token = site.provider.issuer.signing_key.sign({name: value for name, value in claims.items() if value is not None})
+
+    assert [400, 400] == [(await backchannel(site, each)).status for each in (token, f"{token[:-4]}AAAA")]
+    assert await is_alive(process, session_id)
+    (record,) = [record for record in caplog.records if record.getMessage() == "logout_token_refused"]
+    assert ("WARNING", "corp", reason) == (record.levelname, record.__dict__["provider"], record.__dict__["reason"])
 
 
 async def test_jw_06_a_token_by_a_key_that_can_not_be_had_yet_is_no_forgery(site: Site) -> None:
