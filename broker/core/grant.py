@@ -145,7 +145,7 @@ class Grant:
         refresh_expires_at: Unix seconds at which the refresh token ends; None if unknown.
         refreshed_at: Unix seconds of the last token response; idle limits count from it.
         tokens: The access tokens by :attr:`Audience.key`; "" is the grant's own.
-        id_token: The newest id token, for ``id_token_hint`` at logout.
+        id_token: The newest id token, for ``id_token_hint`` at logout. A browser's grant has it after its end, too.
         scope: What was granted with the refresh token.
         session_id: The provider's own session, where it hands one out.
         chain_started_at: Unix seconds of the first token response; ``max_rotation`` counts from it.

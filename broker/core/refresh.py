@@ -392,7 +392,10 @@ def backoff_seconds(failure: TokenFailure, *, count: int, jitter: float) -> floa
 
 def end(grant: Grant, reason: EndReason, *, now: float, revoke: bool = False) -> Grant:
     """
-    Return *grant* ended, without its secrets. What is left remembers the end on every replica.
+    Return *grant* ended, without its credentials. What is left remembers the end on every replica.
+
+    The id token stays where a browser brought the grant and it names its user: the session may outlive the grant, and
+    logs out with that as ``id_token_hint``. The record lives no longer than the session would have.
 
     Args:
         grant: While it lived.
@@ -400,11 +403,12 @@ def end(grant: Grant, reason: EndReason, *, now: float, revoke: bool = False) ->
         now: Unix seconds.
         revoke: Whether its refresh token is to be revoked. It stays in the record until it is.
     """
+    has_hint = grant.origin is Origin.BROWSER and reason is not EndReason.SUBJECT_CHANGED
     return replace(
         grant,
         refresh_token=grant.refresh_token if revoke else None,
         tokens={},
-        id_token=None,
+        id_token=grant.id_token if has_hint else None,
         intent=None,
         failures={},
         ended=Ended(reason=reason, at=now),

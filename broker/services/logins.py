@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from broker.core import login as core
-from broker.core.grant import EndReason, Grant, Origin
+from broker.core.grant import EndReason, Origin
 from broker.core.login import LoginOptions, LoginTransaction
 from broker.core.oauth import FailureKind, TokenFailure
 from broker.core.pkce import SECRET_BYTES, code_challenge
-from broker.core.secret import RefreshToken, Secret
+from broker.core.secret import IdToken, RefreshToken, Secret
 from broker.core.session import Session, same_user
 from broker.core.troubleshooting import key_of_authorization_error, yaml_path
 from broker.errors import BrokerError, LoginFailed, ProviderError
@@ -318,7 +318,7 @@ class Logins:
 
     # --- ending
 
-    async def end_grant(self, grant_id: str, *, revoke: bool = True) -> Grant | None:
+    async def end_grant(self, grant_id: str, *, revoke: bool = True) -> IdToken | None:
         """
         End the grant of a session that is about to end, and revoke it at the provider in the background.
 
@@ -330,20 +330,22 @@ class Logins:
             revoke: Whether the provider is told. Some end every grant of the user's session with it.
 
         Returns:
-            The grant as it was, if it hadn't ended before.
+            Its id token, for ``id_token_hint``; also where it had ended before.
 
         Raises:
             StoreError: If it isn't known whether that was written. The session must not end then.
         """
         try:
             grant = await self._tokens.end(grant_id, EndReason.LOGOUT, revoke=revoke)
+            if grant is None:
+                grant = await self._tokens.grant(grant_id)
         except ForeignRecord as fault:
             # During a rolling upgrade. Nobody shall stay logged in for that, and the grant ends with its record.
             log.warning("grant_not_ended", extra={"grant": grant_id, "error": str(fault)})
             return None
         if revoke:  # also what an attempt before left to be done
             self._tasks.launch(self._tokens.revocations.revoke(grant_id), name="login:revoke")
-        return grant
+        return None if grant is None else grant.id_token
 
     async def _release(self, replaced: Session, by: Session) -> None:
         # To revoke the same user's old grant could end the new one too: both hang on one session at the provider.

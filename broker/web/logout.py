@@ -84,12 +84,12 @@ class LogoutEndpoints:
             return self._without_cookie(request)
         if live is not None and not self._is_wanted(request, live, token):
             return page_response(log_out_page(self.logout_url(live)))
-        grant = None if live is None else await self._logins.end_grant(live.grant_id)
+        id_token = None if live is None else await self._logins.end_grant(live.grant_id)
         ended = await self._browser_sessions.log_out(request)
         location = self._options.logout_url
         if ended is not None:
             self._note(request, ended)
-            location = await self._location(ended, None if grant is None else grant.id_token)
+            location = await self._location(ended, id_token)
         return _go_on(request, location)
 
     def _without_cookie(self, request: web.Request) -> web.Response:

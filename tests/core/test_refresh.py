@@ -363,17 +363,31 @@ def test_a_doubt_is_not_settled_by_a_later_refusal(kind: FailureKind) -> None:
 
 def test_invalid_grant_ends_a_grant_and_forgets_its_secrets() -> None:
     """Nothing of worth is left in the record, but who it was and why it ended."""
-    after = fail(IN_DOUBT, DEFAULT_AUDIENCE, STRICT, failure("permanent"), now=NOW, jitter=0.5)
+    before = replace(IN_DOUBT, id_token=IdToken("it"))
+    after = fail(before, DEFAULT_AUDIENCE, STRICT, failure("permanent"), now=NOW, jitter=0.5)
 
     assert after.ended is not None
     assert (EndReason.INVALID_GRANT, NOW) == (after.ended.reason, after.ended.at)
-    assert (None, {}, None, None, {}) == (
-        after.refresh_token,
-        after.tokens,
-        after.id_token,
-        after.intent,
-        after.failures,
-    )
+    assert (None, {}, None, {}) == (after.refresh_token, after.tokens, after.intent, after.failures)
+
+
+@pytest.mark.parametrize(
+    ("origin", "reason", "is_kept"),
+    [
+        (Origin.BROWSER, EndReason.INVALID_GRANT, True),
+        (Origin.BROWSER, EndReason.LOGOUT, True),
+        (Origin.BROWSER, EndReason.SUBJECT_CHANGED, False),
+        (Origin.IMPORTED, EndReason.REVOKED, False),
+        (Origin.STANDING, EndReason.CHAIN_END, False),
+    ],
+)
+def test_the_id_token_outlives_the_grant_where_a_session_may_still_log_out_with_it(
+    origin: Origin, reason: EndReason, *, is_kept: bool
+) -> None:
+    """No other grant has a session, and another user's id token is no hint."""
+    after = end(grant(origin=origin, id_token=IdToken("it")), reason, now=NOW)
+
+    assert (IdToken("it") if is_kept else None) == after.id_token
 
 
 def test_invalid_grant_for_an_exchange_ends_nothing() -> None:

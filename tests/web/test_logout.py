@@ -2,9 +2,12 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 
+from broker.core.compact_jws import unverified_claim
 from broker.core.forwarded import TrustedProxies
 from broker.core.id_token import LOGOUT_EVENT
 from broker.demo.signing import SigningKey
+from broker.core.outcome import LoginNeeded
+from broker.core.session import SameSite
 from broker.services.clock import SystemRandomness
 from broker.services.keyring import new_key
 from broker.services.last_good import FAILURE_REST_SECONDS
@@ -253,6 +256,28 @@ async def test_lk_04_a_logout_is_written_down(site: Site, caplog: pytest.LogCapt
     (record,) = [record for record in caplog.records if record.getMessage() == "logout"]
     assert ("alice", "192.0.2.7") == (record.__dict__["subject"], record.__dict__["client"])
     assert session_id not in caplog.text + repr([record.__dict__ for record in caplog.records])
+
+
+@pytest.mark.parametrize("why", ["the grant had ended", "a logout that failed"])
+async def test_the_hint_goes_to_the_provider_although_the_grant_had_ended(site: Site, why: str) -> None:
+    """Without it, some providers ask the user, or refuse, and go on with their own session."""
+    process = await site.start(provider={"end_session_id_token_hint": True})
+    browser, session_id = await logged_in(site)
+    live = await process.sessions.load(session_id.encode())
+    assert live is not None
+    if why == "the grant had ended":
+        site.provider.revoke_subject("alice")
+        site.clock.advance(3600)
+        assert isinstance(await process.tokens.token(live.grant_id), LoginNeeded)
+    else:
+        process.store.failing = {"delete"}
+        assert 503 == (await browser.fetch(LOGOUT, method="POST")).status
+        process.store.failing = set()
+
+    answer = await browser.fetch(LOGOUT, method="POST")
+
+    (hint,) = parse_qs(urlsplit(answer.json()["redirect"]).query)["id_token_hint"]
+    assert "alice" == unverified_claim(hint, "sub")
 
 
 # --- by the provider
