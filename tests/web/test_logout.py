@@ -5,9 +5,8 @@ import pytest
 from broker.core.compact_jws import unverified_claim
 from broker.core.forwarded import TrustedProxies
 from broker.core.id_token import LOGOUT_EVENT
-from broker.demo.signing import SigningKey
 from broker.core.outcome import LoginNeeded
-from broker.core.session import SameSite
+from broker.demo.signing import SigningKey
 from broker.services.clock import SystemRandomness
 from broker.services.keyring import new_key
 from broker.services.last_good import FAILURE_REST_SECONDS
