@@ -18,6 +18,12 @@ from broker.services.token_requests import TokenRequests
 
 REQUEST_OBJECT_SECONDS = 300.0
 
+REPEATED_PARAMETERS = ("response_type", "scope")
+"""
+What a URL says beside the request object that holds it. OpenID Connect Core section 6.1 demands that; servers that go
+by RFC 9101 ignore it (section 6.3). In a pushed request there is nothing beside the object (RFC 9126 section 3).
+"""
+
 log = logging.getLogger(__name__)
 
 
@@ -76,9 +82,12 @@ class Authorization:
         """
         endpoint = await self._metadata.need("authorization_endpoint")
         parameters = self._parameters(request)
+        pushes = await self._pushes()
         if self._key is not None:
-            parameters = {"client_id": self._options.client_id, "request": await self._signed(parameters, self._key)}
-        if await self._pushes():
+            beside = {} if pushes else {name: parameters[name] for name in REPEATED_PARAMETERS if name in parameters}
+            request_object = await self._signed(parameters, self._key)
+            parameters = {**beside, "client_id": self._options.client_id, "request": request_object}
+        if pushes:
             parameters = {"client_id": self._options.client_id, "request_uri": await self._push(parameters)}
         return with_query(endpoint, parameters)
 

@@ -65,7 +65,7 @@ async def fill_in(whole: Whole, page: Page) -> Page:
 async def test_requests_and_responses_may_both_be_signed(tmp_path: Path, pushed: bool) -> None:
     """
     A server that takes only signed requests (RFC 9101), pushed or not, and answers by one JWT (JARM): the login succeeds,
-    and neither URL shows what is in them.
+    and neither URL shows what is in them, but for what OpenID Connect Core section 6.1 wants beside a request object.
     """
     signed = {"request_object_signing_alg": "ES256", "authorization_signed_response_alg": "ES256"}
     corp = {"request_object": True, "response_mode": "jwt"}
@@ -78,7 +78,8 @@ async def test_requests_and_responses_may_both_be_signed(tmp_path: Path, pushed:
         page = await fill_in(whole, await whole.browser.begin_login())
         status = (await whole.browser.get("/api/x")).status
 
-    assert {"client_id", "request_uri" if pushed else "request"} == asked.keys()
+    expected = {"client_id", "request_uri"} if pushed else {"client_id", "request", "response_type", "scope"}
+    assert expected == asked.keys()
     assert whole.browser.is_home(page), page
     assert 200 == status
 

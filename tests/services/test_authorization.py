@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 import pytest
 
@@ -143,7 +143,11 @@ async def test_a_scope_that_is_empty_is_not_sent() -> None:
 
 
 async def test_a_request_may_be_signed(server: DocumentServer) -> None:
-    """RFC 9101: the URL holds the client and one signed parameter, made for this server and for a few minutes."""
+    """
+    RFC 9101: one signed parameter holds it all, made for this server and for a few minutes.
+
+    The URL repeats what OpenID Connect Core section 6.1 wants there; a pushed request repeats nothing.
+    """
     key = AssertionOptions(private_key=Secret(pem(ec_key())), key_id="k-1")
     options: dict[str, Any] = {
         "issuer": server.url,
@@ -158,8 +162,10 @@ async def test_a_request_may_be_signed(server: DocumentServer) -> None:
     async with authorization_server(**options) as provider:
         pushed = dict(parse_qsl(urlsplit(await provider.authorization_url(REQUEST)).query))
 
-    assert {"client_id", "request"} == query.keys()
+    assert {"client_id", "request", "response_type", "scope"} == query.keys()
     assert {"client_id", "request_uri"} == pushed.keys()
+    (push,) = [parse_qs(each.content.decode()) for each in server.requests if each.path == "/par"]
+    assert {"client_id", "request", "client_assertion_type", "client_assertion"} == push.keys()
     jws = read_compact(query["request"])
     assert verify(jws, "ES256", ec_key())
     assert ("oauth-authz-req+jwt", "k-1") == (jws.header["typ"], jws.header["kid"])
@@ -171,6 +177,7 @@ async def test_a_request_may_be_signed(server: DocumentServer) -> None:
         claims["code_challenge"],
         claims["response_type"],
     )
+    assert {name: query[name] for name in ("client_id", "response_type", "scope")}.items() <= claims.items()
 
 
 def secured(server: DocumentServer, **claims: Any) -> dict[str, str]:
