@@ -1,4 +1,5 @@
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from broker.core.forwarded import TrustedProxies
-from broker.errors import BadRequest, BrokerError, NoSession, StoreError
+from broker.errors import BadRequest, BrokerError, NoSession, ProviderError, StoreError
 from broker.services.clock import SystemClock, SystemRandomness
 from broker.services.logs import REQUEST_ID as LOGGED_ID
 from broker.web.middleware import REQUEST_ID, SET_COOKIES, Outermost
@@ -102,12 +103,14 @@ async def test_an_error_of_the_callers_is_one_line_without_a_traceback(caplog: p
     assert "old" not in text
 
 
-async def test_a_fault_elsewhere_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    """A store that is down is worth an operator's look."""
-    async with serving(failing(StoreError("refused"))) as server:
+@pytest.mark.parametrize(("fault", "level"), [(ProviderError("refused"), "WARNING"), (StoreError("refused"), "INFO")])
+async def test_a_fault_elsewhere_is_a_warning(fault: BrokerError, level: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It is worth an operator's look. That the store is lost is told once, and not with each request (SECURITY LK-03)."""
+    caplog.set_level(logging.INFO)
+    async with serving(failing(fault)) as server:
         response, _ = await server.get()
 
-    assert ["WARNING"] == [record.levelname for record in caplog.records if record.getMessage() == "request_refused"]
+    assert [level] == [record.levelname for record in caplog.records if record.getMessage() == "request_refused"]
     assert 503 == response.status
 
 
