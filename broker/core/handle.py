@@ -68,6 +68,8 @@ def _is_within(address: str, networks: tuple[str, ...]) -> bool:
         caller = ip_address(address)
     except ValueError:
         return False
+    # A socket that takes both families names an IPv4 caller so (RFC 4291 section 2.5.5.2).
+    caller = getattr(caller, "ipv4_mapped", None) or caller
     return any(caller in _network(network) for network in networks)
 
 

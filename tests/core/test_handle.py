@@ -39,6 +39,8 @@ def handle(**attributes: object) -> Handle:
         ({"networks": ("192.0.2.0/24", "2001:db8::/32")}, "/api", "192.0.2.1", True),
         ({"networks": ("192.0.2.0/24", "2001:db8::/32")}, "/api", "2001:db8::1", True),
         ({"networks": ("192.0.2.0/24",)}, "/api", "198.51.100.1", False),
+        ({"networks": ("192.0.2.0/24",)}, "/api", "::ffff:192.0.2.1", True),
+        ({"networks": ("192.0.2.0/24",)}, "/api", "::ffff:198.51.100.1", False),
         ({"networks": ("192.0.2.0/24",)}, "/api", "not an address", False),
     ],
 )
